@@ -1,0 +1,430 @@
+//! What the control plane's admin API says and hears, as JSON. The command line and the console read it.
+//!
+//! Times are seconds since the epoch (UTC); durations bear their unit in the name.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    locality::Locality,
+    name::{ClusterName, Namespace, ServiceAccount, ServiceName, WorkloadId},
+};
+
+/// Where the API lives below a control plane's admin address.
+pub const BASE: &str = "/api/v1";
+
+/// What a control plane is in its mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Reads Git, holds the root.
+    Primary,
+    /// Follows the primary, and goes on without it.
+    Remote,
+}
+
+/// `GET /api/v1/status`: all that one control plane knows of the mesh.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The cluster that answers.
+    pub cluster: ClusterName,
+    /// Its role.
+    pub role: Role,
+    /// The mesh's trust domain; empty before the first accepted commit.
+    pub trust_domain: String,
+    /// Where configuration comes from and what became of it. Absent on a remote.
+    pub source: Option<SourceStatus>,
+    /// The commit that this control plane serves.
+    pub commit: Option<String>,
+    /// Every cluster, in order of name; the others by their own last word.
+    pub clusters: Vec<ClusterStatus>,
+    /// What happened lately, newest last: proxies that went, ejections, refused commits, peers away.
+    pub events: Vec<Event>,
+}
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// When, seconds since the epoch.
+    pub time: f64,
+    /// What it is about: `proxy reviews-v1-1`, `commit 1a2b3c4`, `cluster west`.
+    pub subject: String,
+    /// What happened, in words.
+    pub message: String,
+}
+
+/// The repository, and what became of its commits.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// Its path.
+    pub repository: String,
+    /// The branch that rules.
+    pub branch: String,
+    /// What is wrong with the repository now (away, branch gone); the last good commit stays in force.
+    pub trouble: Option<String>,
+    /// The newest commits seen, newest last.
+    pub commits: Vec<CommitStatus>,
+}
+
+/// What became of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CommitState {
+    /// Whole and in the store; proxies are on their way.
+    Accepted,
+    /// Refused whole; `errors` says why.
+    Refused,
+    /// Accepted, and not every proxy is there yet.
+    Rolling,
+    /// On every proxy of every cluster.
+    Effective,
+    /// Checked and held until an operator accepts it.
+    Held,
+    /// A newer commit took its place.
+    Superseded,
+}
+
+/// One commit.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CommitStatus {
+    /// Its full id.
+    pub commit: String,
+    /// Its first line.
+    pub subject: String,
+    /// Who wrote it.
+    pub author: String,
+    /// When it was first seen.
+    pub seen: f64,
+    /// What became of it.
+    pub state: CommitState,
+    /// Milliseconds from seen to effective everywhere.
+    pub effective_after_ms: Option<u64>,
+    /// Why it was refused.
+    pub errors: Vec<Problem>,
+}
+
+/// One mistake in a configuration repository, where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Problem {
+    /// Path in the repository.
+    pub file: String,
+    /// From 1; 0 when it is about the whole file.
+    pub line: u32,
+    /// From 1.
+    pub column: u32,
+    /// What is wrong and what was expected.
+    pub message: String,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// One cluster, by its own word.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterStatus {
+    /// Its name.
+    pub name: ClusterName,
+    /// Its role.
+    pub role: Role,
+    /// Where it is.
+    pub locality: Locality,
+    /// Its network.
+    pub network: String,
+    /// The version of its control plane.
+    pub version: String,
+    /// The commit that it serves to its proxies.
+    pub commit: Option<String>,
+    /// Whether every proxy of its own obeys that commit.
+    pub effective: bool,
+    /// Since when its link to the primary is down; absent when it is up (or it is the primary).
+    pub primary_away_since: Option<f64>,
+    /// Since when the control plane that answers has not heard from this cluster; absent when the link is up.
+    pub away_since: Option<f64>,
+    /// When this word was given.
+    pub reported: f64,
+    /// End of its intermediate certificate.
+    pub intermediate_not_after: f64,
+    /// The sequence of the trust bundle that it holds.
+    pub bundle_sequence: u64,
+    /// Its proxies, by workload.
+    pub proxies: Vec<ProxyStatus>,
+    /// Its services, by name.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// Whether a proxy is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyState {
+    /// Its stream is up.
+    Connected,
+    /// Its stream is away, its lease still runs.
+    Away,
+    /// Its lease has run out: it gets no traffic from the mesh any more.
+    Gone,
+}
+
+/// One proxy.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ProxyStatus {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// This life of it.
+    pub instance: String,
+    /// `sidecar`, `ingress` or `east-west`.
+    pub kind: String,
+    /// Namespace.
+    pub namespace: Namespace,
+    /// Service account.
+    pub service_account: ServiceAccount,
+    /// Where other proxies reach it.
+    pub address: String,
+    /// Whether it is there.
+    pub state: ProxyState,
+    /// Since when it is in that state.
+    pub since: f64,
+    /// The commit that it obeys.
+    pub commit: Option<String>,
+    /// Whether it obeys all of the commit that its cluster serves.
+    pub effective: bool,
+    /// What it refused in its last push.
+    pub refused: Vec<String>,
+    /// Whether its application answers.
+    pub app_ready: bool,
+    /// Whether it drains.
+    pub draining: bool,
+    /// End of its certificate.
+    pub certificate_not_after: f64,
+    /// Its version.
+    pub version: String,
+    /// The endpoints that it holds to be bad now, with the reason.
+    pub ejected: BTreeMap<String, String>,
+}
+
+/// One service, as its cluster's callers see it.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceStatus {
+    /// Its name.
+    pub service: ServiceName,
+    /// Whether this cluster offers it to the others.
+    pub exported: bool,
+    /// Endpoints by cluster: healthy of total.
+    pub endpoints: BTreeMap<ClusterName, EndpointCount>,
+    /// Since when the endpoints of a cluster are stale.
+    pub stale_since: BTreeMap<ClusterName, f64>,
+}
+
+/// How many endpoints there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct EndpointCount {
+    /// That take requests.
+    pub healthy: u32,
+    /// In all.
+    pub total: u32,
+}
+
+/// `GET /api/v1/wait?commit=ID&timeout=SECONDS`: answers when the commit (or a descendant) is effective, or
+/// when the time is up.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WaitAnswer {
+    /// The commit that was asked for, in full.
+    pub commit: String,
+    /// Whether it or a descendant is effective everywhere.
+    pub effective: bool,
+    /// What became of it.
+    pub state: Option<CommitState>,
+    /// Why it was refused.
+    pub errors: Vec<Problem>,
+    /// Who is not there yet, and why.
+    pub lagging: Vec<Laggard>,
+    /// Who is gone: counts only with `strict`.
+    pub gone: Vec<Laggard>,
+}
+
+/// A proxy or cluster that is not there yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Laggard {
+    /// Its cluster.
+    pub cluster: ClusterName,
+    /// The workload; absent when it is the cluster itself.
+    pub workload: Option<WorkloadId>,
+    /// Why: slow, partitioned, refused (with the reasons), gone (with the end of its certificate).
+    pub why: String,
+}
+
+/// `POST /api/v1/explain`: what would happen to this request.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainRequest {
+    /// The cluster of the caller; absent: the one that answers. It must be the one that answers, or one
+    /// that this control plane has the catalogue of.
+    pub cluster: Option<ClusterName>,
+    /// The calling workload's id, `namespace/serviceaccount`, or `ingress` for a client of the ingress.
+    pub source: String,
+    /// `GET`.
+    pub method: String,
+    /// `reviews`, `reviews.shop:8080`, or for an ingress the Host header.
+    pub host: String,
+    /// With query.
+    pub path: String,
+    /// Request headers.
+    pub headers: BTreeMap<String, String>,
+}
+
+/// What would happen, hop by hop: at the caller, then at the workload called.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainAnswer {
+    /// The commit that this is judged by.
+    pub commit: Option<String>,
+    /// The status if all endpoints do their part: 200 means that the application is reached.
+    pub status: u16,
+    /// Which route and rule chose.
+    pub route: Option<ExplainedRoute>,
+    /// The service called, after routing; several when weights split.
+    pub backends: Vec<ExplainedBackend>,
+    /// The verdict at the caller's side (gateways only), then at each backend.
+    pub authorization: Vec<ExplainedVerdict>,
+    /// The reason for a status other than 200, in words.
+    pub reason: Option<String>,
+    /// Values in force that nobody said, and those that somebody did: field to value and origin.
+    pub settings: BTreeMap<String, ExplainedSetting>,
+}
+
+/// A value in force.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedSetting {
+    /// As configuration writes it.
+    pub value: String,
+    /// `default`, or the object that says it.
+    pub origin: String,
+}
+
+/// A route that matched.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedRoute {
+    /// `HTTPRoute shop/reviews`.
+    pub route: String,
+    /// The rule's name or index.
+    pub rule: String,
+    /// Where it stands.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+    /// The commit that last changed it.
+    pub commit: String,
+}
+
+/// One backend of the route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedBackend {
+    /// `shop/reviews-v1:8080`.
+    pub service: String,
+    /// Its share of the requests, percent.
+    pub percent: f64,
+    /// Its endpoints by locality priority, first those that are taken first.
+    pub priorities: Vec<ExplainedPriority>,
+}
+
+/// The endpoints of one locality priority.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedPriority {
+    /// From 0.
+    pub priority: u32,
+    /// Its share of the load with all endpoints healthy as the control plane knows them, percent.
+    pub load_percent: u32,
+    /// Who they are.
+    pub endpoints: Vec<ExplainedEndpoint>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedEndpoint {
+    /// The workload.
+    pub workload: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// `ip:port` on its own network.
+    pub address: String,
+    /// `region/zone`.
+    pub locality: String,
+    /// `healthy`, `unhealthy` or `draining`.
+    pub health: String,
+    /// Through which gateways, when its network is another.
+    pub via: Vec<String>,
+}
+
+/// One authorization verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExplainedVerdict {
+    /// Where: `ingress`, or `shop/reviews-v1`.
+    pub at: String,
+    /// Whether the request passes.
+    pub allowed: bool,
+    /// `shop/reviews-readers`, or `default`.
+    pub policy: String,
+    /// The rule.
+    pub rule: String,
+    /// Where it stands.
+    pub file: String,
+    /// From 1.
+    pub line: u32,
+    /// The commit that last changed the policy.
+    pub commit: String,
+}
+
+/// `POST /api/v1/tokens`: a one-time token for one workload of this cluster.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRequest {
+    /// The workload's id.
+    pub workload: WorkloadId,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its service account.
+    pub service_account: ServiceAccount,
+    /// Its labels: services select by them, so the token vouches for them.
+    pub labels: BTreeMap<String, String>,
+    /// How long the token may be used, seconds; 600 when absent.
+    pub ttl_seconds: Option<u64>,
+}
+
+/// `POST /api/v1/join-tokens` (primary only): a one-time token for one remote cluster.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinTokenRequest {
+    /// The cluster that it names.
+    pub cluster: ClusterName,
+    /// How long the token may be used, seconds; 3600 when absent.
+    pub ttl_seconds: Option<u64>,
+}
+
+/// A token.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Token {
+    /// To be handed over by a safe way; works once.
+    pub token: String,
+}
+
+/// Any answer that is no success.
+#[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Failure {
+    /// What is wrong and what to do.
+    pub error: String,
+}

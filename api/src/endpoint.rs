@@ -1,0 +1,113 @@
+//! The name by which one port of one instance is reached: an opaque label in the SNI.
+
+use std::fmt;
+
+use crate::{
+    digest::Hash,
+    name::{BadName, ClusterName, InstanceId},
+};
+
+/// The domain of every SNI of the mesh. A ClientHello for it must bring a valid certificate, in every mode.
+pub const MESH_DOMAIN: &str = ".weft.internal";
+
+const ENDPOINT_DOMAIN: &str = ".ep.weft.internal";
+
+/// Lower-case unpadded base32 of the first 16 bytes of SHA-256 over cluster, instance and port.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndpointId(String);
+
+impl EndpointId {
+    /// The id of `port` of `instance` in `cluster`.
+    pub fn new(cluster: &ClusterName, instance: &InstanceId, port: u16) -> Self {
+        let text = format!("{cluster}\0{instance}\0{port}");
+        let hash = Hash::of(text.as_bytes());
+        EndpointId(data_encoding::BASE32_NOPAD.encode(&hash.0[..16]).to_ascii_lowercase())
+    }
+
+    /// The id as it stands on the wire.
+    pub fn parse(text: &str) -> Result<Self, BadName> {
+        let well_formed =
+            text.len() == 26 && text.bytes().all(|b| b.is_ascii_lowercase() || (b'2'..=b'7').contains(&b));
+        if well_formed {
+            Ok(EndpointId(text.to_owned()))
+        } else {
+            Err(BadName {
+                text: text.chars().take(80).collect(),
+                wanted: "endpoint id",
+                rule: "26 characters of lower-case base32",
+            })
+        }
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The server name of its TLS.
+    pub fn sni(&self) -> String {
+        format!("{}{ENDPOINT_DOMAIN}", self.0)
+    }
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for EndpointId {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{:?}", self.0)
+    }
+}
+
+/// What a server name of the mesh asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServerName {
+    /// One endpoint.
+    Endpoint(EndpointId),
+    /// Any endpoint of a service: `<port>.<service>.<namespace>.svc.weft.internal`.
+    Service {
+        /// The service's port.
+        port: u16,
+        /// `namespace/name`.
+        service: String,
+    },
+}
+
+impl ServerName {
+    /// Reads a server name; `None` when it is not one of the mesh's two forms.
+    pub fn parse(sni: &str) -> Option<Self> {
+        if let Some(label) = sni.strip_suffix(ENDPOINT_DOMAIN) {
+            return EndpointId::parse(label).ok().map(ServerName::Endpoint);
+        }
+        let mut parts = sni.strip_suffix(".svc.weft.internal")?.splitn(3, '.');
+        let port = parts.next()?.parse().ok()?;
+        let (name, namespace) = (parts.next()?, parts.next()?);
+        Some(ServerName::Service { port, service: format!("{namespace}/{name}") })
+    }
+
+    /// Whether `sni` lies in the mesh's domain at all.
+    pub fn is_mesh(sni: &str) -> bool {
+        sni.ends_with(MESH_DOMAIN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_back_from_its_server_name() {
+        let id = EndpointId::new(&"west".parse().unwrap(), &"reviews-1-a".parse().unwrap(), 8080);
+        assert_eq!(id.as_str().len(), 26);
+        assert_eq!(ServerName::parse(&id.sni()), Some(ServerName::Endpoint(id)));
+        assert_eq!(
+            ServerName::parse("8080.reviews.shop.svc.weft.internal"),
+            Some(ServerName::Service { port: 8080, service: "shop/reviews".into() })
+        );
+        assert_eq!(ServerName::parse("ABC.ep.weft.internal"), None);
+        assert!(ServerName::is_mesh("x.weft.internal") && !ServerName::is_mesh("weft.example"));
+    }
+}

@@ -1,0 +1,11 @@
+//! The shared vocabulary of Weft: names, identity, resources, the wire. No IO, no tokio, no locks.
+//!
+//! Invariant: this crate knows no other crate of the workspace.
+
+pub mod admin;
+pub mod delta;
+pub mod digest;
+pub mod endpoint;
+pub mod locality;
+pub mod name;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! The control plane: Git, store, registry, snapshot, push, admin API.

@@ -1,0 +1,1 @@
+//! The proxy: sidecar, ingress and east-west gateway.

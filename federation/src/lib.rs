@@ -1,0 +1,1 @@
+//! Peers and trust: join, the link between clusters, the certificate authority, bundles.

@@ -1,0 +1,1 @@
+//! The policy language of Weft: facts, the CEL checker, evaluation, verdicts.

@@ -1,0 +1,1 @@
+//! What every Weft process does: start, readiness, admin listener, logs, tracked tasks, drain.

@@ -1,0 +1,1 @@
+//! Stages six and seven: compile a view, decide a request. Pure.

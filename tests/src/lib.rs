@@ -1,0 +1,1 @@
+//! The test harness of Weft: a mesh as a value, tales as tests.

@@ -8,4 +8,5 @@ pub mod digest;
 pub mod endpoint;
 pub mod locality;
 pub mod name;
+pub mod resource;
 pub mod wire;

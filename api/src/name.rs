@@ -168,7 +168,7 @@ impl Namespace {
 }
 
 /// A service: the same namespace and name in two clusters is the same service once it is exported.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct ServiceName {
     /// Its namespace.
     pub namespace: Namespace,

@@ -6,6 +6,8 @@ pub mod admin;
 pub mod delta;
 pub mod digest;
 pub mod endpoint;
+pub mod head;
+pub mod identity;
 pub mod locality;
 pub mod name;
 pub mod resource;

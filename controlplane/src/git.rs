@@ -1,0 +1,91 @@
+//! Stage 1: text at the commit of a branch.
+//!
+//! A repository is read as an object database: never its work tree, its index, or anything that it could execute.
+//! Every call opens it anew (well under a millisecond), so that one that was moved away, cloned again or repacked
+//! leaves no stale state behind. The calls block: call them where blocking is allowed.
+//!
+//! Invariant: `gix` is named in this module and below, nowhere else.
+
+use std::path::PathBuf;
+
+use api::head::CommitId;
+
+mod checkout;
+#[cfg(test)]
+mod fixture;
+mod repository;
+mod watcher;
+
+pub use checkout::{Checkout, Fault, File, MAX_BYTES, MAX_FILE_BYTES, MAX_FILES, Refusal};
+pub use repository::Repository;
+pub use watcher::watch;
+
+/// Where configuration comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// What revisions and people call it.
+    pub name: String,
+    /// A work tree's directory or a bare repository.
+    pub path: PathBuf,
+    /// The branch whose commit counts, without `refs/heads/`.
+    pub branch: String,
+    /// The folder inside that is read; empty for all.
+    pub folder: String,
+}
+
+/// What a look at a source found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// The branch is at this commit.
+    At(CommitId),
+    /// It could not be read; the last good revision stays in force.
+    Trouble(Trouble),
+}
+
+/// Why a source could not be read. All of them are looked at again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// There is no repository at present.
+    #[error("there is no repository at {path}: {reason}; is it mounted, and is the path right?")]
+    Away {
+        /// The source's path.
+        path: String,
+        /// What the attempt said.
+        reason: String,
+    },
+    /// The branch is not there (any more, or yet).
+    #[error("branch `{branch}` does not exist in {path}: commit or push to it, or name another")]
+    BranchGone {
+        /// The source's path.
+        path: String,
+        /// The source's branch.
+        branch: String,
+    },
+    /// The references are in a form that this build cannot read.
+    #[error(
+        "{path} keeps its references as reftable, which is not yet supported by this build: \
+         convert with `git refs migrate --ref-format=files`"
+    )]
+    Reftable {
+        /// The source's path.
+        path: String,
+    },
+    /// It is there and cannot be read.
+    #[error("{path} cannot be read: {reason}; does `git fsck` there say more?")]
+    Unreadable {
+        /// The source's path.
+        path: String,
+        /// What the attempt said.
+        reason: String,
+    },
+    /// A text that should name a commit does not.
+    #[error("`{text}` names no commit in {path}: {reason}")]
+    Unknown {
+        /// The text.
+        text: String,
+        /// The source's path.
+        path: String,
+        /// Why not.
+        reason: String,
+    },
+}

@@ -1,0 +1,342 @@
+//! The store of a single node: one file in the state directory.
+//!
+//! The file is locked while it is open, so one process at a time holds it, and the election is among its own tasks.
+//! Every change is one transaction: after a crash the file is as it was after the last one that was answered.
+
+use std::collections::HashSet;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use api::digest::Hash;
+use api::head::{Seq, SignedHead};
+use api::name::InstanceId;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use redb::WriteTransaction;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use tokio::sync::{Semaphore, watch};
+
+use super::{Answer, Conflict, Election, Registration, Store, StoreError};
+use super::{MAX_BLOB_BYTES, MAX_REGISTRATION_BYTES, MAX_REGISTRATIONS};
+
+const FILE: &str = "store.redb";
+const FORMAT: u64 = 1;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const BLOBS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("blobs");
+const HEADS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("heads");
+const REGISTRATIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("registrations");
+const BEATS: TableDefinition<&str, u64> = TableDefinition::new("beats");
+
+/// A [`Store`] in a file.
+pub struct Embedded {
+    database: Arc<Database>,
+    head: Arc<watch::Sender<Option<SignedHead>>>,
+    /// One permit: to lead.
+    leader: Arc<Semaphore>,
+    /// The last leadership granted.
+    term: AtomicU64,
+}
+
+impl Embedded {
+    /// Opens the store in `dir`, or makes both. Blocks: reading a large file after a crash may take seconds.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        let path = dir.join(FILE);
+        let file = fs::create_dir_all(dir)
+            .and_then(|()| {
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
+            })
+            .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+        let database = Database::builder().create_file(file).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.display().to_string()),
+            other => failed(other),
+        })?;
+        prepare(&database)?;
+        let head = read_heads(&database, 1)?.pop();
+        Ok(Embedded {
+            database: Arc::new(database),
+            head: Arc::new(watch::Sender::new(head)),
+            leader: Arc::new(Semaphore::new(1)),
+            term: AtomicU64::new(0),
+        })
+    }
+
+    /// Runs `work` where blocking is allowed.
+    fn run<T, E>(&self, work: impl FnOnce(&Database) -> Result<T, E> + Send + 'static) -> Answer<'_, T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let database = self.database.clone();
+        async move {
+            let done = tokio::task::spawn_blocking(move || work(&database)).await;
+            done.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()).into()))
+        }
+        .boxed()
+    }
+
+    /// Invariant: an [`Election`] holds the only permit, so one that is still held is the last one granted.
+    fn leads(&self, guard: &Election) -> Result<(), Conflict> {
+        if guard.term == self.term.load(Ordering::Acquire) { Ok(()) } else { Err(Conflict::NotLeader) }
+    }
+}
+
+impl Store for Embedded {
+    fn put(&self, blobs: Vec<Bytes>) -> Answer<'_, Vec<Hash>> {
+        self.run(move |database| {
+            blobs.iter().try_for_each(|blob| StoreError::limit("a blob", blob.len(), MAX_BLOB_BYTES))?;
+            let hashes: Vec<Hash> = blobs.iter().map(|blob| Hash::of(blob)).collect();
+            let here = read_blobs(database, &hashes, |_, found| Ok(found.is_some()))?;
+            let mut new = hashes.iter().zip(&blobs).zip(here).filter(|(_, here)| !here).peekable();
+            if new.peek().is_some() {
+                write(database, Durability::Immediate, |transaction| {
+                    let mut table = transaction.open_table(BLOBS).map_err(failed)?;
+                    for ((hash, blob), _) in new {
+                        table.insert(&hash.0, blob.as_ref()).map_err(failed)?;
+                    }
+                    Ok(())
+                })?;
+            }
+            Ok(hashes)
+        })
+    }
+
+    fn get(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<Option<Bytes>>> {
+        self.run(move |database| {
+            read_blobs(database, &hashes, |hash, found| match found {
+                Some(bytes) if Hash::of(bytes) != hash => {
+                    Err(StoreError::Damaged(format!("blob {} has another content", hash.short())))
+                }
+                found => Ok(found.map(Bytes::copy_from_slice)),
+            })
+        })
+    }
+
+    fn has(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>> {
+        self.run(move |database| read_blobs(database, &hashes, |_, found| Ok(found.is_some())))
+    }
+
+    fn head(&self) -> Answer<'_, Option<SignedHead>> {
+        self.run(|database| Ok(read_heads(database, 1)?.pop()))
+    }
+
+    fn heads(&self, limit: usize) -> Answer<'_, Vec<SignedHead>> {
+        self.run(move |database| read_heads(database, limit))
+    }
+
+    fn watch_head(&self) -> watch::Receiver<Option<SignedHead>> {
+        self.head.subscribe()
+    }
+
+    fn compare_and_swap_head<'a>(
+        &'a self,
+        expected: Option<Seq>,
+        next: SignedHead,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        if let Err(conflict) = self.leads(guard) {
+            return async { Err(conflict) }.boxed();
+        }
+        let published = self.head.clone();
+        self.run(move |database| {
+            swap_head(database, expected, &next)?;
+            published.send_if_modified(|now| {
+                let later = now.as_ref().is_none_or(|now| now.head().seq() < next.head().seq());
+                if later {
+                    *now = Some(next);
+                }
+                later
+            });
+            Ok(())
+        })
+    }
+
+    fn campaign(&self) -> Answer<'_, Election> {
+        async {
+            let closed = |_| StoreError::Failed("the store is closing".into());
+            let permit = self.leader.clone().acquire_owned().await.map_err(closed)?;
+            let term = self.term.fetch_add(1, Ordering::AcqRel) + 1;
+            Ok(Election { term, _held: Box::new(permit) })
+        }
+        .boxed()
+    }
+
+    fn sweep<'a>(
+        &'a self,
+        live: HashSet<Hash>,
+        oldest: Seq,
+        guard: &'a Election,
+    ) -> Answer<'a, usize, Conflict> {
+        if let Err(conflict) = self.leads(guard) {
+            return async { Err(conflict) }.boxed();
+        }
+        self.run(move |database| {
+            let gone = write(database, Durability::Immediate, |transaction| {
+                let mut blobs = transaction.open_table(BLOBS).map_err(failed)?;
+                let before = blobs.len().map_err(failed)?;
+                blobs.retain(|hash, _| live.contains(&Hash(*hash))).map_err(failed)?;
+                let after = blobs.len().map_err(failed)?;
+                let mut heads = transaction.open_table(HEADS).map_err(failed)?;
+                heads.retain(|key, _| key >= (oldest.epoch, oldest.n)).map_err(failed)?;
+                Ok(before - after)
+            })?;
+            Ok(gone as usize)
+        })
+    }
+
+    fn put_registration(&self, registration: Registration) -> Answer<'_, ()> {
+        self.run(move |database| {
+            StoreError::limit("a registration", registration.bytes.len(), MAX_REGISTRATION_BYTES)?;
+            write(database, Durability::Immediate, |transaction| {
+                let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+                let instance = registration.instance.as_str();
+                table.insert(instance, registration.bytes.as_ref()).map_err(failed)?;
+                let size = table.len().map_err(failed)? as usize;
+                StoreError::limit("the registry", size, MAX_REGISTRATIONS)?;
+                let mut beats = transaction.open_table(BEATS).map_err(failed)?;
+                beats.insert(instance, registration.beat_ms).map_err(failed)?;
+                Ok(())
+            })
+        })
+    }
+
+    fn registrations(&self) -> Answer<'_, Vec<Registration>> {
+        self.run(|database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+            let beats = transaction.open_table(BEATS).map_err(failed)?;
+            let rows = table.iter().map_err(failed)?;
+            rows.map(|row| {
+                let (instance, bytes) = row.map_err(failed)?;
+                let beat_ms = beats.get(instance.value()).map_err(failed)?.map_or(0, |beat| beat.value());
+                let instance =
+                    InstanceId::new(instance.value()).map_err(|bad| StoreError::Damaged(bad.to_string()))?;
+                Ok(Registration { instance, bytes: Bytes::copy_from_slice(bytes.value()), beat_ms })
+            })
+            .collect()
+        })
+    }
+
+    fn remove_registrations(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
+        self.run(move |database| {
+            write(database, Durability::Immediate, |transaction| {
+                let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+                let mut beats = transaction.open_table(BEATS).map_err(failed)?;
+                for instance in &instances {
+                    table.remove(instance.as_str()).map_err(failed)?;
+                    beats.remove(instance.as_str()).map_err(failed)?;
+                }
+                Ok(())
+            })
+        })
+    }
+
+    fn beat(&self, instances: Vec<InstanceId>, now_ms: u64) -> Answer<'_, Vec<InstanceId>> {
+        self.run(move |database| {
+            // Not flushed: after a crash all leases begin anew, so a heartbeat that was lost costs nobody anything.
+            write(database, Durability::None, |transaction| {
+                let table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+                let mut beats = transaction.open_table(BEATS).map_err(failed)?;
+                let mut unknown = Vec::new();
+                for instance in instances {
+                    if table.get(instance.as_str()).map_err(failed)?.is_none() {
+                        unknown.push(instance);
+                        continue;
+                    }
+                    let last = beats.get(instance.as_str()).map_err(failed)?.map_or(0, |beat| beat.value());
+                    beats.insert(instance.as_str(), last.max(now_ms)).map_err(failed)?;
+                }
+                Ok(unknown)
+            })
+        })
+    }
+}
+
+/// Makes the tables of a new file, and checks that the file is of this version.
+fn prepare(database: &Database) -> Result<(), StoreError> {
+    write(database, Durability::Immediate, |transaction| {
+        transaction.open_table(BLOBS).map_err(failed)?;
+        transaction.open_table(HEADS).map_err(failed)?;
+        transaction.open_table(REGISTRATIONS).map_err(failed)?;
+        transaction.open_table(BEATS).map_err(failed)?;
+        let mut meta = transaction.open_table(META).map_err(failed)?;
+        let found = meta.get("format").map_err(failed)?.map_or(FORMAT, |format| format.value());
+        if found > FORMAT {
+            return Err(StoreError::Newer { found, known: FORMAT });
+        }
+        meta.insert("format", FORMAT).map_err(failed)?;
+        Ok(())
+    })
+}
+
+/// Runs `work` in one transaction, which takes effect only when `work` succeeds.
+fn write<T>(
+    database: &Database,
+    durability: Durability,
+    work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut transaction = database.begin_write().map_err(failed)?;
+    transaction.set_durability(durability).map_err(failed)?;
+    let done = work(&transaction)?;
+    transaction.commit().map_err(failed)?;
+    Ok(done)
+}
+
+fn read_blobs<T>(
+    database: &Database,
+    hashes: &[Hash],
+    read: impl Fn(Hash, Option<&[u8]>) -> Result<T, StoreError>,
+) -> Result<Vec<T>, StoreError> {
+    let table = database.begin_read().map_err(failed)?.open_table(BLOBS).map_err(failed)?;
+    let one = |hash: &Hash| {
+        let found = table.get(&hash.0).map_err(failed)?;
+        read(*hash, found.as_ref().map(|found| found.value()))
+    };
+    hashes.iter().map(one).collect()
+}
+
+fn read_heads(database: &Database, limit: usize) -> Result<Vec<SignedHead>, StoreError> {
+    let table = database.begin_read().map_err(failed)?.open_table(HEADS).map_err(failed)?;
+    let newest = table.iter().map_err(failed)?.rev().take(limit);
+    newest.map(|row| decode_head(row.map_err(failed)?.1.value())).collect()
+}
+
+fn decode_head(bytes: &[u8]) -> Result<SignedHead, StoreError> {
+    SignedHead::decode(bytes).map_err(|error| StoreError::Damaged(error.to_string()))
+}
+
+fn swap_head(database: &Database, expected: Option<Seq>, next: &SignedHead) -> Result<(), Conflict> {
+    let seq = next.head().seq();
+    write(database, Durability::Immediate, |transaction| {
+        let mut table = transaction.open_table(HEADS).map_err(failed)?;
+        let last = table.last().map_err(failed)?.map(|(key, _)| key.value());
+        let found = last.map(|(epoch, n)| Seq { epoch, n });
+        if found != expected {
+            return Ok(Err(Conflict::Moved { found }));
+        }
+        if let Some(found) = found.filter(|found| seq <= *found) {
+            return Ok(Err(Conflict::NotLater { found, next: seq }));
+        }
+        table.insert((seq.epoch, seq.n), next.encode().as_slice()).map_err(failed)?;
+        Ok(Ok(()))
+    })?
+}
+
+fn failed(error: impl Into<redb::Error>) -> StoreError {
+    match error.into() {
+        redb::Error::Corrupted(reason) => StoreError::Damaged(reason),
+        redb::Error::UpgradeRequired(format) => {
+            StoreError::Damaged(format!("its file format {format} is too old"))
+        }
+        redb::Error::TableTypeMismatch { table, .. } => {
+            StoreError::Damaged(format!("table {table} is not ours"))
+        }
+        other => StoreError::Failed(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

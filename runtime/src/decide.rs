@@ -1,0 +1,396 @@
+//! Stage seven: what is done with one request. Pure and total: any error inside is a refusal.
+
+use std::{borrow::Cow, time::Duration};
+
+use http::HeaderValue;
+use policies::{Judgement, Verdict, facts::Facts};
+
+use crate::{
+    compile::{Inbound, Runtime, Service, ServicePort},
+    route::{Backend, Filters, Redirect, Rule, Subject},
+};
+
+/// Where a request was met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// On its way out of a workload.
+    Outbound {
+        /// Whether the control plane has said that nobody knows the host.
+        known_absent: bool,
+    },
+    /// On its way into this workload's port.
+    Inbound {
+        /// The application's port.
+        port: u16,
+    },
+    /// At a gateway's listener.
+    Gateway {
+        /// The listener's port.
+        port: u16,
+    },
+}
+
+/// What is done with a request.
+#[derive(Debug)]
+pub enum Decision<'r> {
+    /// It goes on.
+    Forward(Plan<'r>),
+    /// It is answered here, by a redirect.
+    Answer {
+        /// The status and where to.
+        redirect: &'r Redirect,
+        /// Where to: the `Location`.
+        location: String,
+        /// Which rule says so.
+        rule: &'r Rule,
+    },
+    /// It ends here.
+    Refuse(Refusal<'r>),
+    /// Nobody has said yet who this host is: ask, then decide again.
+    Unknown {
+        /// In lower case, without port.
+        host: String,
+    },
+}
+
+/// How a request goes on.
+#[derive(Debug)]
+pub struct Plan<'r> {
+    /// Where to.
+    pub target: Target<'r>,
+    /// The rule of the route, if one matched.
+    pub rule: Option<&'r Rule>,
+    /// The backend of that rule.
+    pub backend: Option<&'r Backend>,
+    /// The path instead of the one that came.
+    pub path: Option<String>,
+    /// The host instead of the one that came.
+    pub host: Option<&'r HeaderValue>,
+    /// For the whole exchange.
+    pub request_timeout: Option<Duration>,
+    /// For one try.
+    pub backend_timeout: Option<Duration>,
+    /// Who let it pass, where something guards.
+    pub judgement: Option<Judgement>,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub enum Target<'r> {
+    /// The application beside this proxy.
+    Application(&'r Inbound),
+    /// A service of the mesh.
+    Service {
+        /// The service.
+        service: &'r Service,
+        /// Its port.
+        port: &'r ServicePort,
+    },
+    /// A host that the mesh does not know, as it was named.
+    Direct {
+        /// In lower case, without port.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl Plan<'_> {
+    /// The filters to apply, the rule's before the backend's.
+    pub fn filters(&self) -> impl Iterator<Item = &Filters> {
+        self.rule.map(|rule| &rule.filters).into_iter().chain(self.backend.map(|backend| &backend.filters))
+    }
+}
+
+/// Why a request ends here.
+#[derive(Debug)]
+pub struct Refusal<'r> {
+    /// 400, 403, 404, 500 or 502.
+    pub status: u16,
+    /// For the access log.
+    pub flag: Flag,
+    /// In words, for the log: never shown to the client of a policy's refusal.
+    pub reason: Cow<'static, str>,
+    /// The rule of the route, if one matched.
+    pub rule: Option<&'r Rule>,
+    /// What the policies said, if they did.
+    pub judgement: Option<Judgement>,
+}
+
+/// The short word for a refusal in logs and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flag {
+    /// A policy.
+    Denied,
+    /// Plaintext where mTLS is asked for.
+    MtlsRequired,
+    /// No route matches.
+    NoRoute,
+    /// The route's backend cannot be reached by configuration.
+    NoBackend,
+    /// Nobody knows the host, and only known ones may be called.
+    UnknownHost,
+    /// The request makes no sense here.
+    BadRequest,
+}
+
+impl Flag {
+    /// As logs and metrics write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Flag::Denied => "denied",
+            Flag::MtlsRequired => "mtls-required",
+            Flag::NoRoute => "no-route",
+            Flag::NoBackend => "no-backend",
+            Flag::UnknownHost => "unknown-host",
+            Flag::BadRequest => "bad-request",
+        }
+    }
+}
+
+impl Runtime {
+    /// What is done with the request of these facts, met at `at`. `chance` chooses among weighted backends.
+    pub fn decide(&self, at: At, facts: &Facts<'_>, chance: u64) -> Decision<'_> {
+        match at {
+            At::Outbound { known_absent } => self.outbound(known_absent, facts, chance),
+            At::Inbound { port } => self.inbound_decision(port, facts),
+            At::Gateway { port } => self.gateway(port, facts, chance),
+        }
+    }
+
+    fn inbound_decision(&self, port: u16, facts: &Facts<'_>) -> Decision<'_> {
+        let Some(inbound) = self.inbound.iter().find(|inbound| inbound.port == port) else {
+            return refuse(404, Flag::NoRoute, "this workload serves no such port");
+        };
+        if inbound.mtls == api::wire::MtlsMode::Strict && facts.source.peer.is_none() {
+            return refuse(
+                403,
+                Flag::MtlsRequired,
+                "mTLS is STRICT here and the caller showed no certificate",
+            );
+        }
+        let judgement = inbound.authorizer.judge(facts);
+        match judgement.verdict {
+            Verdict::Deny(_) => denied(judgement, None),
+            Verdict::Allow(_) => Decision::Forward(Plan {
+                target: Target::Application(inbound),
+                rule: None,
+                backend: None,
+                path: None,
+                host: None,
+                request_timeout: None,
+                backend_timeout: None,
+                judgement: Some(judgement),
+            }),
+        }
+    }
+
+    fn outbound(&self, known_absent: bool, facts: &Facts<'_>, chance: u64) -> Decision<'_> {
+        let Some((subject, port)) = subject(facts) else {
+            return refuse(400, Flag::BadRequest, "the request names no usable host");
+        };
+        let Some(service) = self.service_at(&subject.host) else {
+            return match (known_absent, self.mesh.registry_only) {
+                (false, _) => Decision::Unknown { host: subject.host.into_owned() },
+                (true, true) => refuse(502, Flag::UnknownHost, "nobody in the mesh knows this host"),
+                (true, false) => direct(subject.host.into_owned(), port),
+            };
+        };
+        let Some(table) = self.routes.get(&service.name) else {
+            return self.to_service(service, port, None, None, facts, None);
+        };
+        let subject = subject.view(port);
+        match table.find(&subject) {
+            None => refuse(404, Flag::NoRoute, "no rule of the service's routes matches"),
+            Some((rule, prefix)) => self.follow(rule, prefix, facts, chance, None),
+        }
+    }
+
+    fn gateway(&self, port: u16, facts: &Facts<'_>, chance: u64) -> Decision<'_> {
+        let Some(listener) = self.listeners.get(&port) else {
+            return refuse(404, Flag::NoRoute, "the gateway has no listener at this port");
+        };
+        let Some((subject, _)) = subject(facts) else {
+            return refuse(400, Flag::BadRequest, "the request names no usable host");
+        };
+        let judgement = listener.authorizer.judge(facts);
+        if matches!(judgement.verdict, Verdict::Deny(_)) {
+            return denied(judgement, None);
+        }
+        let Some((rule, prefix)) = listener.table.find(&subject.view(port)) else {
+            return refuse(404, Flag::NoRoute, "no route of this gateway matches");
+        };
+        let own = rule.authorizer.as_ref().map(|authorizer| authorizer.judge(facts));
+        match own {
+            Some(own) if matches!(own.verdict, Verdict::Deny(_)) => denied(own, Some(rule)),
+            own => self.follow(rule, prefix, facts, chance, own.or(Some(judgement))),
+        }
+    }
+
+    fn follow<'r>(
+        &'r self,
+        rule: &'r Rule,
+        prefix: Option<&str>,
+        facts: &Facts<'_>,
+        chance: u64,
+        judgement: Option<Judgement>,
+    ) -> Decision<'r> {
+        if let Some(redirect) = &rule.filters.redirect {
+            return Decision::Answer { redirect, location: location(redirect, prefix, facts), rule };
+        }
+        let Some(backend) = rule.split.choose(chance) else {
+            return refuse_by(rule, "the rule has no backend with weight");
+        };
+        if let Some(reason) = &backend.unresolved {
+            return refuse_by(rule, reason.clone());
+        }
+        match self.service(&backend.service) {
+            None => refuse_by(rule, format!("{} is missing from the view", backend.service)),
+            Some(service) => {
+                self.to_service(service, backend.port, Some((rule, prefix)), Some(backend), facts, judgement)
+            }
+        }
+    }
+
+    fn to_service<'r>(
+        &'r self,
+        service: &'r Service,
+        port: u16,
+        rule: Option<(&'r Rule, Option<&str>)>,
+        backend: Option<&'r Backend>,
+        facts: &Facts<'_>,
+        judgement: Option<Judgement>,
+    ) -> Decision<'r> {
+        let Some(port) = service.port(port) else {
+            let reason = format!("{} has no port {port}", service.name);
+            return Decision::Refuse(Refusal {
+                status: 502,
+                flag: Flag::NoBackend,
+                reason: reason.into(),
+                rule: rule.map(|(rule, _)| rule),
+                judgement,
+            });
+        };
+        let (rule, prefix) = rule.unzip();
+        let rewrites =
+            || rule.iter().map(|rule| &rule.filters).chain(backend.iter().map(|backend| &backend.filters));
+        let rewrite = rewrites().filter_map(|filters| filters.rewrite.as_ref()).next_back();
+        let path = facts.request.map_or("/", |request| request.path);
+        let limits = &service.traffic.timeouts;
+        let own = limits.as_ref().and_then(|limits| crate::compile::positive(limits.request_ms));
+        Decision::Forward(Plan {
+            target: Target::Service { service, port },
+            rule,
+            backend,
+            path: rewrite.and_then(|rewrite| rewrite.path.as_ref()).map(|c| c.apply(path, prefix.flatten())),
+            host: rewrite.and_then(|rewrite| rewrite.hostname.as_ref()),
+            request_timeout: rule.and_then(|rule| rule.request_timeout).or(own),
+            backend_timeout: rule.and_then(|rule| rule.backend_timeout),
+            judgement,
+        })
+    }
+}
+
+/// What of the facts routing looks at, with the host in lower case and apart from its port.
+struct Routed<'a> {
+    host: Cow<'a, str>,
+    method: &'a str,
+    path: &'a str,
+    query: &'a str,
+    headers: &'a http::HeaderMap,
+}
+
+impl Routed<'_> {
+    fn view(&self, port: u16) -> Subject<'_> {
+        Subject {
+            host: &self.host,
+            port,
+            method: self.method,
+            path: self.path,
+            query: self.query,
+            headers: self.headers,
+        }
+    }
+}
+
+fn subject<'a>(facts: &Facts<'a>) -> Option<(Routed<'a>, u16)> {
+    let request = facts.request?;
+    let (host, port) = split_authority(request.host)?;
+    let host = host.trim_end_matches('.');
+    let host = if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    };
+    let default = if request.scheme == "https" { 443 } else { 80 };
+    let routed = Routed {
+        host,
+        method: request.method,
+        path: request.path,
+        query: request.query,
+        headers: request.headers,
+    };
+    Some((routed, port.unwrap_or(default)))
+}
+
+/// Host and port of an authority; `None` when it is empty or its port is no number. IPv6 keeps its brackets.
+pub fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        _ => (authority, None),
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+fn direct(host: String, port: u16) -> Decision<'static> {
+    Decision::Forward(Plan {
+        target: Target::Direct { host, port },
+        rule: None,
+        backend: None,
+        path: None,
+        host: None,
+        request_timeout: None,
+        backend_timeout: None,
+        judgement: None,
+    })
+}
+
+fn refuse(status: u16, flag: Flag, reason: &'static str) -> Decision<'static> {
+    Decision::Refuse(Refusal { status, flag, reason: reason.into(), rule: None, judgement: None })
+}
+
+/// A backend that configuration cannot reach answers 500 for its share (Gateway API, BackendRef).
+fn refuse_by(rule: &Rule, reason: impl Into<Cow<'static, str>>) -> Decision<'_> {
+    let reason = reason.into();
+    Decision::Refuse(Refusal {
+        status: 500,
+        flag: Flag::NoBackend,
+        reason,
+        rule: Some(rule),
+        judgement: None,
+    })
+}
+
+fn denied(judgement: Judgement, rule: Option<&Rule>) -> Decision<'_> {
+    let reason = judgement.verdict.to_string().into();
+    Decision::Refuse(Refusal { status: 403, flag: Flag::Denied, reason, rule, judgement: Some(judgement) })
+}
+
+fn location(redirect: &Redirect, prefix: Option<&str>, facts: &Facts<'_>) -> String {
+    let Some(request) = facts.request else { return String::new() };
+    let (host, port) = split_authority(request.host).unwrap_or((request.host, None));
+    let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme);
+    let host = redirect.hostname.as_deref().unwrap_or(host);
+    // A scheme that is said brings its own port; otherwise the request's stays (GEP-726).
+    let port = redirect.port.or(if redirect.scheme.is_some() { None } else { port });
+    let path = match &redirect.path {
+        Some(change) => Cow::Owned(change.apply(request.path, prefix)),
+        None => Cow::Borrowed(request.path),
+    };
+    let port = match (scheme, port) {
+        (_, None) | ("http", Some(80)) | ("https", Some(443)) => String::new(),
+        (_, Some(port)) => format!(":{port}"),
+    };
+    let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
+    format!("{scheme}://{host}{port}{path}{query}")
+}

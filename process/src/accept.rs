@@ -1,0 +1,31 @@
+//! Taking the next connection from a listener.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::logs::Limit;
+
+/// What a failed accept means, mostly no more file descriptors, is over only after a while.
+const PAUSE: Duration = Duration::from_millis(50);
+
+static FAILURES: Limit = Limit::new(1);
+
+/// The next connection. A failure to accept is logged, never given up on: the listener outlives it.
+pub(crate) async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                return (stream, peer);
+            }
+            Err(error) => {
+                if FAILURES.pass(Instant::now()).is_some() {
+                    tracing::warn!(%error, "cannot accept a connection; are there file descriptors left?");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}

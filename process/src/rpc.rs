@@ -1,0 +1,157 @@
+//! gRPC over mesh TLS, between proxies and control planes and between clusters.
+//!
+//! Who may speak is decided by the TLS configurations that the caller brings, and by the service, which
+//! finds the [`PeerInfo`] of the connection among each request's extensions.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{error, io};
+
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::logs::causes;
+use crate::shutdown::Shutdown;
+
+mod incoming;
+
+pub use incoming::PeerInfo;
+
+/// The stubs of the two services, `control_{client,server}` and `federation_{client,server}`, over the
+/// messages of `api::wire`.
+#[allow(missing_docs, clippy::all)]
+pub mod stub {
+    include!(concat!(env!("OUT_DIR"), "/weft.v1.rs"));
+}
+
+/// TCP and TLS together.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A peer is asked this often whether it is there, and must answer as fast.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// Room for a view of ordinary size to travel without waiting for window updates.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+
+/// The most calls at a time on one connection.
+const MAX_STREAMS: u32 = 128;
+
+/// Why there is no channel.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The name to expect is none.
+    #[error("`{0}` is not a server name")]
+    Name(String),
+    /// TCP or TLS failed.
+    #[error("cannot connect to {address}: {reason}")]
+    Unreachable {
+        /// Where to.
+        address: SocketAddr,
+        /// All causes in one line.
+        reason: String,
+    },
+}
+
+/// Why serving ended early.
+#[derive(Debug, Error)]
+#[error("the gRPC server ended: {0}")]
+pub struct ServeError(String);
+
+/// Connects now, so that a failure is told with its reason; a channel that breaks later connects anew at its
+/// next call. `source` is the local address to connect from. ALPN is set to HTTP/2 whatever `tls` says.
+pub async fn connect(
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    tls: Arc<ClientConfig>,
+    server_name: String,
+) -> Result<Channel, ConnectError> {
+    let name = ServerName::try_from(server_name.clone()).map_err(|_| ConnectError::Name(server_name))?;
+    let mut tls = ClientConfig::clone(&tls);
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    let connector = TlsConnector::from(Arc::new(tls));
+    let dial = tower::service_fn(move |_| {
+        let dialled = dial(address, source, connector.clone(), name.clone());
+        async move { timeout(CONNECT_TIMEOUT, dialled).await.map_err(too_slow)?.map(TokioIo::new) }
+    });
+    // The authority is for the protocol's sake: the connector above knows where to go and whom to expect.
+    Endpoint::from_static("http://weft.internal")
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
+        .connect_with_connector(dial)
+        .await
+        .map_err(|error| ConnectError::Unreachable { address, reason: reason(&error) })
+}
+
+async fn dial(
+    address: SocketAddr,
+    source: Option<IpAddr>,
+    connector: TlsConnector,
+    name: ServerName<'static>,
+) -> io::Result<TlsStream<TcpStream>> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(source) = source {
+        socket.bind((source, 0).into())?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    connector.connect(name, stream).await
+}
+
+fn too_slow(_: tokio::time::error::Elapsed) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"))
+}
+
+/// What the transport's own error wraps says more than it does.
+fn reason(error: &tonic::transport::Error) -> String {
+    causes(error::Error::source(error).unwrap_or(error))
+}
+
+/// Serves one gRPC service until `shutdown` is cancelled; then connections are told to go, and it returns
+/// when the last call has ended. Long streams must therefore watch the same handle.
+/// ALPN is set to HTTP/2 whatever `tls` says.
+pub async fn serve<S>(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    service: S,
+    shutdown: Shutdown,
+) -> Result<(), ServeError>
+where
+    S: tower::Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + Clone
+        + Send
+        + 'static,
+{
+    let mut tls = ServerConfig::clone(&tls);
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
+        .max_concurrent_streams(MAX_STREAMS)
+        .serve_with_incoming_shutdown(
+            service,
+            incoming::connections(listener, Arc::new(tls), &shutdown),
+            shutdown.cancelled_owned(),
+        )
+        .await
+        .map_err(|error| ServeError(reason(&error)))
+}
+
+#[cfg(test)]
+mod tests;

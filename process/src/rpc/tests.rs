@@ -1,0 +1,198 @@
+use std::pin::Pin;
+use std::sync::Mutex;
+
+use api::wire;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::stub::control_client::ControlClient;
+use super::stub::control_server::{Control, ControlServer};
+use super::*;
+
+const LONG: Duration = Duration::from_secs(30);
+const NAME: &str = "control.weft.internal";
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn leaf(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new([NAME.to_owned()]).unwrap().signed_by(&key, &self.0).unwrap();
+        (vec![leaf.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    fn roots(&self) -> Arc<RootCertStore> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        Arc::new(roots)
+    }
+
+    fn server(&self) -> Arc<ServerConfig> {
+        let verifier = WebPkiClientVerifier::builder(self.roots()).allow_unauthenticated().build().unwrap();
+        let (chain, key) = self.leaf();
+        ServerConfig::builder()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .unwrap()
+            .into()
+    }
+
+    fn client(&self, identity: Option<&Authority>) -> Arc<ClientConfig> {
+        let builder = ClientConfig::builder().with_root_certificates(self.roots());
+        match identity.map(Authority::leaf) {
+            Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap().into(),
+            None => builder.with_no_client_auth().into(),
+        }
+    }
+}
+
+/// Answers with what it knows of the peer; `Follow` repeats each heartbeat as an empty frame.
+struct Echo {
+    shutdown: Shutdown,
+    seen: Arc<Mutex<Vec<PeerInfo>>>,
+}
+
+#[tonic::async_trait]
+impl Control for Echo {
+    async fn enrol(
+        &self,
+        request: Request<wire::EnrolRequest>,
+    ) -> Result<Response<wire::SignedChain>, Status> {
+        let peer = request.extensions().get::<PeerInfo>().expect("each request knows its peer").clone();
+        let chain = peer.chain.iter().flat_map(|chain| chain.iter()).map(|der| der.to_vec()).collect();
+        self.seen.lock().unwrap().push(peer);
+        Ok(Response::new(wire::SignedChain { chain, ..Default::default() }))
+    }
+
+    async fn renew(&self, _: Request<wire::RenewRequest>) -> Result<Response<wire::SignedChain>, Status> {
+        Err(Status::unauthenticated("no certificate"))
+    }
+
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ToProxy, Status>> + Send>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<wire::FromProxy>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let frames = request.into_inner().map(|message| message.map(|_| wire::ToProxy::default()));
+        let (ends, ended) = tokio::sync::mpsc::channel(1);
+        let shutdown = self.shutdown.clone();
+        self.shutdown.spawn("follow", async move {
+            let mut frames = frames;
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    Some(frame) = frames.next() => drop(ends.send(frame).await),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(ended))))
+    }
+}
+
+struct Mesh {
+    authority: Authority,
+    address: SocketAddr,
+    shutdown: Shutdown,
+    seen: Arc<Mutex<Vec<PeerInfo>>>,
+}
+
+impl Mesh {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (authority, address) = (Authority::new(), listener.local_addr().unwrap());
+        let (shutdown, seen) = (Shutdown::new(), Arc::default());
+        let service = ControlServer::new(Echo { shutdown: shutdown.clone(), seen: Arc::clone(&seen) });
+        let serving = serve(listener, authority.server(), service, shutdown.clone());
+        shutdown.spawn("rpc", async move { serving.await.unwrap() });
+        Self { authority, address, shutdown, seen }
+    }
+
+    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<ControlClient<Channel>, ConnectError> {
+        let source = Some("127.0.0.9".parse().unwrap());
+        connect(self.address, source, tls, NAME.into()).await.map(ControlClient::new)
+    }
+}
+
+#[tokio::test]
+async fn a_request_knows_its_peer() {
+    let mesh = Mesh::start().await;
+    let mut with = mesh.connect(mesh.authority.client(Some(&mesh.authority))).await.unwrap();
+    let mut without = mesh.connect(mesh.authority.client(None)).await.unwrap();
+    assert_eq!(with.enrol(wire::EnrolRequest::default()).await.unwrap().into_inner().chain.len(), 1);
+    assert_eq!(without.enrol(wire::EnrolRequest::default()).await.unwrap().into_inner().chain.len(), 0);
+    let seen = mesh.seen.lock().unwrap().clone();
+    assert_eq!(seen[0].address.ip().to_string(), "127.0.0.9", "it came from its source address");
+    assert_eq!((seen[0].chain.is_some(), seen[1].chain.is_some()), (true, false));
+}
+
+#[tokio::test]
+async fn streams_flow_until_the_end_and_do_not_hold_it_up() {
+    let mesh = Mesh::start().await;
+    let mut client = mesh.connect(mesh.authority.client(None)).await.unwrap();
+    let (send, receive) = tokio::sync::mpsc::channel(4);
+    let outgoing = tokio_stream::wrappers::ReceiverStream::new(receive);
+    let mut frames = client.follow(outgoing).await.unwrap().into_inner();
+    for _ in 0..3 {
+        send.send(wire::FromProxy::default()).await.unwrap();
+        assert_eq!(frames.message().await.unwrap(), Some(wire::ToProxy::default()));
+    }
+    mesh.shutdown.drain(LONG).await.unwrap();
+    assert_eq!(frames.message().await.unwrap_or(None), None);
+    let refused = mesh.connect(mesh.authority.client(None)).await.unwrap_err();
+    assert!(refused.to_string().contains("Connection refused"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_stranger_gets_no_call_through() {
+    let mesh = Mesh::start().await;
+    let stranger = Authority::new();
+    // A client that does not know the server's root learns it at once.
+    let error = mesh.connect(stranger.client(None)).await.err().unwrap().to_string();
+    assert!(error.contains("UnknownIssuer"), "{error}");
+    // A client of another root learns it with its first call, for in TLS 1.3 its own handshake ends first.
+    let called = match mesh.connect(mesh.authority.client(Some(&stranger))).await {
+        Ok(mut client) => client.enrol(wire::EnrolRequest::default()).await.is_ok(),
+        Err(_) => false,
+    };
+    assert!(!called && mesh.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_silent_or_talkative_stranger_holds_up_nobody() {
+    let mesh = Mesh::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..2 * 64 {
+        silent.push(TcpStream::connect(mesh.address).await.unwrap());
+    }
+    let mut plain = TcpStream::connect(mesh.address).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut client = mesh.connect(mesh.authority.client(None)).await.unwrap();
+    client.enrol(wire::EnrolRequest::default()).await.unwrap();
+    let mut alert = Vec::new();
+    let _ = plain.read_to_end(&mut alert).await;
+    assert_eq!(alert.first(), Some(&21), "a TLS alert, then the end");
+    drop(client);
+    mesh.shutdown.drain(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_never_shakes_hands_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let tls = Authority::new().client(None);
+    let error = connect(address, None, tls.clone(), NAME.into()).await.unwrap_err().to_string();
+    assert_eq!(error, format!("cannot connect to {address}: no connection within 2s"));
+    assert!(matches!(connect(address, None, tls, "a b".into()).await, Err(ConnectError::Name(_))));
+}

@@ -1,0 +1,244 @@
+//! Tracked tasks: every task has a name, an owner and an end.
+//!
+//! A [`Shutdown`] is handed to whatever runs. It says when to stop, and proves who has stopped: each task
+//! holds a guard, and the drop of the guard is the proof, whichever runtime or thread the task ran on.
+//!
+//! Invariant: a task of a child is also a task of its parents, so draining a parent waits for all below it.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use std::{any::Any, fmt, future, io};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+/// The name of a task, for people. Many tasks may bear one name.
+pub type TaskName = Cow<'static, str>;
+
+/// Says when to stop, and knows who has not stopped yet. Clones are the same handle.
+#[derive(Clone)]
+pub struct Shutdown {
+    token: CancellationToken,
+    tasks: Arc<Tasks>,
+}
+
+/// The tasks of one handle.
+struct Tasks {
+    /// How many live tasks bear each name.
+    live: Mutex<BTreeMap<TaskName, usize>>,
+    /// Told whenever `live` becomes empty.
+    empty: Notify,
+    panics: AtomicU64,
+    parent: Option<Arc<Tasks>>,
+}
+
+/// Counts as one live task until it is dropped: for what is not a future, such as a thread or a connection.
+#[must_use = "dropping it says that the task has ended"]
+pub struct Hold {
+    name: TaskName,
+    tasks: Arc<Tasks>,
+}
+
+/// Tasks that did not end within the deadline of a drain, by name, with how many of each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished(pub Vec<(TaskName, usize)>);
+
+impl Shutdown {
+    /// A handle without parents.
+    #[allow(clippy::new_without_default, reason = "an end of its own is a decision, not a default")]
+    pub fn new() -> Self {
+        Self { token: CancellationToken::new(), tasks: Tasks::below(None) }
+    }
+
+    /// A handle that is cancelled with this one, or earlier and alone.
+    pub fn child(&self) -> Self {
+        Self { token: self.token.child_token(), tasks: Tasks::below(Some(self.tasks.clone())) }
+    }
+
+    /// Spawns a tracked task on the present runtime. It is not stopped by force: it must watch
+    /// [`Shutdown::cancelled`]. A panic is logged with the task's name, counted, and passed on to the handle.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn spawn<F>(&self, name: impl Into<TaskName>, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        tokio::spawn(watched(self.hold(name), task))
+    }
+
+    /// The same for futures that stay on their thread.
+    ///
+    /// # Panics
+    /// Outside of a tokio `LocalSet` or local runtime.
+    pub fn spawn_local<F>(&self, name: impl Into<TaskName>, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+        F::Output: 'static,
+    {
+        tokio::task::spawn_local(watched(self.hold(name), task))
+    }
+
+    /// A future that counts as a task from now until it has ended or is dropped, wherever it is run.
+    pub fn track<F: Future>(&self, name: TaskName, task: F) -> impl Future<Output = F::Output> + use<F> {
+        watched(self.hold(name), task)
+    }
+
+    /// Counts as a task until it is dropped.
+    pub fn hold(&self, name: impl Into<TaskName>) -> Hold {
+        let name = name.into();
+        self.tasks.begin(&name);
+        Hold { name, tasks: self.tasks.clone() }
+    }
+
+    /// Tells all tasks of this handle and its children to stop. Returns at once; may be called again.
+    pub fn cancel(&self) {
+        self.token.cancel();
+    }
+
+    /// Whether the tasks have been told to stop.
+    pub fn is_cancelled(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
+    /// Waits until the tasks are told to stop.
+    pub async fn cancelled(&self) {
+        self.token.cancelled().await;
+    }
+
+    /// The same, as a future that owns what it needs.
+    pub fn cancelled_owned(&self) -> WaitForCancellationFutureOwned {
+        self.token.clone().cancelled_owned()
+    }
+
+    /// Tells the tasks to stop and waits until all have ended, at most for `deadline`.
+    pub async fn drain(&self, deadline: Duration) -> Result<(), Unfinished> {
+        self.cancel();
+        tokio::time::timeout(deadline, self.tasks.ended()).await.map_err(|_| Unfinished(self.tasks.live()))
+    }
+
+    /// How many tasks of this handle and its children have ended by a panic.
+    pub fn panics(&self) -> u64 {
+        self.tasks.panics.load(Ordering::Relaxed)
+    }
+}
+
+async fn watched<F: Future>(hold: Hold, task: F) -> F::Output {
+    let mut task = pin!(task);
+    future::poll_fn(|context| {
+        catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))).unwrap_or_else(|panic| {
+            hold.tasks.panicked(&hold.name, panic.as_ref());
+            resume_unwind(panic)
+        })
+    })
+    .await
+}
+
+impl Tasks {
+    fn below(parent: Option<Arc<Tasks>>) -> Arc<Self> {
+        Arc::new(Self { live: Mutex::default(), empty: Notify::new(), panics: AtomicU64::new(0), parent })
+    }
+
+    fn lineage(&self) -> impl Iterator<Item = &Tasks> {
+        std::iter::successors(Some(self), |tasks| tasks.parent.as_deref())
+    }
+
+    fn begin(&self, name: &TaskName) {
+        for tasks in self.lineage() {
+            *tasks.lock().entry(name.clone()).or_default() += 1;
+        }
+    }
+
+    fn end(&self, name: &TaskName) {
+        for tasks in self.lineage() {
+            let mut live = tasks.lock();
+            if let Some(count) = live.get_mut(name) {
+                *count -= 1;
+                if *count == 0 {
+                    live.remove(name);
+                }
+            }
+            if live.is_empty() {
+                tasks.empty.notify_waiters();
+            }
+        }
+    }
+
+    fn panicked(&self, name: &str, panic: &(dyn Any + Send)) {
+        let message = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("without a message");
+        tracing::error!(task = name, panic = message, "a task panicked");
+        for tasks in self.lineage() {
+            tasks.panics.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    async fn ended(&self) {
+        loop {
+            // Registered before looking, so that an end in between is not missed.
+            let mut empty = pin!(self.empty.notified());
+            empty.as_mut().enable();
+            if self.lock().is_empty() {
+                return;
+            }
+            empty.await;
+        }
+    }
+
+    fn live(&self) -> Vec<(TaskName, usize)> {
+        self.lock().iter().map(|(name, count)| (name.clone(), *count)).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskName, usize>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.tasks.end(&self.name);
+    }
+}
+
+impl fmt::Display for Unfinished {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("still running at the deadline:")?;
+        for (at, (name, count)) in self.0.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            match count {
+                1 => write!(f, "{comma} {name}")?,
+                _ => write!(f, "{comma} {name} x{count}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Unfinished {}
+
+/// Ends at the first SIGTERM or SIGINT after this call, with its name. From the call on, neither ends the
+/// process by itself any more.
+pub fn signals() -> io::Result<impl Future<Output = &'static str> + Send> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests;

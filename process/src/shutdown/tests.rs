@@ -1,0 +1,91 @@
+use std::future::pending;
+use std::time::Duration;
+
+use super::*;
+
+const LONG: Duration = Duration::from_secs(30);
+const SHORT: Duration = Duration::from_millis(5);
+
+#[tokio::test]
+async fn drains_tasks_that_watch_the_end() {
+    let shutdown = Shutdown::new();
+    let stop = shutdown.clone();
+    let task = shutdown.spawn("polite", async move {
+        stop.cancelled().await;
+        7
+    });
+    assert_eq!(shutdown.drain(LONG).await, Ok(()));
+    assert_eq!(task.await.unwrap(), 7);
+}
+
+#[tokio::test]
+async fn names_those_that_did_not_end() {
+    let shutdown = Shutdown::new();
+    let child = shutdown.child();
+    shutdown.spawn("stuck", pending::<()>());
+    let _held = [child.hold("connection"), child.hold("connection")];
+    let unfinished = shutdown.drain(SHORT).await.unwrap_err();
+    assert_eq!(unfinished.to_string(), "still running at the deadline: connection x2, stuck");
+    assert_eq!(child.drain(SHORT).await.unwrap_err().0, [("connection".into(), 2)]);
+}
+
+#[tokio::test]
+async fn a_child_ends_alone_and_a_parent_with_its_children() {
+    let parent = Shutdown::new();
+    let (one, two) = (parent.child(), parent.child());
+    let (stop_one, stop_two) = (one.clone(), two.clone());
+    one.spawn("one", async move { stop_one.cancelled().await });
+    two.spawn("two", async move { stop_two.cancelled().await });
+    assert_eq!(one.drain(LONG).await, Ok(()));
+    assert!(!parent.is_cancelled() && !two.is_cancelled());
+    assert_eq!(parent.drain(LONG).await, Ok(()));
+    assert!(two.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_panic_is_counted_and_passed_on() {
+    let shutdown = Shutdown::new();
+    let child = shutdown.child();
+    let task = child.spawn("careless", async { panic!("oh") });
+    let error: tokio::task::JoinError = task.await.map(|()| ()).unwrap_err();
+    assert!(error.is_panic());
+    assert_eq!((shutdown.panics(), child.panics()), (1, 1));
+    assert_eq!(shutdown.drain(LONG).await, Ok(()), "a task that panicked has ended");
+}
+
+#[tokio::test]
+async fn an_aborted_task_has_ended() {
+    let shutdown = Shutdown::new();
+    shutdown.spawn("stuck", pending::<()>()).abort();
+    assert_eq!(shutdown.drain(LONG).await, Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_threads_with_runtimes_of_their_own() {
+    let shutdown = Shutdown::new();
+    let workers: Vec<_> = (0..2)
+        .map(|_| {
+            let (stop, hold) = (shutdown.clone(), shutdown.hold("worker"));
+            std::thread::spawn(move || {
+                let _hold = hold;
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(tokio::task::LocalSet::new().run_until(async {
+                    let inner = std::rc::Rc::new(stop.clone());
+                    stop.spawn_local("local", async move { inner.cancelled().await });
+                    stop.cancelled().await;
+                    tokio::task::yield_now().await;
+                }));
+            })
+        })
+        .collect();
+    assert_eq!(shutdown.drain(LONG).await, Ok(()));
+    workers.into_iter().for_each(|worker| worker.join().unwrap());
+}
+
+#[tokio::test]
+async fn a_signal_ends_the_wait() {
+    let signalled = signals().unwrap();
+    let me = std::process::id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &me]).status().unwrap().success());
+    assert_eq!(signalled.await, "SIGTERM");
+}

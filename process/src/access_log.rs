@@ -157,17 +157,16 @@ mod tests {
     async fn lines_reach_the_file_while_running() {
         // A pipe instead of a file: reading it waits for the writer.
         let (reader, writer) = std::io::pipe().unwrap();
-        let log = AccessLog { bytes: Arc::new(Queue::new(CAPACITY_BYTES)), dropped: Counter::default() };
-        let file = Arc::new(File::from(std::os::fd::OwnedFd::from(writer)));
-        let writer = Writer { log: log.clone(), sink: Sink::Stdout, file };
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&writer));
         let shutdown = Shutdown::new();
-        shutdown.spawn("writer", writer.run(signal(SignalKind::hangup()).unwrap(), shutdown.clone()));
+        let log = AccessLog::open(Sink::File(path.into()), &shutdown).unwrap();
         log.write(b"{\"status\":200}");
         let line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
             io::BufRead::read_line(&mut io::BufReader::new(reader), &mut line).map(|_| line)
         });
         assert_eq!(line.await.unwrap().unwrap(), "{\"status\":200}\n");
+        drop(writer);
         shutdown.drain(LONG).await.unwrap();
     }
 
@@ -186,15 +185,21 @@ mod tests {
     #[tokio::test]
     async fn opens_anew_after_rotation() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("access.log");
-        let sink = Sink::File(path.clone());
-        let log = AccessLog { bytes: Arc::new(Queue::new(64)), dropped: Counter::default() };
-        let mut writer = Writer { log, file: Arc::new(sink.open().unwrap()), sink };
-        std::fs::rename(&path, dir.path().join("old")).unwrap();
-        writer.write(b"old\n".to_vec()).await;
-        writer.reopen();
-        writer.write(b"new\n".to_vec()).await;
+        let (path, old) = (dir.path().join("access.log"), dir.path().join("old.log"));
+        let shutdown = Shutdown::new();
+        let log = AccessLog::open(Sink::File(path.clone()), &shutdown).unwrap();
+        std::fs::rename(&path, &old).unwrap();
+        let me = std::process::id().to_string();
+        assert!(std::process::Command::new("kill").args(["-HUP", &me]).status().unwrap().success());
+        let reopened = async {
+            while !path.exists() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, reopened).await.unwrap();
+        log.write(b"new");
+        shutdown.drain(LONG).await.unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "new\n");
-        assert_eq!(std::fs::read_to_string(dir.path().join("old")).unwrap(), "old\n");
+        assert_eq!(std::fs::read_to_string(&old).unwrap(), "");
     }
 }

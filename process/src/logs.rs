@@ -117,7 +117,7 @@ impl Limit {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::Arc;
 
     use super::*;
@@ -135,7 +135,8 @@ mod tests {
         }
     }
 
-    fn logged(said: &str, format: Format, log: impl FnOnce()) -> String {
+    /// What `log` logs on this thread.
+    pub(crate) fn logged(said: &str, format: Format, log: impl FnOnce()) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = subscriber(format, filter(said).unwrap(), move || writer.clone());
@@ -174,9 +175,13 @@ mod tests {
         assert_eq!(limit.pass(start + Duration::from_secs(1)), Some(3));
     }
 
+    #[derive(Debug, Error)]
+    #[error("the view was not kept")]
+    struct NotKept(#[source] crate::config::ConfigError);
+
     #[test]
     fn causes_are_told_once() {
-        let error = InitError::Filter("x=".into(), EnvFilter::try_new("x=loud").unwrap_err());
-        assert_eq!(causes(&error).matches("invalid filter directive").count(), 1);
+        let full = crate::config::ConfigError::Read("/state".into(), io::Error::other("no space left"));
+        assert_eq!(causes(&NotKept(full)), "the view was not kept: /state: no space left");
     }
 }

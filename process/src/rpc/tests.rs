@@ -2,7 +2,7 @@ use std::pin::Pin;
 use std::sync::Mutex;
 
 use api::wire;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -17,11 +17,13 @@ use super::*;
 const LONG: Duration = Duration::from_secs(30);
 const NAME: &str = "control.weft.internal";
 
+/// A root of its own, by its name and its key.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
@@ -111,7 +113,7 @@ struct Mesh {
 impl Mesh {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (authority, address) = (Authority::new(), listener.local_addr().unwrap());
+        let (authority, address) = (Authority::new("root"), listener.local_addr().unwrap());
         let (shutdown, seen) = (Shutdown::new(), Arc::default());
         let service = ControlServer::new(Echo { shutdown: shutdown.clone(), seen: Arc::clone(&seen) });
         let serving = serve(listener, authority.server(), service, shutdown.clone());
@@ -157,7 +159,7 @@ async fn streams_flow_until_the_end_and_do_not_hold_it_up() {
 #[tokio::test]
 async fn a_stranger_gets_no_call_through() {
     let mesh = Mesh::start().await;
-    let stranger = Authority::new();
+    let stranger = Authority::new("stranger");
     // A client that does not know the server's root learns it at once.
     let error = mesh.connect(stranger.client(None)).await.err().unwrap().to_string();
     assert!(error.contains("UnknownIssuer"), "{error}");
@@ -191,7 +193,7 @@ async fn a_silent_or_talkative_stranger_holds_up_nobody() {
 async fn a_server_that_never_shakes_hands_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
-    let tls = Authority::new().client(None);
+    let tls = Authority::new("root").client(None);
     let error = connect(address, None, tls.clone(), NAME.into()).await.unwrap_err().to_string();
     assert_eq!(error, format!("cannot connect to {address}: no connection within 2s"));
     assert!(matches!(connect(address, None, tls, "a b".into()).await, Err(ConnectError::Name(_))));

@@ -2,6 +2,7 @@ use std::future::pending;
 use std::time::Duration;
 
 use super::*;
+use crate::logs::{Format, tests::logged};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(5);
@@ -42,15 +43,20 @@ async fn a_child_ends_alone_and_a_parent_with_its_children() {
     assert!(two.is_cancelled());
 }
 
-#[tokio::test]
-async fn a_panic_is_counted_and_passed_on() {
-    let shutdown = Shutdown::new();
-    let child = shutdown.child();
-    let task = child.spawn("careless", async { panic!("oh") });
-    let error: tokio::task::JoinError = task.await.map(|()| ()).unwrap_err();
-    assert!(error.is_panic());
-    assert_eq!((shutdown.panics(), child.panics()), (1, 1));
-    assert_eq!(shutdown.drain(LONG).await, Ok(()), "a task that panicked has ended");
+#[test]
+fn a_panic_is_logged_counted_and_passed_on() {
+    let log = logged("error", Format::Json, || {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let shutdown = Shutdown::new();
+            let child = shutdown.child();
+            let task: JoinHandle<()> = child.spawn("careless", async { panic!("oh {}", "no") });
+            assert!(task.await.unwrap_err().is_panic());
+            assert_eq!((shutdown.panics(), child.panics()), (1, 1));
+            assert_eq!(shutdown.drain(LONG).await, Ok(()), "a task that panicked has ended");
+        });
+    });
+    let line: serde_json::Value = serde_json::from_str(&log).unwrap();
+    assert_eq!((line["task"].as_str(), line["panic"].as_str()), (Some("careless"), Some("oh no")));
 }
 
 #[tokio::test]

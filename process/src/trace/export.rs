@@ -124,10 +124,12 @@ impl Exporter {
 }
 
 fn endpoint(collector: &Collector) -> Option<Endpoint> {
-    let endpoint = Endpoint::from_shared(collector.endpoint.clone()).ok()?;
-    let uri = endpoint.uri();
-    (uri.scheme_str() == Some("http") && uri.host().is_some())
-        .then(|| endpoint.connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT).local_address(collector.source))
+    let uri: http::Uri = collector.endpoint.parse().ok()?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+        return None;
+    }
+    let endpoint = Endpoint::from(uri).connect_timeout(CALL_TIMEOUT).timeout(CALL_TIMEOUT);
+    Some(endpoint.local_address(collector.source))
 }
 
 fn resource(collector: &Collector) -> Resource {

@@ -15,7 +15,8 @@ mod verify;
 #[cfg(test)]
 mod tests;
 
-pub use bundle::{BadRoot, Bundle, Namespaces, RootCertificate, Vouch};
+pub use crate::resource::mesh::Vouched;
+pub use bundle::{BadRoot, Bundle, RootCertificate, Vouch};
 pub use leaf::{Leaf, signer_cluster, validity};
 pub use rejection::{Day, Rejection};
 pub use rustls_pki_types::{CertificateDer, UnixTime};

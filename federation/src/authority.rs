@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Root ──signs──▶ Intermediate (named after its cluster, path length 0) ──signs──▶ leaf (one SPIFFE id)
-//!   └────certifies──▶ HeadKey, which signs what replicates: heads of the store
+//!   └────certifies──▶ HeadKey, which signs what replicates: heads and bundles
 //! ```
 //!
 //! All keys are ECDSA P-256. The time is an argument; keys and serial numbers are drawn from the system's
@@ -21,7 +21,7 @@ mod seal;
 #[cfg(test)]
 mod tests;
 
-pub use head::{HeadCertificate, HeadKey, TrustedHeadKey};
+pub use head::{HeadCertificate, HeadKey, Signed, TrustedHeadKey};
 pub use intermediate::{Intermediate, IntermediateKey};
 pub use leaf::LeafSpec;
 pub use root::Root;
@@ -106,7 +106,7 @@ pub enum AuthorityError {
     #[error("no root that is trusted here certified the key that signs heads")]
     HeadKey,
     /// A signature that does not belong to the bytes.
-    #[error("the head is not signed by the primary's key")]
+    #[error("the head or bundle is not signed by the primary's key")]
     Signature,
     /// The crypto library failed, which it should not.
     #[error("the crypto library failed: {0}")]

@@ -1,6 +1,6 @@
 //! The bundle: what one trust domain trusts, as every proxy of it holds it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use data_encoding::BASE64;
 use rustls_pki_types::CertificateDer;
@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     digest::Hash,
     name::{ClusterName, Namespace, TrustDomain},
+    resource::mesh::Vouched,
 };
 
 /// All that peers of one trust domain are checked against.
@@ -39,35 +40,16 @@ impl Bundle {
 /// What a member cluster's intermediate may vouch for.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vouch {
-    /// The namespaces of the workloads it may certify, `weft-system` aside.
+    /// The namespaces of the workloads it may certify, from its `Cluster`.
     #[serde(default)]
-    pub namespaces: Namespaces,
+    pub namespaces: Vouched,
 }
 
-/// A set of namespaces, possibly all. The default is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Namespaces {
-    /// These, and no other.
-    Only(BTreeSet<Namespace>),
-    /// Every namespace.
-    All,
-}
-
-impl Default for Namespaces {
-    fn default() -> Self {
-        Namespaces::Only(BTreeSet::new())
-    }
-}
-
-impl Namespaces {
-    /// Whether workloads of `namespace` are among them. Every member may vouch for `weft-system`, since its own
-    /// gateways live there: so a rule about `weft-system` that means one cluster must name that cluster too.
-    pub fn contains(&self, namespace: &Namespace) -> bool {
-        match self {
-            Namespaces::All => true,
-            Namespaces::Only(set) => namespace.is_system() || set.contains(namespace),
-        }
+impl Vouch {
+    /// Whether it may certify workloads of `namespace`. Every member may for `weft-system`, since its own gateways
+    /// live there: so a rule about `weft-system` that means one cluster must name that cluster too.
+    pub fn covers(&self, namespace: &Namespace) -> bool {
+        namespace.is_system() || self.namespaces.contains(namespace)
     }
 }
 

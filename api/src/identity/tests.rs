@@ -85,8 +85,8 @@ fn bundle(root: &Signer) -> Bundle {
         sequence: 1,
         roots: vec![RootCertificate::new(root.der.clone()).unwrap()],
         clusters: [
-            (cluster("east"), Vouch { namespaces: Namespaces::All }),
-            (cluster("west"), Vouch { namespaces: Namespaces::Only(shop) }),
+            (cluster("east"), Vouch { namespaces: Vouched::All }),
+            (cluster("west"), Vouch { namespaces: Vouched::Only(shop) }),
         ]
         .into(),
         revoked: Default::default(),
@@ -279,7 +279,10 @@ fn a_token_s_hash_is_enough_to_know_the_control_plane() {
     assert_eq!(check(&workload, root).unwrap_err().label(), "unexpected_id");
     let mut west = world.west.leaf(&leaf(&["spiffe://shop.example/weft/controlplane/west"]));
     west.push(world.root.der.clone());
-    assert_eq!(check(&west, root).unwrap_err().label(), "not_a_member");
+    assert_eq!(check(&west, root).unwrap_err().label(), "unexpected_id");
+    let mut false_east = world.west.leaf(&plane);
+    false_east.push(world.root.der.clone());
+    assert_eq!(check(&false_east, root).unwrap_err().label(), "not_a_member");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use super::{
-    Bundle, Leaf, Namespaces, Rejection, RootCertificate, SpiffeId, Vouch,
+    Bundle, Leaf, Rejection, RootCertificate, SpiffeId, Vouch,
     leaf::{signer_cluster, validity},
     rejection::Day,
 };
@@ -72,20 +72,19 @@ pub fn verify_enrolment(
     if chain.len() > MAX_CHAIN {
         return Err(Rejection::TooMany(chain.len()));
     }
+    if leaf.id != SpiffeId::control_plane(leaf.id.trust_domain(), cluster) {
+        return Err(Rejection::UnexpectedId { found: leaf.id });
+    }
     let anchor =
         chain.iter().find(|der| Hash::of(der) == root).ok_or(Rejection::OtherRoot { expected: root })?;
     let bundle = Bundle {
         trust_domain: leaf.id.trust_domain().clone(),
         sequence: 0,
         roots: vec![RootCertificate::new(anchor.clone().into_owned()).map_err(|_| Rejection::Malformed)?],
-        clusters: [(cluster.clone(), Vouch { namespaces: Namespaces::default() })].into(),
+        clusters: [(cluster.clone(), Vouch::default())].into(),
         revoked: Default::default(),
     };
-    let verified = verify(chain, &bundle, now)?;
-    match &verified.id {
-        SpiffeId::ControlPlane { .. } => Ok(verified),
-        other => Err(Rejection::UnexpectedId { found: other.clone() }),
-    }
+    verify(chain, &bundle, now)
 }
 
 impl Verified {
@@ -109,7 +108,7 @@ impl Verified {
     fn vouched_by(&self, vouch: &Vouch) -> Result<(), Rejection> {
         let cluster = self.cluster.clone();
         match &self.id {
-            SpiffeId::Workload { namespace, .. } if vouch.namespaces.contains(namespace) => Ok(()),
+            SpiffeId::Workload { namespace, .. } if vouch.covers(namespace) => Ok(()),
             SpiffeId::Workload { namespace, .. } => {
                 Err(Rejection::Namespace { namespace: namespace.clone(), cluster })
             }

@@ -24,8 +24,25 @@ use crate::file;
 const KEY_FILE: &str = "head.key";
 /// The first bytes of what the root signs, so that nothing else it signs can be taken for it.
 const KEY_PURPOSE: &[u8] = b"weft head key v1\0";
-/// The first bytes of what the key signs.
-const HEAD_PURPOSE: &[u8] = b"weft head v1\0";
+
+/// What the key signs; the signature of one kind is none for the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signed {
+    /// A head of the store.
+    Head,
+    /// A bundle of trust.
+    Bundle,
+}
+
+impl Signed {
+    fn with(self, bytes: &[u8]) -> Vec<u8> {
+        let purpose: &[u8] = match self {
+            Signed::Head => b"weft head v1\0",
+            Signed::Bundle => b"weft bundle v1\0",
+        };
+        [purpose, bytes].concat()
+    }
+}
 
 /// The key with which the primary signs heads.
 pub struct HeadKey(EcdsaKeyPair);
@@ -47,11 +64,11 @@ impl HeadKey {
             .map_err(|_| AuthorityError::File { path, why: "it is not an ECDSA P-256 key in PKCS #8" })
     }
 
-    /// Its signature of `bytes`.
-    pub fn sign(&self, bytes: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+    /// Its signature of `bytes`, which are `what`.
+    pub fn sign(&self, what: Signed, bytes: &[u8]) -> Result<Vec<u8>, AuthorityError> {
         let signature = self
             .0
-            .sign(&SystemRandom::new(), &[HEAD_PURPOSE, bytes].concat())
+            .sign(&SystemRandom::new(), &what.with(bytes))
             .map_err(|error| AuthorityError::Crypto(error.to_string()))?;
         Ok(signature.as_ref().to_vec())
     }
@@ -106,10 +123,10 @@ impl TrustedHeadKey {
         self.sequence
     }
 
-    /// Whether this key signed `bytes`.
-    pub fn verify(&self, bytes: &[u8], signature: &[u8]) -> Result<(), AuthorityError> {
+    /// Whether this key signed `bytes` as `what`.
+    pub fn verify(&self, what: Signed, bytes: &[u8], signature: &[u8]) -> Result<(), AuthorityError> {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.public_key)
-            .verify(&[HEAD_PURPOSE, bytes].concat(), signature)
+            .verify(&what.with(bytes), signature)
             .map_err(|_| AuthorityError::Signature)
     }
 }

@@ -1,6 +1,6 @@
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
-use api::identity::{Bundle, CertificateDer, Namespaces, RootCertificate, UnixTime, Vouch, validity, verify};
+use api::identity::{Bundle, CertificateDer, RootCertificate, UnixTime, Vouch, Vouched, validity, verify};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
 
 use super::*;
@@ -41,7 +41,7 @@ fn bundle(root: &Root) -> Bundle {
         trust_domain: domain(),
         sequence: 1,
         roots: vec![RootCertificate::new(root.certificate().clone()).unwrap()],
-        clusters: [(cluster("east"), Vouch { namespaces: Namespaces::All })].into(),
+        clusters: [(cluster("east"), Vouch { namespaces: Vouched::All })].into(),
         revoked: Default::default(),
     }
 }
@@ -212,9 +212,12 @@ fn a_head_is_believed_with_the_word_of_a_trusted_root() {
     let trusted = certificate.verify(&bundle(&root)).unwrap();
     assert_eq!(trusted.sequence(), 3);
     let again = HeadKey::load_or_create(dir.path()).unwrap();
-    let signature = again.sign(b"head 7").unwrap();
-    trusted.verify(b"head 7", &signature).unwrap();
-    assert!(matches!(trusted.verify(b"head 8", &signature), Err(AuthorityError::Signature)));
+    let signature = again.sign(Signed::Head, b"head 7").unwrap();
+    trusted.verify(Signed::Head, b"head 7", &signature).unwrap();
+    for (what, bytes) in [(Signed::Head, b"head 8"), (Signed::Bundle, b"head 7")] {
+        let result = trusted.verify(what, bytes, &signature);
+        assert!(matches!(result, Err(AuthorityError::Signature)), "{what:?}");
+    }
 
     let refused = |certificate: &HeadCertificate, bundle: &Bundle| {
         assert!(matches!(certificate.verify(bundle), Err(AuthorityError::HeadKey)));

@@ -1,6 +1,6 @@
 //! Distributed tracing: the context that travels with a request, head sampling, and spans.
 //!
-//! Pure but for [`with_ids`]; sending spans away is [`export`]'s. A request that is not sampled costs its
+//! Pure but for [`with_ids`]; sending spans away is the [`Exporter`]'s. A request that is not sampled costs its
 //! context only: [`Span::begin`] makes no span for it.
 
 use std::borrow::Cow;

@@ -7,8 +7,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest,
+};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1 as otlp;
@@ -30,11 +32,8 @@ const BATCH_SPANS: usize = 512;
 /// How long a span waits for others.
 const LINGER: Duration = Duration::from_millis(250);
 
-/// One call to the collector, connecting included; also how long the end may be held up by each batch.
+/// One call to the collector, connecting included; so a collector that hangs holds up the end by two of them.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// All that is left at the end.
-const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 static FAILURES: Limit = Limit::new(1);
 
@@ -160,44 +159,44 @@ impl Sender {
             };
             self.send(spans).await;
         }
-        let rest = feed.spans.close();
-        let (before, count) = (feed.exported.get() + feed.dropped.get(), rest.len() as u64);
-        if tokio::time::timeout(FLUSH_TIMEOUT, self.send(rest)).await.is_err() {
-            feed.dropped.inc_by(count - (feed.exported.get() + feed.dropped.get() - before).min(count));
-        }
+        self.send(feed.spans.close()).await;
     }
 
+    /// A collector that fails once is not asked for the rest, so that a queue full of spans for one that
+    /// hangs is done with after one call.
     async fn send(&mut self, spans: Vec<Span>) {
-        let mut spans = spans.into_iter().map(wire).peekable();
-        while spans.peek().is_some() {
+        let mut left = spans.len() as u64;
+        let mut spans = spans.into_iter().map(wire);
+        while left > 0 {
             let batch: Vec<_> = spans.by_ref().take(BATCH_SPANS).collect();
             let count = batch.len() as u64;
-            let refused = self.call(batch).await.min(count);
-            self.feed.exported.inc_by(count - refused);
+            let (refused, why) = match self.call(batch).await {
+                Ok(refused) if refused.rejected_spans <= 0 => (0, String::new()),
+                Ok(refused) => (count.min(refused.rejected_spans as u64), refused.error_message),
+                Err(why) => (left, why),
+            };
+            let done = count.max(refused);
+            left -= done;
+            self.feed.exported.inc_by(done - refused);
             self.feed.dropped.inc_by(refused);
+            if refused > 0 && FAILURES.pass(Instant::now()).is_some() {
+                tracing::warn!(error = why, "the collector does not take spans; they are dropped");
+            }
         }
     }
 
-    /// How many of the spans were not taken.
-    async fn call(&mut self, spans: Vec<otlp::Span>) -> u64 {
+    async fn call(&mut self, spans: Vec<otlp::Span>) -> Result<ExportTracePartialSuccess, String> {
         let scope = InstrumentationScope { name: "weft".into(), ..Default::default() };
         let scope_spans = otlp::ScopeSpans { scope: Some(scope), spans, ..Default::default() };
         let resource = Some(self.resource.clone());
         let spans = otlp::ResourceSpans { resource, scope_spans: vec![scope_spans], ..Default::default() };
         let request = ExportTraceServiceRequest { resource_spans: vec![spans] };
         // The channel's own timeout begins when it is connected.
-        let (refused, why) = match tokio::time::timeout(CALL_TIMEOUT, self.client.export(request)).await {
-            Ok(Ok(answer)) => match answer.into_inner().partial_success {
-                Some(partial) => (partial.rejected_spans.try_into().unwrap_or(0), partial.error_message),
-                None => (0, String::new()),
-            },
-            Ok(Err(status)) => (u64::MAX, causes(&status)),
-            Err(_) => (u64::MAX, "no answer in time".into()),
-        };
-        if refused > 0 && FAILURES.pass(Instant::now()).is_some() {
-            tracing::warn!(error = why, "the collector does not take spans; they are dropped");
+        match tokio::time::timeout(CALL_TIMEOUT, self.client.export(request)).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner().partial_success.unwrap_or_default()),
+            Ok(Err(status)) => Err(causes(&status)),
+            Err(_) => Err(format!("no answer within {CALL_TIMEOUT:?}")),
         }
-        refused
     }
 }
 

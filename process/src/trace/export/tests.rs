@@ -14,6 +14,7 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
 
+/// Refuses spans named `bad`.
 struct Receiver(mpsc::UnboundedSender<ExportTraceServiceRequest>);
 
 #[tonic::async_trait]
@@ -22,8 +23,12 @@ impl TraceService for Receiver {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, tonic::Status> {
-        self.0.send(request.into_inner()).unwrap();
-        Ok(Response::new(ExportTraceServiceResponse::default()))
+        let request = request.into_inner();
+        let spans = &request.resource_spans[0].scope_spans[0].spans;
+        let rejected_spans = spans.iter().filter(|span| span.name == "bad").count() as i64;
+        self.0.send(request).unwrap();
+        let partial_success = Some(ExportTracePartialSuccess { rejected_spans, ..Default::default() });
+        Ok(Response::new(ExportTraceServiceResponse { partial_success }))
     }
 }
 
@@ -118,6 +123,19 @@ async fn the_end_sends_what_is_left_in_bounded_calls() {
 }
 
 #[tokio::test]
+async fn refused_spans_are_counted() {
+    let (address, _received) = receiver().await;
+    let shutdown = Shutdown::new();
+    let exporter = Exporter::start(&collector(address), &shutdown).unwrap();
+    let mut ids = Ids::seeded(1);
+    for name in ["bad", "good"] {
+        exporter.record(Span { name: name.into(), ..span(&mut ids) });
+    }
+    shutdown.drain(LONG).await.unwrap();
+    assert_eq!(exporter.dropped(), 1);
+}
+
+#[tokio::test]
 async fn spans_for_a_collector_that_is_away_are_dropped_and_counted() {
     let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let shutdown = Shutdown::new();
@@ -134,7 +152,7 @@ async fn a_collector_that_never_answers_does_not_hold_up_the_end() {
     let exporter = Exporter::start(&collector(silent.local_addr().unwrap()), &shutdown).unwrap();
     let mut ids = Ids::seeded(1);
     (0..BATCH_SPANS + 1).for_each(|_| exporter.record(span(&mut ids)));
-    shutdown.drain(FLUSH_TIMEOUT * 2).await.unwrap();
+    shutdown.drain(3 * CALL_TIMEOUT).await.unwrap();
     assert_eq!(exporter.dropped(), BATCH_SPANS as u64 + 1);
 }
 

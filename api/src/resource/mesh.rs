@@ -183,9 +183,9 @@ impl Default for Vouched {
 impl TryFrom<Vec<String>> for Vouched {
     type Error = BadName;
     fn try_from(list: Vec<String>) -> Result<Self, BadName> {
-        match list.as_slice() {
-            [star] if star == "*" => Ok(Vouched::All),
-            list => Ok(Vouched::Only(list.iter().map(Namespace::new).collect::<Result<_, _>>()?)),
+        match list.iter().any(|name| name == "*") {
+            true => Ok(Vouched::All),
+            false => Ok(Vouched::Only(list.iter().map(Namespace::new).collect::<Result<_, _>>()?)),
         }
     }
 }

@@ -1,0 +1,268 @@
+//! Stage 2, second half: objects → one linked [`ResourceSet`], or every reference that does not hold.
+//!
+//! Invariant: in a set that [`link`] gave, there is one `Mesh`, every cluster named exists, and every reference
+//! that Git owns resolves (unless the `Mesh` says `unresolvedReferences: REPORT`).
+//!
+//! Git owns a namespace of a cluster once it declares any `Service` of it there; elsewhere Services are the
+//! cluster's own and are resolved in the snapshot. Gateways and routes are always Git's.
+
+mod reference;
+mod target;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use crate::{
+    manifest::{
+        self, Broken, Code, Diagnostic, Origin, Parsed, Placed, Position, Positions,
+        report::{MAX_DIAGNOSTICS, Report},
+    },
+    name::{ClusterName, Namespace, ObjectName},
+    resource::{Key, Kind, Mesh, Object, Resource, Spec, mesh::UnresolvedReferences},
+};
+
+/// A resource, and where it was written.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// What it says.
+    pub resource: Resource,
+    /// Where it was written.
+    pub origin: Origin,
+    /// Where its parts stand; only at the gate, which has the files at hand.
+    pub positions: Option<Positions>,
+}
+
+/// All resources of a revision.
+#[derive(Debug, Clone, Default)]
+pub struct ResourceSet {
+    /// By key, so in one order everywhere.
+    pub resources: BTreeMap<Key, Arc<Entry>>,
+}
+
+/// What [`load`] makes of files.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// What could be read. Only without diagnostics is it fit to be put in force.
+    pub set: ResourceSet,
+    /// Every mistake, in the order of files and positions.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Loaded {
+    /// The set, when nothing is wrong.
+    pub fn accept(self) -> Result<ResourceSet, Vec<Diagnostic>> {
+        if self.diagnostics.is_empty() { Ok(self.set) } else { Err(self.diagnostics) }
+    }
+}
+
+/// Parses and links in one: all mistakes of a commit, but none that only follows from another.
+///
+/// The gate adds what the check of expressions finds, then asks for [`Loaded::accept`].
+pub fn load<P: AsRef<str>, B: AsRef<[u8]>>(files: &[(P, B)]) -> Loaded {
+    let Parsed { placed, broken, mut diagnostics } = manifest::parse(files);
+    diagnostics.extend(check(&placed, &broken));
+    diagnostics.sort();
+    diagnostics.dedup();
+    diagnostics.truncate(MAX_DIAGNOSTICS);
+    Loaded { set: ResourceSet::of(placed), diagnostics }
+}
+
+/// Links objects that were read without a mistake.
+pub fn link(placed: Vec<Placed>) -> Result<ResourceSet, Vec<Diagnostic>> {
+    let mut diagnostics = check(&placed, &[]);
+    diagnostics.sort();
+    diagnostics.dedup();
+    if diagnostics.is_empty() { Ok(ResourceSet::of(placed)) } else { Err(diagnostics) }
+}
+
+impl ResourceSet {
+    fn of(placed: Vec<Placed>) -> Self {
+        let entry = |placed: Placed| Entry {
+            resource: placed.resource,
+            origin: placed.origin,
+            positions: Some(placed.positions),
+        };
+        placed.into_iter().map(entry).collect()
+    }
+
+    /// The one `Mesh`.
+    pub fn mesh(&self) -> Option<&Mesh> {
+        self.all::<Mesh>().next().map(|(_, mesh)| &mesh.spec)
+    }
+
+    /// The names of all members.
+    pub fn clusters(&self) -> impl Iterator<Item = ClusterName> {
+        self.all::<crate::resource::Cluster>().filter_map(|(key, _)| ClusterName::new(key.name.as_str()).ok())
+    }
+
+    /// What applies in `cluster`, in the order of keys.
+    pub fn for_cluster(&self, cluster: &ClusterName) -> impl Iterator<Item = (&Key, &Arc<Entry>)> {
+        self.resources.iter().filter(move |(key, _)| key.cluster.as_ref().is_none_or(|own| own == cluster))
+    }
+
+    /// Every object of one kind, in the order of keys.
+    pub fn all<S: Spec>(&self) -> impl Iterator<Item = (&Key, &Object<S>)> {
+        self.resources.iter().filter_map(|(key, entry)| Some((key, entry.resource.as_kind::<S>()?)))
+    }
+
+    /// The objects of one kind that apply in `cluster`, in the order of keys.
+    pub fn in_cluster<S: Spec>(&self, cluster: &ClusterName) -> impl Iterator<Item = (&Key, &Object<S>)> {
+        self.for_cluster(cluster).filter_map(|(key, entry)| Some((key, entry.resource.as_kind::<S>()?)))
+    }
+
+    /// The object of one kind and name that applies in `cluster`; there is never more than one.
+    pub fn find<S: Spec>(
+        &self,
+        namespace: &Namespace,
+        name: &ObjectName,
+        cluster: &ClusterName,
+    ) -> Option<&Object<S>> {
+        let key =
+            |cluster| Key { kind: S::KIND, namespace: Some(namespace.clone()), name: name.clone(), cluster };
+        [None, Some(cluster.clone())]
+            .into_iter()
+            .find_map(|place| self.resources.get(&key(place))?.resource.as_kind())
+    }
+}
+
+impl FromIterator<Entry> for ResourceSet {
+    fn from_iter<I: IntoIterator<Item = Entry>>(entries: I) -> Self {
+        ResourceSet {
+            resources: entries.into_iter().map(|entry| (entry.resource.key(), Arc::new(entry))).collect(),
+        }
+    }
+}
+
+fn check(placed: &[Placed], broken: &[Broken]) -> Vec<Diagnostic> {
+    let world = World::of(placed, broken);
+    let mut diagnostics = Vec::new();
+    world.one_mesh(&mut diagnostics);
+    for own in placed {
+        let mut report = Report {
+            file: &own.origin.file,
+            positions: &own.positions,
+            flaws: own.flaws.clone(),
+            diagnostics: &mut diagnostics,
+        };
+        world.placement(own, &mut report);
+        reference::check(&world, own, &mut report);
+    }
+    target::check(placed, &mut diagnostics);
+    diagnostics
+}
+
+/// A cluster, or `None` for what applies in all when no member is declared.
+type Place = Option<ClusterName>;
+
+/// Everything that a reference may lead to.
+struct World<'a> {
+    placed: &'a [Placed],
+    by_key: BTreeMap<Key, &'a Placed>,
+    broken: &'a [Broken],
+    clusters: BTreeSet<ClusterName>,
+    /// Where Git declares a Service.
+    owned: BTreeSet<(Place, Namespace)>,
+    /// Whether dangling references are let pass.
+    lenient: bool,
+}
+
+/// Where a reference leads.
+enum Lookup<'a> {
+    Found(&'a Placed),
+    /// It is not Git's to say, or it could not be read.
+    Elsewhere,
+    Missing,
+}
+
+impl<'a> World<'a> {
+    fn of(placed: &'a [Placed], broken: &'a [Broken]) -> Self {
+        let meshes = placed.iter().filter_map(|own| own.resource.as_kind::<Mesh>());
+        let lenient = meshes
+            .map(|mesh| mesh.spec.unresolved_references)
+            .any(|said| said == UnresolvedReferences::Report);
+        let names = placed.iter().filter(|own| own.resource.kind() == Kind::Cluster);
+        let clusters =
+            names.filter_map(|own| ClusterName::new(own.resource.meta().name.as_str()).ok()).collect();
+        let by_key = placed.iter().map(|own| (own.resource.key(), own)).collect();
+        let mut world = World { placed, by_key, broken, clusters, owned: BTreeSet::new(), lenient };
+        for own in placed.iter().filter(|own| own.resource.kind() == Kind::Service) {
+            let namespace = own.resource.meta().namespace();
+            world.owned.extend(world.places(own).into_iter().map(|place| (place, namespace.clone())));
+        }
+        world
+    }
+
+    /// Every place that the object applies in.
+    fn places(&self, own: &Placed) -> Vec<Place> {
+        match &own.resource.meta().cluster {
+            Some(cluster) => vec![Some(cluster.clone())],
+            None if self.clusters.is_empty() => vec![None],
+            None => self.clusters.iter().cloned().map(Some).collect(),
+        }
+    }
+
+    fn look(&self, kind: Kind, namespace: &Namespace, name: &ObjectName, place: &Place) -> Lookup<'a> {
+        let key = |cluster| Key { kind, namespace: Some(namespace.clone()), name: name.clone(), cluster };
+        if let Some(found) =
+            [None, place.clone()].into_iter().find_map(|cluster| self.by_key.get(&key(cluster)))
+        {
+            return Lookup::Found(found);
+        }
+        let clusters_own = kind == Kind::Service && !self.owned.contains(&(place.clone(), namespace.clone()));
+        if clusters_own || self.broken.iter().any(|broken| broken.may_be(kind, namespace, name)) {
+            return Lookup::Elsewhere;
+        }
+        Lookup::Missing
+    }
+
+    fn one_mesh(&self, diagnostics: &mut Vec<Diagnostic>) {
+        let meshes: Vec<&Placed> =
+            self.placed.iter().filter(|own| own.resource.kind() == Kind::Mesh).collect();
+        let system = Namespace::system();
+        let may_be = |broken: &Broken| {
+            ObjectName::new("mesh").is_ok_and(|name| broken.may_be(Kind::Mesh, &system, &name))
+        };
+        match meshes.as_slice() {
+            [] if self.broken.iter().any(may_be) => {}
+            [] => diagnostics.push(Diagnostic {
+                file: ".".into(),
+                at: Position::default(),
+                code: Code::MissingField,
+                message: "there is no `Mesh`: a repository holds exactly one".into(),
+                help: Some("is this the configuration's root?".into()),
+            }),
+            [first, others @ ..] => diagnostics.extend(others.iter().map(|other| Diagnostic {
+                file: other.origin.file.clone(),
+                at: other.positions.key_at("/metadata/name"),
+                code: Code::DuplicateObject,
+                message: format!("a second `Mesh`: the first one is at {}", first.origin),
+                help: Some("a repository holds exactly one".into()),
+            })),
+        }
+    }
+
+    fn placement(&self, own: &Placed, report: &mut Report) {
+        let meta = own.resource.meta();
+        let Some(cluster) = meta.cluster.as_ref().filter(|cluster| !self.clusters.contains(*cluster)) else {
+            return;
+        };
+        let name = ObjectName::new(cluster.as_str());
+        if name.is_ok_and(|name| {
+            self.broken.iter().any(|broken| broken.may_be(Kind::Cluster, &Namespace::system(), &name))
+        }) {
+            return;
+        }
+        let help =
+            crate::schema::validate::nearest(cluster.as_str(), self.clusters.iter().map(ClusterName::as_str))
+                .map(|near| format!("did you mean `{near}`?"));
+        let label = "/metadata/labels/weft.mesh~1clusters";
+        let pointer = if own.positions.has(label) { label } else { "/metadata/name" };
+        let message = format!("there is no Cluster `{cluster}`");
+        report.add(pointer, own.positions.at(pointer), Code::Placement, message, help);
+    }
+}
+
+#[cfg(test)]
+mod tests;

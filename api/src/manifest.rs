@@ -1,0 +1,338 @@
+//! Stage 2, first half: text in Git → typed resources, each with its place; every mistake collected.
+//!
+//! YAML → tree with positions → schema of the kind → type → rules inside one object → placement.
+//! What one object says of another is [`crate::link`]'s.
+//!
+//! Invariant: nothing is dropped. Whatever is not understood is a diagnostic with file, line and column.
+
+mod check;
+pub mod diagnostic;
+mod place;
+pub(crate) mod report;
+pub(crate) mod tree;
+pub(crate) mod unsupported;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+pub use self::diagnostic::{Code, Diagnostic, Position, Positions};
+use self::{report::Report, tree::Node};
+use crate::{
+    name::{Namespace, ObjectName},
+    resource::{Kind, Meta, Resource, Scope},
+    schema,
+};
+
+/// The label that says in which clusters an object applies.
+pub const PLACEMENT_LABEL: &str = "weft.mesh/clusters";
+/// A larger file is refused.
+pub const MAX_FILE_BYTES: usize = 1 << 20;
+/// A repository with more objects is refused.
+pub const MAX_OBJECTS: usize = 100_000;
+
+/// Kinds that the design knows and that a later issue brings.
+const LATER_KINDS: &[&str] = &[
+    "GRPCRoute",
+    "TLSRoute",
+    "TCPRoute",
+    "UDPRoute",
+    "ReferenceGrant",
+    "BackendTLSPolicy",
+    "RequestAuthentication",
+    "RateLimitPolicy",
+    "FaultInjection",
+    "ServiceEntry",
+    "WorkloadEntry",
+    "Telemetry",
+    "Rollout",
+    "ServiceLevelObjective",
+];
+
+/// Where an object was written.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// The file, relative to the configuration's root.
+    pub file: Arc<str>,
+    /// The line at which the object begins.
+    pub line: u32,
+}
+
+impl fmt::Display for Origin {
+    /// `clusters/x.yaml:3`.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}:{}", self.file, self.line)
+    }
+}
+
+/// One object in one place: an object for two clusters is two of these.
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// What it says.
+    pub resource: Resource,
+    /// Where it was written.
+    pub origin: Origin,
+    /// Where its parts stand.
+    pub positions: Positions,
+    /// Pointers to what was wrong with it and left out.
+    pub(crate) flaws: Vec<String>,
+}
+
+/// What is known of an object that could not be read; `None` is anything.
+#[derive(Debug, Default)]
+pub(crate) struct Broken {
+    kind: Option<Kind>,
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+impl Broken {
+    fn of(kind: Option<Kind>, tree: &Node) -> Self {
+        let field = |name| Some(tree.field("metadata")?.node.field(name)?.node.text()?.to_owned());
+        Broken { kind, namespace: field("namespace"), name: field("name") }
+    }
+
+    /// Whether it may have been this object.
+    pub(crate) fn may_be(&self, kind: Kind, namespace: &Namespace, name: &ObjectName) -> bool {
+        self.kind.is_none_or(|own| own == kind)
+            && self.namespace.as_ref().is_none_or(|own| own == namespace.as_str())
+            && self.name.as_ref().is_none_or(|own| own == name.as_str())
+    }
+}
+
+/// What [`parse`] makes of files.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// Every object that could be read, in the order of files and lines.
+    pub placed: Vec<Placed>,
+    /// Objects that could not be read; a reference to one of them is not dangling as well.
+    pub(crate) broken: Vec<Broken>,
+    /// What is wrong, in the order of files and positions.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+/// Reads the `*.yaml` and `*.yml` among `files` (path relative to the configuration's root, content).
+pub fn parse<P: AsRef<str>, B: AsRef<[u8]>>(files: &[(P, B)]) -> Parsed {
+    let mut sorted: Vec<(&str, &[u8])> =
+        files.iter().map(|(path, bytes)| (path.as_ref(), bytes.as_ref())).collect();
+    sorted.retain(|(path, _)| path.ends_with(".yaml") || path.ends_with(".yml"));
+    sorted.sort();
+    let mut parsed = Parsed::default();
+    for (path, bytes) in sorted {
+        let file: Arc<str> = path.into();
+        match text(bytes) {
+            Ok(text) => parsed.file(&file, text),
+            Err((at, code, message)) => parsed.unreadable(&file, at, code, message),
+        }
+    }
+    parsed.unique();
+    if parsed.placed.len() > MAX_OBJECTS {
+        let message = format!("more than {MAX_OBJECTS} objects in one repository: split it");
+        parsed.unreadable(&".".into(), Position::default(), Code::Limit, message);
+        parsed.placed.clear();
+    }
+    parsed.diagnostics.sort();
+    parsed
+}
+
+fn text(bytes: &[u8]) -> Result<&str, tree::Fault> {
+    if bytes.len() > MAX_FILE_BYTES {
+        let message = format!("larger than {MAX_FILE_BYTES} bytes: split it");
+        return Err((Position::default(), Code::Limit, message));
+    }
+    let text = str::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        let line = good.matches('\n').count() as u32 + 1;
+        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() as u32 + 1;
+        (Position { line, column }, Code::Syntax, "not UTF-8".to_owned())
+    })?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
+}
+
+impl Parsed {
+    fn unreadable(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
+        self.broken.push(Broken::default());
+        self.diagnostics.push(Diagnostic { file: file.clone(), at, code, message, help: None });
+    }
+
+    fn file(&mut self, file: &Arc<str>, text: &str) {
+        let mut faults = Vec::new();
+        let documents = tree::documents(text, &mut faults);
+        for (at, code, message) in faults {
+            match code {
+                Code::DuplicateKey => {
+                    self.diagnostics.push(Diagnostic { file: file.clone(), at, code, message, help: None })
+                }
+                _ => self.unreadable(file, at, code, message),
+            }
+        }
+        let source: Arc<str> = text.into();
+        for tree in documents {
+            self.document(file, Positions { tree, source: source.clone() });
+        }
+    }
+
+    fn document(&mut self, file: &Arc<str>, positions: Positions) {
+        let tree = positions.tree.clone();
+        let mut report =
+            Report { file, positions: &positions, flaws: Vec::new(), diagnostics: &mut self.diagnostics };
+        let Some(kind) = identify(&tree, &mut report) else {
+            self.broken.push(Broken::of(None, &tree));
+            return;
+        };
+        let document =
+            schema::validate::validate(kind, &tree, schema::of(kind), &mut report).unwrap_or_default();
+        let (metadata, spec) = split(kind, document);
+        let placed = read(kind, metadata, spec, &mut report);
+        if placed.is_empty() {
+            self.broken.push(Broken::of(Some(kind), &tree));
+        }
+        let flaws = report.flaws;
+        let origin = Origin { file: file.clone(), line: tree.at.line };
+        self.placed.extend(placed.into_iter().map(|resource| Placed {
+            resource,
+            origin: origin.clone(),
+            positions: positions.clone(),
+            flaws: flaws.clone(),
+        }));
+    }
+
+    /// Reports objects that meet at one key. The first one stays.
+    fn unique(&mut self) {
+        let mut firsts: BTreeMap<(Kind, Option<Namespace>, ObjectName), Vec<usize>> = BTreeMap::new();
+        let mut doubles = Vec::new();
+        for (index, placed) in self.placed.iter().enumerate() {
+            let Meta { name, namespace, cluster, .. } = placed.resource.meta();
+            let same = firsts.entry((placed.resource.kind(), namespace.clone(), name.clone())).or_default();
+            let meets = |first: &&usize| {
+                let other = &self.placed[**first].resource.meta().cluster;
+                other.is_none() || cluster.is_none() || other == cluster
+            };
+            match same.iter().find(meets) {
+                Some(first) => doubles.push((index, *first)),
+                None => same.push(index),
+            }
+        }
+        for (double, first) in &doubles {
+            let (double, first) = (&self.placed[*double], &self.placed[*first]);
+            let diagnostic = Diagnostic {
+                file: double.origin.file.clone(),
+                at: double.positions.key_at("/metadata/name"),
+                code: Code::DuplicateObject,
+                message: format!(
+                    "`{}` is already declared at {}, as `{}`",
+                    double.resource.key(),
+                    first.origin,
+                    first.resource.key()
+                ),
+                help: Some("remove one, rename one, or place them in different clusters".into()),
+            };
+            let told = |other: &Diagnostic| {
+                other.at == diagnostic.at && other.file == diagnostic.file && other.code == diagnostic.code
+            };
+            if !self.diagnostics.iter().any(told) {
+                self.diagnostics.push(diagnostic);
+            }
+        }
+        let mut index = 0;
+        self.placed.retain(|_| (index += 1, doubles.iter().all(|(double, _)| *double != index - 1)).1);
+    }
+}
+
+/// The objects of one document, one for each cluster that it names; none when too little of it is right.
+fn read(kind: Kind, metadata: Json, spec: Json, report: &mut Report) -> Vec<Resource> {
+    let Ok(meta) = serde_json::from_value::<Meta>(metadata) else { return Vec::new() };
+    let resource = match Resource::decode(kind, meta.clone(), spec) {
+        Ok(resource) => resource,
+        Err(error) => {
+            if report.flaws.is_empty() {
+                report.value("", Code::BadValue, format!("cannot be read: {error}"));
+            }
+            return Vec::new();
+        }
+    };
+    check::check(&resource, report);
+    if meta.namespace.is_none() && kind.scope() == Scope::Namespace {
+        return Vec::new();
+    }
+    let at = |meta| {
+        let mut copy = resource.clone();
+        *copy.meta_mut() = meta;
+        copy
+    };
+    place::place(kind, meta, report).into_iter().map(at).collect()
+}
+
+/// Metadata, and what the kind says.
+fn split(kind: Kind, document: Json) -> (Json, Json) {
+    let Json::Object(mut document) = document else { return Default::default() };
+    let metadata = document.shift_remove("metadata").unwrap_or_default();
+    if schema::is_flat(kind) {
+        ["apiVersion", "kind"].iter().for_each(|name| _ = document.shift_remove(*name));
+        return (metadata, Json::Object(document));
+    }
+    (metadata, document.shift_remove("spec").unwrap_or_else(|| Json::Object(Default::default())))
+}
+
+/// The kind of a document, if it is one that a repository may hold.
+fn identify(tree: &Node, report: &mut Report) -> Option<Kind> {
+    if !matches!(tree.value, tree::Value::Mapping(_)) {
+        report.add(
+            "",
+            tree.at,
+            Code::WrongType,
+            format!("expected an object, found {}", tree.describe()),
+            None,
+        );
+        return None;
+    }
+    let Some(entry) = tree.field("kind") else {
+        report.add("", tree.at, Code::MissingField, "`kind` is missing".into(), None);
+        return None;
+    };
+    let name = entry.node.text().unwrap_or_default();
+    let Some(kind) = Kind::ALL.iter().copied().find(|kind| kind.name() == name) else {
+        let (code, message, help) = unknown_kind(name, &entry.node);
+        report.add("/kind", entry.node.at, code, message, help);
+        return None;
+    };
+    // Another group means another kind of the same name; a wrong version is the schema's to tell.
+    let group = |version: &str| version.rsplit_once('/').map_or("", |(group, _)| group).to_owned();
+    let found = tree.field("apiVersion").and_then(|entry| Some((entry.node.at, entry.node.text()?)));
+    match found {
+        Some((at, version)) if kind.api_versions().iter().all(|allowed| group(allowed) != group(version)) => {
+            let help = Some(format!("write `apiVersion: {}`", kind.api_versions()[0]));
+            report.add(
+                "/apiVersion",
+                at,
+                Code::UnknownKind,
+                format!("`{kind}` is not read under `{version}`"),
+                help,
+            );
+            None
+        }
+        _ => Some(kind),
+    }
+}
+
+fn unknown_kind(name: &str, node: &Node) -> (Code, String, Option<String>) {
+    if LATER_KINDS.contains(&name) {
+        return (Code::NotYetSupported, format!("`{name}` is not yet supported"), None);
+    }
+    let help = match name {
+        "ServiceImport" => "it is made from ServiceExports, never committed".to_owned(),
+        "GatewayClass" => "the class `weft` is built in".to_owned(),
+        _ => match schema::validate::nearest(name, Kind::ALL.iter().map(|kind| kind.name())) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!(
+                "known are {}",
+                Kind::ALL.iter().map(|kind| kind.name()).collect::<Vec<_>>().join(", ")
+            ),
+        },
+    };
+    (Code::UnknownKind, format!("unknown kind: {}", node.describe()), Some(help))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,4 @@
 //! The proxy: sidecar, ingress and east-west gateway.
+
+pub mod balance;
+pub mod passthrough;

@@ -1,0 +1,444 @@
+//! One service's endpoints: which of them takes the next try, and what is learnt from how it ended.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use api::{endpoint::EndpointId, wire::LoadBalancing};
+use arc_swap::ArcSwap;
+
+use super::{
+    Moment,
+    endpoint::{BadEndpoint, Endpoint, Grade, Outcome, Streak},
+    mix, outlier,
+    table::{Input, Survey, Table},
+    unit,
+};
+
+/// Endpoints that a request connects to in vain within one priority before it goes on to the next.
+const CONNECTS_PER_PRIORITY: usize = 2;
+
+/// Endpoints that a request connects to in vain over all.
+const CONNECTS_OVER_ALL: usize = 6;
+
+/// One service (one target port of it) as one proxy balances it, shared by all workers.
+#[derive(Debug, Default)]
+pub struct Balancer {
+    table: ArcSwap<Table>,
+    filled: AtomicBool,
+    /// For round robin.
+    turn: AtomicUsize,
+    swept_at: AtomicU64,
+    /// Held while an ejection is judged, so that two at once cannot take out the last two endpoints.
+    judging: Mutex<()>,
+}
+
+/// What a try asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Now.
+    pub now: Moment,
+    /// A random number; another one for each try.
+    pub chance: u64,
+    /// The endpoints that this request has tried already.
+    pub tried: &'a Tried,
+    /// Whether this try may probe a suspected endpoint: it is idempotent and can be sent again.
+    pub may_probe: bool,
+}
+
+/// The endpoints that one request has tried.
+#[derive(Debug, Clone, Default)]
+pub struct Tried {
+    /// The second: no connection came about.
+    endpoints: Vec<(EndpointId, bool)>,
+}
+
+/// The answer to an [`Ask`].
+#[derive(Debug)]
+pub enum Pick {
+    /// Send it here.
+    Endpoint(Picked),
+    /// There is nowhere to send it.
+    None(NoEndpoint),
+}
+
+/// Why there is nowhere to send a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoEndpoint {
+    /// The service has none.
+    #[error("the service has no endpoints: is a workload of it registered?")]
+    Empty,
+    /// All that there are were tried.
+    #[error("all endpoints that may be tried were tried")]
+    Exhausted,
+}
+
+/// A try under way at one endpoint. Dropped without [`Picked::finished`], it counts as cancelled.
+#[derive(Debug)]
+pub struct Picked {
+    endpoint: Arc<Endpoint>,
+    balancer: Arc<Balancer>,
+    /// This try probes a suspected endpoint: go elsewhere when no response head has come after this time.
+    pub probe: Option<Duration>,
+    sent: Moment,
+    answered: bool,
+}
+
+/// An endpoint as the admin view and the control plane are told of it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Its id.
+    pub endpoint: String,
+    /// Its workload.
+    pub workload: String,
+    /// Its cluster.
+    pub cluster: String,
+    /// Its locality priority.
+    pub priority: u32,
+    /// `fine`, `suspect`, `ejected` or `unfit`.
+    pub state: &'static str,
+    /// Milliseconds until it returns; 0 when it is not ejected.
+    pub ejected_ms: u64,
+    /// Tries under way.
+    pub outstanding: u32,
+    /// Peak EWMA of the time to the response head.
+    pub latency_micros: u64,
+}
+
+impl Balancer {
+    /// Takes over endpoints and policy as they are now. What is known of endpoints that stay is kept; an
+    /// endpoint that cannot be read is left out and returned. Called by one task only.
+    pub fn update(&self, input: &Input<'_>) -> Vec<BadEndpoint> {
+        let first = !self.filled.swap(true, Relaxed);
+        let (table, bad) = Table::build(&self.table.load(), first, input);
+        self.table.store(Arc::new(table));
+        bad
+    }
+
+    /// Chooses the endpoint of the next try, and counts it as under way.
+    pub fn pick(self: &Arc<Self>, ask: &Ask<'_>) -> Pick {
+        let table = self.table.load();
+        if table.endpoints.is_empty() {
+            return Pick::None(NoEndpoint::Empty);
+        }
+        let mut choice = Choice::new(&table, &self.turn, ask);
+        match choice.probe().or_else(|| choice.best().map(|endpoint| (endpoint, None))) {
+            Some((endpoint, probe)) => Pick::Endpoint(self.begin(Arc::clone(endpoint), probe, ask.now)),
+            None => Pick::None(NoEndpoint::Exhausted),
+        }
+    }
+
+    fn begin(self: &Arc<Self>, endpoint: Arc<Endpoint>, probe: Option<Duration>, now: Moment) -> Picked {
+        endpoint.live.start(now);
+        Picked { endpoint, balancer: Arc::clone(self), probe, sent: now, answered: false }
+    }
+
+    /// Once a second or so: at each interval of the policy, forgives and judges success rates.
+    pub fn sweep(&self, now: Moment) {
+        let table = self.table.load();
+        table.endpoints.iter().for_each(|endpoint| {
+            endpoint.live.suspect(now, table.rules.suspect_after);
+        });
+        let interval = Duration::from_millis(table.rules.outlier.interval_ms);
+        let last = self.swept_at.load(Relaxed);
+        let due = last == 0 || now.after(Moment::from_nanos(last)) >= interval;
+        if interval.is_zero() || !due || self.swept_at.swap(now.as_nanos(), Relaxed) != last {
+            return;
+        }
+        for endpoint in table.endpoints.iter().filter(|endpoint| !endpoint.live.ejected(now)) {
+            endpoint.live.forgive();
+        }
+        self.judge_success_rates(&table, now);
+    }
+
+    fn judge_success_rates(&self, table: &Table, now: Moment) {
+        let rules = &table.rules.outlier;
+        let rate = |endpoint: &Arc<Endpoint>| {
+            let (tries, failures) = endpoint.live.take_window();
+            let enough = tries > 0 && tries >= rules.success_rate_request_volume;
+            enough.then(|| (Arc::clone(endpoint), 1.0 - f64::from(failures) / f64::from(tries)))
+        };
+        let rated: Vec<_> = table.endpoints.iter().filter_map(rate).collect();
+        let minimum = rules.success_rate_minimum_hosts as usize;
+        if minimum == 0 || rated.len() < minimum {
+            return;
+        }
+        let rates: Vec<f64> = rated.iter().map(|(_, rate)| *rate).collect();
+        let deviations = f64::from(rules.success_rate_deviations_milli) / 1000.0;
+        let threshold = outlier::success_threshold(&rates, deviations);
+        for (endpoint, _) in rated.iter().filter(|(_, rate)| *rate < threshold) {
+            self.eject(endpoint, now);
+        }
+    }
+
+    /// Ejects after too many errors in a row.
+    fn judge(&self, endpoint: &Endpoint, streak: Streak, now: Moment) {
+        let table = self.table.load();
+        let rules = &table.rules.outlier;
+        let over = |count: u32, limit: u32| limit > 0 && count >= limit;
+        if over(streak.gateway_errors, rules.consecutive_gateway_errors)
+            || over(streak.connect_failures, rules.consecutive_connect_failures)
+            || over(streak.server_errors, rules.consecutive_server_errors)
+        {
+            self.eject(endpoint, now);
+        }
+    }
+
+    fn eject(&self, endpoint: &Endpoint, now: Moment) {
+        let _judging = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.load();
+        if endpoint.live.ejected(now) || !may_eject(&table, endpoint, now) {
+            return;
+        }
+        let rules = &table.rules.outlier;
+        let base = Duration::from_millis(rules.base_ejection_ms);
+        let max = Duration::from_millis(rules.max_ejection_ms);
+        let seed = now.as_nanos() ^ Arc::as_ptr(&endpoint.live) as u64;
+        endpoint.live.eject(now, |count| outlier::ejection_time(base, max, count, seed));
+    }
+
+    /// All endpoints as they are now.
+    pub fn report(&self, now: Moment) -> Vec<Report> {
+        let table = self.table.load();
+        let report = |endpoint: &Arc<Endpoint>| Report {
+            endpoint: endpoint.id.to_string(),
+            workload: endpoint.wire.workload.clone(),
+            cluster: endpoint.wire.cluster.clone(),
+            priority: endpoint.priority,
+            state: match endpoint.grade(now, table.rules.suspect_after) {
+                Grade::Fine => "fine",
+                Grade::Suspect => "suspect",
+                Grade::Ejected => "ejected",
+                Grade::Unfit => "unfit",
+            },
+            ejected_ms: endpoint.live.ejected_until().after(now).as_millis() as u64,
+            outstanding: endpoint.live.outstanding(),
+            latency_micros: (endpoint.live.latency_nanos(now) / 1000.0) as u64,
+        };
+        table.endpoints.iter().map(report).collect()
+    }
+}
+
+/// Whether the rules let `endpoint` go: never the last over all; all of a priority while one below it (or
+/// another group of the distribution) has somebody fine; else up to the cap.
+fn may_eject(table: &Table, endpoint: &Endpoint, now: Moment) -> bool {
+    let Some(tier) = table.tier_of(&endpoint.id) else { return false };
+    let rules = &table.rules;
+    let stays =
+        |other: &&Arc<Endpoint>| other.id != endpoint.id && other.fit(now) && !other.live.ejected(now);
+    if !table.endpoints.iter().any(|other| stays(&other)) {
+        return false;
+    }
+    let fine = |tier: usize| {
+        let endpoints = &table.endpoints[table.tiers[tier].range.clone()];
+        endpoints.iter().any(|other| other.grade(now, rules.suspect_after) == Grade::Fine)
+    };
+    if (0..table.tiers.len()).any(|other| table.spills(tier, other) && fine(other)) {
+        return rules.outlier.max_ejected_percent > 0;
+    }
+    let all = &table.endpoints[table.tiers[tier].range.clone()];
+    let ejected = all.iter().filter(|other| other.live.ejected(now)).count();
+    outlier::within_cap(ejected, all.len(), rules.outlier.max_ejected_percent)
+}
+
+impl Picked {
+    /// Where it goes.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// The request was sent: the time to the response head counts from here, without the connect.
+    pub fn sent(&mut self, now: Moment) {
+        self.sent = now;
+    }
+
+    /// The response head is there (for TCP: the connection).
+    pub fn head(&mut self, now: Moment) {
+        if !self.answered {
+            self.answered = true;
+            self.endpoint.live.head(now.after(self.sent), now);
+        }
+    }
+
+    /// The try is over.
+    pub fn finished(self, outcome: Outcome, now: Moment) {
+        if let Some(streak) = self.endpoint.live.settle(outcome, now) {
+            self.balancer.judge(&self.endpoint, streak, now);
+        }
+    }
+}
+
+impl Drop for Picked {
+    fn drop(&mut self) {
+        self.endpoint.live.release(self.answered, self.probe.is_some());
+    }
+}
+
+impl Tried {
+    /// No connection to `endpoint` came about, or it said that it did not process the request.
+    pub fn connect_failed(&mut self, endpoint: &Endpoint) {
+        self.endpoints.push((endpoint.id.clone(), true));
+    }
+
+    /// `endpoint` had the request and did not answer it well.
+    pub fn failed(&mut self, endpoint: &Endpoint) {
+        self.endpoints.push((endpoint.id.clone(), false));
+    }
+
+    /// Whether the request may go on to another endpoint after a failed connect.
+    pub fn may_connect(&self) -> bool {
+        self.endpoints.iter().filter(|(_, connect)| *connect).count() < CONNECTS_OVER_ALL
+    }
+
+    /// How often it was tried at all.
+    pub fn len(&self) -> usize {
+        self.endpoints.len()
+    }
+
+    /// Whether it was not tried yet.
+    pub fn is_empty(&self) -> bool {
+        self.endpoints.is_empty()
+    }
+
+    fn has(&self, id: &EndpointId) -> bool {
+        self.endpoints.iter().any(|(tried, _)| tried == id)
+    }
+
+    fn in_vain(&self, id: &EndpointId) -> bool {
+        self.endpoints.iter().any(|(tried, connect)| *connect && tried == id)
+    }
+
+    /// Whether the next try should rather go to another tier than `tier`.
+    fn shuns(&self, table: &Table, tier: usize) -> bool {
+        let of = |connect: bool| {
+            let here = |(id, c): &&(EndpointId, bool)| *c == connect && table.tier_of(id) == Some(tier);
+            self.endpoints.iter().filter(here).count()
+        };
+        !self.is_empty() && (of(false) > 0 || of(true) >= CONNECTS_PER_PRIORITY)
+    }
+}
+
+/// One pick under way.
+struct Choice<'a> {
+    table: &'a Table,
+    turn: &'a AtomicUsize,
+    ask: &'a Ask<'a>,
+    /// Of the first tiers; the others are surveyed when they are needed.
+    surveys: Vec<Survey>,
+    /// The tier that the load shares gave.
+    first: usize,
+}
+
+impl<'a> Choice<'a> {
+    fn new(table: &'a Table, turn: &'a AtomicUsize, ask: &'a Ask<'a>) -> Self {
+        let (surveys, shares) = table.shares(ask.now);
+        let roll = (mix(ask.chance) % 100) as u32;
+        let mut sum = 0;
+        let reached = |share: &u32| {
+            sum += share;
+            roll < sum
+        };
+        let first = shares.iter().position(reached).unwrap_or(0);
+        Choice { table, turn, ask, surveys, first }
+    }
+
+    /// A suspected endpoint that is due for a probe, no farther away than what the shares gave.
+    fn probe(&self) -> Option<(&'a Arc<Endpoint>, Option<Duration>)> {
+        if !self.ask.may_probe || !self.ask.tried.is_empty() {
+            return None;
+        }
+        let after = self.table.rules.suspect_after;
+        let near = self.surveys.iter().enumerate().take(self.first + 1);
+        near.flat_map(|(tier, survey)| self.members(tier).iter().zip(&survey.grades))
+            .filter(|(_, grade)| **grade == Grade::Suspect)
+            .find_map(|(endpoint, _)| {
+                endpoint.live.claim_probe(self.ask.now, after).map(|limit| (endpoint, Some(limit)))
+            })
+    }
+
+    /// The fittest that was not tried, in the tier that the shares gave if it can be had there; then one
+    /// that was reached before, which is still better than nothing.
+    fn best(&mut self) -> Option<&'a Arc<Endpoint>> {
+        let tried = self.ask.tried;
+        let mut order: Vec<usize> = (0..self.table.tiers.len()).collect();
+        order.sort_by_key(|&tier| (tried.shuns(self.table, tier), tier != self.first, tier));
+        self.search(&order, |id| !tried.has(id))
+            .or_else(|| (!tried.is_empty()).then(|| self.search(&order, |id| !tried.in_vain(id))).flatten())
+    }
+
+    fn search(&mut self, order: &[usize], may: impl Fn(&EndpointId) -> bool) -> Option<&'a Arc<Endpoint>> {
+        for grade in Grade::ALL {
+            for &tier in order {
+                while self.surveys.len() <= tier {
+                    self.surveys.push(self.table.survey(self.surveys.len(), self.ask.now));
+                }
+                let graded = self.members(tier).iter().zip(&self.surveys[tier].grades);
+                let open: Vec<_> =
+                    graded.filter(|(e, g)| **g == grade && may(&e.id)).map(|(e, _)| e).collect();
+                if !open.is_empty() {
+                    return Some(self.balance(&open));
+                }
+            }
+        }
+        None
+    }
+
+    fn members(&self, tier: usize) -> &'a [Arc<Endpoint>] {
+        &self.table.endpoints[self.table.tiers[tier].range.clone()]
+    }
+
+    /// One of several that are equally fit; never called with none.
+    fn balance(&self, open: &[&'a Arc<Endpoint>]) -> &'a Arc<Endpoint> {
+        match self.table.rules.balancing {
+            _ if open.len() == 1 => open[0],
+            LoadBalancing::LeastRequest => self.less_loaded_of_two(open),
+            LoadBalancing::Random => self.by_weight(open, unit(mix(self.ask.chance + 1))),
+            LoadBalancing::RoundRobin => self.next_in_turn(open),
+        }
+    }
+
+    fn less_loaded_of_two(&self, open: &[&'a Arc<Endpoint>]) -> &'a Arc<Endpoint> {
+        let a = (mix(self.ask.chance.wrapping_add(1)) % open.len() as u64) as usize;
+        let step = 1 + (mix(self.ask.chance.wrapping_add(2)) % (open.len() as u64 - 1)) as usize;
+        let (a, b) = (open[a], open[(a + step) % open.len()]);
+        let now = self.ask.now;
+        let latencies = (a.live.latency_nanos(now), b.live.latency_nanos(now));
+        // Nothing is known of one of them: then only what is under way counts.
+        let (x, y) = if latencies.0 * latencies.1 == 0.0 { (1.0, 1.0) } else { latencies };
+        let cost = |endpoint: &Endpoint, latency: f64| {
+            let weight = endpoint.weight(now, self.table.rules.slow_start);
+            latency * f64::from(endpoint.live.outstanding() + 1) / weight
+        };
+        if cost(b, y) < cost(a, x) { b } else { a }
+    }
+
+    /// In turn when all weigh the same; else along the golden ratio, which is as even for any weights.
+    fn next_in_turn(&self, open: &[&'a Arc<Endpoint>]) -> &'a Arc<Endpoint> {
+        const GOLDEN: f64 = 0.618_033_988_749_894_8;
+        let turn = self.turn.fetch_add(1, Relaxed);
+        let weight = |endpoint: &Endpoint| endpoint.weight(self.ask.now, self.table.rules.slow_start);
+        if open.iter().all(|endpoint| weight(endpoint) == weight(open[0])) {
+            return open[turn % open.len()];
+        }
+        self.by_weight(open, ((turn % (1 << 32)) as f64 * GOLDEN).fract())
+    }
+
+    /// The one at `point` (of `0.0..1.0`) when each takes room by its weight.
+    fn by_weight(&self, open: &[&'a Arc<Endpoint>], point: f64) -> &'a Arc<Endpoint> {
+        let weight = |endpoint: &Endpoint| endpoint.weight(self.ask.now, self.table.rules.slow_start);
+        let mut left = point * open.iter().map(|endpoint| weight(endpoint)).sum::<f64>();
+        let found = open.iter().find(|endpoint| {
+            left -= weight(endpoint);
+            left < 0.0
+        });
+        found.unwrap_or(&open[open.len() - 1])
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! What a gateway may forward to: endpoints of its own cluster whose service is exported.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use api::{
+    endpoint::{EndpointId, ServerName},
+    name::BadName,
+    wire,
+};
+
+/// How many endpoints of a service are tried for one connection.
+const TRIES: usize = 3;
+
+/// Why an endpoint is left out.
+#[derive(Debug, thiserror::Error)]
+pub enum BadTarget {
+    /// Its id is none.
+    #[error(transparent)]
+    Id(#[from] BadName),
+    /// Its address is none.
+    #[error("endpoint {id}: `{address}` is not an ip:port")]
+    Address {
+        /// The endpoint.
+        id: EndpointId,
+        /// What stands there.
+        address: String,
+    },
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    endpoints: HashMap<EndpointId, Arc<Target>>,
+    /// By `<port>.<service>.<namespace>`.
+    services: HashMap<String, Vec<Arc<Target>>>,
+}
+
+/// One endpoint, and how many connections to it are open.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub id: EndpointId,
+    pub address: SocketAddr,
+    open: AtomicUsize,
+}
+
+/// A connection to a target, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Open(Arc<Target>);
+
+impl Table {
+    /// The next table; endpoints that stay keep their count of connections.
+    pub fn next(&self, wire: &wire::Passthrough) -> (Table, Vec<BadTarget>) {
+        let mut table = Table::default();
+        let mut bad = Vec::new();
+        for endpoint in &wire.endpoints {
+            match self.target(endpoint) {
+                Ok(target) => {
+                    for service in &endpoint.services {
+                        table.services.entry(service.clone()).or_default().push(target.clone());
+                    }
+                    table.endpoints.insert(target.id.clone(), target);
+                }
+                Err(error) => bad.push(error),
+            }
+        }
+        (table, bad)
+    }
+
+    fn target(&self, wire: &wire::PassthroughEndpoint) -> Result<Arc<Target>, BadTarget> {
+        let id = EndpointId::parse(&wire.id)?;
+        let Ok(address) = wire.address.parse() else {
+            return Err(BadTarget::Address { id, address: wire.address.chars().take(80).collect() });
+        };
+        let known = self.endpoints.get(&id).filter(|known| known.address == address);
+        Ok(known.cloned().unwrap_or_else(|| Arc::new(Target { id, address, open: AtomicUsize::new(0) })))
+    }
+
+    /// The endpoints to try for `name`, those with the fewest connections first; none when it is not known.
+    pub fn find(&self, name: &ServerName) -> Vec<Arc<Target>> {
+        match name {
+            ServerName::Endpoint(id) => self.endpoints.get(id).cloned().into_iter().collect(),
+            ServerName::Service { port, service } => {
+                let (namespace, name) = service.split_once('/').unwrap_or_default();
+                let mut targets =
+                    self.services.get(&format!("{port}.{name}.{namespace}")).cloned().unwrap_or_default();
+                targets.sort_by_cached_key(|target| target.open.load(Relaxed));
+                targets.truncate(TRIES);
+                targets
+            }
+        }
+    }
+}
+
+impl Target {
+    pub fn open(self: &Arc<Self>) -> Open {
+        self.open.fetch_add(1, Relaxed);
+        Open(Arc::clone(self))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(name: &str) -> EndpointId {
+        EndpointId::new(&"west".parse().unwrap(), &name.parse().unwrap(), 8080)
+    }
+
+    fn wire(names: &[&str]) -> wire::Passthrough {
+        let endpoint = |name: &&str| wire::PassthroughEndpoint {
+            id: id(name).to_string(),
+            address: "127.0.0.1:8080".into(),
+            services: vec!["80.reviews.shop".into()],
+        };
+        wire::Passthrough { endpoints: names.iter().map(endpoint).collect() }
+    }
+
+    #[test]
+    fn a_service_goes_by_fewest_connections_across_tables() {
+        let (table, _) = Table::default().next(&wire(&["a", "b", "c", "d"]));
+        let service = ServerName::parse("80.reviews.shop.svc.weft.internal").unwrap();
+        let a = table.find(&ServerName::Endpoint(id("a")))[0].clone();
+        let open = [a.open(), a.open(), table.find(&ServerName::Endpoint(id("b")))[0].open()];
+        let (table, _) = table.next(&wire(&["a", "b"]));
+        let order = |table: &Table| -> Vec<_> { table.find(&service).iter().map(|t| t.id.clone()).collect() };
+        assert_eq!(order(&table), [id("b"), id("a")]);
+        drop(open);
+        assert_eq!(order(&table), [id("a"), id("b")]);
+        assert!(table.find(&ServerName::Endpoint(id("c"))).is_empty(), "gone");
+        assert!(table.find(&ServerName::parse("81.reviews.shop.svc.weft.internal").unwrap()).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left_out() {
+        let mut wire = wire(&["a", "b", "c"]);
+        wire.endpoints[0].id = "a".into();
+        wire.endpoints[1].address = "here".into();
+        let (table, bad) = Table::default().next(&wire);
+        assert_eq!((table.endpoints.len(), bad.len()), (1, 2));
+        assert!(bad[1].to_string().ends_with("`here` is not an ip:port"), "{}", bad[1]);
+    }
+}

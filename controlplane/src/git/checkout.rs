@@ -105,8 +105,7 @@ impl Repository {
     /// Reads `commit`. `last` is the commit that was read before it on this branch.
     pub fn checkout(&self, commit: &CommitId, last: Option<&CommitId>) -> Result<Checkout, Trouble> {
         let repository = self.open()?;
-        let found =
-            read(&repository, self.object_id(commit)?).and_then(|object| Ok(object.try_into_commit()?));
+        let found = read(&repository, self.object_id(commit)?).and_then(|object| object.try_into_commit());
         let found = found.map_err(|error| self.unreadable(error))?;
         let taken = self.walk(&repository, found.tree_id().map_err(|error| self.unreadable(error))?.detach());
         let Walk { mut files, mut refusals, .. } = taken.map_err(|error| self.unreadable(error))?;

@@ -124,7 +124,6 @@ impl Repository {
                 );
             }
         }
-        drop(config);
         Ok(repository)
     }
 

@@ -91,6 +91,14 @@ fn a_tree_that_repeats_itself_a_billion_times_ends() {
 }
 
 #[test]
+fn an_empty_commit_is_read_as_empty() {
+    let fixture = Fixture::new();
+    let commit = fixture.commit("nothing");
+    let checkout = fixture.repository().checkout(&commit, None).unwrap();
+    assert!(checkout.files.is_empty() && checkout.refusals.is_empty());
+}
+
+#[test]
 fn a_folder_that_is_gone_is_refused_not_read_as_empty() {
     let fixture = Fixture::new();
     let commit = fixture.commit_file("a.yaml", "a: 1\n");

@@ -11,8 +11,10 @@
 //! Invariant: nothing here reads a clock, draws a random number or waits; `pick` takes no lock.
 
 pub mod balancer;
+mod choice;
 pub mod endpoint;
 pub mod gateway;
+mod live;
 pub mod load;
 pub mod outlier;
 pub mod priority;
@@ -21,9 +23,11 @@ mod table;
 
 use std::time::{Duration, Instant};
 
-pub use balancer::{Ask, Balancer, NoEndpoint, Pick, Picked, Report, Tried};
-pub use endpoint::{BadEndpoint, Endpoint, Outcome};
+pub use balancer::{Balancer, NoEndpoint, Pick, Picked, Report};
+pub use choice::{Ask, Tried};
+pub use endpoint::{BadEndpoint, Endpoint};
 pub use gateway::{Gateway, Gateways, Network};
+pub use live::Outcome;
 pub use priority::Place;
 pub use retry::{Budget, backoff};
 pub use table::Input;

@@ -62,7 +62,7 @@ impl Budget {
 
 /// The number of the slot that `now` lies in. From `SLOTS` on, so that an untouched slot is never fresh.
 fn tick(policy: &Retry, now: Moment) -> u64 {
-    let slot_nanos = (policy.budget_window_ms * 1_000_000 / SLOTS).max(1);
+    let slot_nanos = (policy.budget_window_ms.saturating_mul(1_000_000) / SLOTS).max(1);
     now.as_nanos() / slot_nanos + SLOTS
 }
 

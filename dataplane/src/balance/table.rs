@@ -1,6 +1,7 @@
 //! The endpoints of one service as one view has them, in tiers: priorities, or the groups of a distribution.
 
 use std::{
+    collections::HashMap,
     ops::Range,
     sync::{
         Arc,
@@ -16,8 +17,9 @@ use api::{
 
 use super::{
     Moment,
-    endpoint::{BadEndpoint, Endpoint, Grade, Live, Stale, ramp},
+    endpoint::{BadEndpoint, Endpoint, Grade, Stale},
     gateway::Gateways,
+    live::{Live, ramp},
     load,
     priority::{self, Place},
 };
@@ -92,10 +94,11 @@ impl Table {
         let since = (!first).then_some(input.now);
         let rule = load::rule_for(input.own, &input.policy.distribute);
         let priorities = priority::assign(input.own, input.endpoints, input.policy);
+        let known = old.endpoints.iter().map(|endpoint| (endpoint.id.as_str(), endpoint)).collect();
         let mut bad = Vec::new();
         let mut placed = Vec::new();
         for (wire, priority) in input.endpoints.iter().zip(priorities) {
-            match old.endpoint(wire, priority, since, input) {
+            match endpoint(&known, wire, priority, since, input) {
                 Ok(endpoint) => placed.push((seat(rule, wire, input), Arc::new(endpoint))),
                 Err(error) => bad.push(error),
             }
@@ -110,30 +113,6 @@ impl Table {
         }
         let endpoints = placed.into_iter().map(|(_, endpoint)| endpoint).collect();
         (Table { endpoints, tiers, distributed: rule.is_some(), rules: Rules::new(input.policy) }, bad)
-    }
-
-    fn endpoint(
-        &self,
-        wire: &wire::Endpoint,
-        priority: u32,
-        since: Option<Moment>,
-        input: &Input<'_>,
-    ) -> Result<Endpoint, BadEndpoint> {
-        let id = EndpointId::parse(&wire.id)?;
-        let address = wire.address.parse().map_err(|_| BadEndpoint::Address {
-            id: wire.id.clone(),
-            address: wire.address.chars().take(80).collect(),
-        })?;
-        let known = self.endpoints.iter().find(|known| known.id == id);
-        if let Some(known) = known
-            && known.wire.health() != Health::Healthy
-            && wire.health() == Health::Healthy
-        {
-            known.live.restart(input.now);
-        }
-        let live = known.map_or_else(|| Arc::new(Live::new(since)), |known| known.live.clone());
-        let gateway = (!input.own.shares_network(wire)).then(|| input.gateways.network(&wire.network));
-        Ok(Endpoint { id, address, wire: wire.clone(), priority, gateway, stale: stale(wire, input), live })
     }
 
     fn tier(&self, seat: &Seat, start: usize, since: Option<Moment>) -> Tier {
@@ -252,6 +231,31 @@ impl Rules {
     }
 }
 
+/// An endpoint of the next table, with what is `known` of it.
+fn endpoint(
+    known: &HashMap<&str, &Arc<Endpoint>>,
+    wire: &wire::Endpoint,
+    priority: u32,
+    since: Option<Moment>,
+    input: &Input<'_>,
+) -> Result<Endpoint, BadEndpoint> {
+    let id = EndpointId::parse(&wire.id)?;
+    let address = wire.address.parse().map_err(|_| BadEndpoint::Address {
+        id: wire.id.clone(),
+        address: wire.address.chars().take(80).collect(),
+    })?;
+    let known = known.get(id.as_str());
+    if let Some(known) = known
+        && known.wire.health() != Health::Healthy
+        && wire.health() == Health::Healthy
+    {
+        known.live.restart(input.now);
+    }
+    let live = known.map_or_else(|| Arc::new(Live::new(since)), |known| known.live.clone());
+    let gateway = (!input.own.shares_network(wire)).then(|| input.gateways.network(&wire.network));
+    Ok(Endpoint { id, address, wire: wire.clone(), priority, gateway, stale: stale(wire, input), live })
+}
+
 /// Where an endpoint belongs. In a distribution: its group, those with the largest part first, and what no
 /// group names last; else its distance.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -276,7 +280,8 @@ fn stale(wire: &wire::Endpoint, input: &Input<'_>) -> Option<Stale> {
     if rule == StaleRule::Keep || wire.stale_since == 0 {
         return None;
     }
-    let age = Duration::from_secs(u64::try_from(input.unix_seconds - wire.stale_since).unwrap_or(0));
+    let age =
+        Duration::from_secs(u64::try_from(input.unix_seconds.saturating_sub(wire.stale_since)).unwrap_or(0));
     let wait = Duration::from_millis(input.policy.stale_after_ms).saturating_sub(age);
     Some(Stale { from: input.now + wait, drop: rule == StaleRule::Drop })
 }

@@ -214,11 +214,26 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_byte_makes_no_other_length_matter(at in 0usize..200, to in any::<u8>()) {
-            let mut bytes = rustls_hello("abc.ep.weft.internal", None);
+        fn a_changed_byte_makes_nothing_fall(at in 0usize..4000, to in any::<u8>()) {
+            let mut bytes = hello(Some(&name_extension(b"abc.ep.weft.internal")));
             let at = at % bytes.len();
             bytes[at] = to;
             let _ = read(&bytes);
+        }
+
+        #[test]
+        fn records_may_be_cut_anywhere(cuts in prop::collection::vec(1usize..40, 1..200)) {
+            let whole = hello(Some(&name_extension(b"abc.ep.weft.internal")));
+            let mut rest = &whole[RECORD_HEADER..];
+            let mut bytes = Vec::new();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() { break }
+                let (part, more) = rest.split_at((*cut).min(rest.len()));
+                bytes.extend([22, 3, 1, 0, part.len() as u8]);
+                bytes.extend(part);
+                rest = more;
+            }
+            prop_assert_eq!(read(&bytes), named("abc.ep.weft.internal"));
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) struct Table {
 pub(super) struct Target {
     pub id: EndpointId,
     pub address: SocketAddr,
-    open: AtomicUsize,
+    pub connections: AtomicUsize,
 }
 
 /// A connection to a target, counted until it is dropped.
@@ -78,7 +78,9 @@ impl Table {
             return Err(BadTarget::Address { id, address: wire.address.chars().take(80).collect() });
         };
         let known = self.endpoints.get(&id).filter(|known| known.address == address);
-        Ok(known.cloned().unwrap_or_else(|| Arc::new(Target { id, address, open: AtomicUsize::new(0) })))
+        Ok(known
+            .cloned()
+            .unwrap_or_else(|| Arc::new(Target { id, address, connections: AtomicUsize::new(0) })))
     }
 
     /// The endpoints to try for `name`, those with the fewest connections first; none when it is not known.
@@ -89,7 +91,7 @@ impl Table {
                 let (namespace, name) = service.split_once('/').unwrap_or_default();
                 let mut targets =
                     self.services.get(&format!("{port}.{name}.{namespace}")).cloned().unwrap_or_default();
-                targets.sort_by_cached_key(|target| target.open.load(Relaxed));
+                targets.sort_by_cached_key(|target| target.connections.load(Relaxed));
                 targets.truncate(TRIES);
                 targets
             }
@@ -99,14 +101,14 @@ impl Table {
 
 impl Target {
     pub fn open(self: &Arc<Self>) -> Open {
-        self.open.fetch_add(1, Relaxed);
+        self.connections.fetch_add(1, Relaxed);
         Open(Arc::clone(self))
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Relaxed);
+        self.0.connections.fetch_sub(1, Relaxed);
     }
 }
 

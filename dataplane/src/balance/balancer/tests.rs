@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use api::wire::{self, Distribution, Health, Locality, OutlierEjection, Timeouts, TrafficPolicy};
 use proptest::prelude::*;
 
-use super::super::{Gateways, Place};
+use api::endpoint::EndpointId;
+
+use super::super::{Gateways, Place, Tried};
 use super::*;
 
 /// A client in `east`, and the endpoints of a service.

@@ -12,7 +12,11 @@ pub(crate) mod report;
 pub(crate) mod tree;
 pub(crate) mod unsupported;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -214,35 +218,37 @@ impl Parsed {
                 None => same.push(index),
             }
         }
-        for (double, first) in &doubles {
+        let mut told = BTreeSet::new();
+        for (double, first) in doubles.iter().take(report::MAX_DIAGNOSTICS) {
             let (double, first) = (&self.placed[*double], &self.placed[*first]);
-            let diagnostic = Diagnostic {
-                file: double.origin.file.clone(),
-                at: double.positions.key_at("/metadata/name"),
-                code: Code::DuplicateObject,
-                message: format!(
-                    "`{}` is already declared at {}, as `{}`",
-                    double.resource.key(),
-                    first.origin,
-                    first.resource.key()
-                ),
-                help: Some("remove one, rename one, or place them in different clusters".into()),
-            };
-            let told = |other: &Diagnostic| {
-                other.at == diagnostic.at && other.file == diagnostic.file && other.code == diagnostic.code
-            };
-            if !self.diagnostics.iter().any(told) {
-                self.diagnostics.push(diagnostic);
+            let at = double.positions.key_at("/metadata/name");
+            let message = format!(
+                "`{}` is already declared at {}, as `{}`",
+                double.resource.key(),
+                first.origin,
+                first.resource.key()
+            );
+            if told.insert((&double.origin.file, at)) {
+                self.diagnostics.push(Diagnostic {
+                    file: double.origin.file.clone(),
+                    at,
+                    code: Code::DuplicateObject,
+                    message,
+                    help: Some("remove one, rename one, or place them in different clusters".into()),
+                });
             }
         }
-        let mut index = 0;
-        self.placed.retain(|_| (index += 1, doubles.iter().all(|(double, _)| *double != index - 1)).1);
+        let doubles: BTreeSet<usize> = doubles.into_iter().map(|(double, _)| double).collect();
+        let mut index = 0..;
+        self.placed.retain(|_| index.next().is_some_and(|index| !doubles.contains(&index)));
     }
 }
 
 /// The objects of one document, one for each cluster that it names; none when too little of it is right.
 fn read(kind: Kind, metadata: Json, spec: Json, report: &mut Report) -> Vec<Resource> {
-    let Ok(meta) = serde_json::from_value::<Meta>(metadata) else { return Vec::new() };
+    let named = serde_json::from_value::<Meta>(metadata).ok();
+    // Without a name the rest is judged all the same, under any name.
+    let meta = named.clone().unwrap_or_else(|| Meta::named(ObjectName::new("a").expect("a name")));
     let resource = match Resource::decode(kind, meta.clone(), spec) {
         Ok(resource) => resource,
         Err(error) => {
@@ -253,7 +259,7 @@ fn read(kind: Kind, metadata: Json, spec: Json, report: &mut Report) -> Vec<Reso
         }
     };
     check::check(&resource, report);
-    if meta.namespace.is_none() && kind.scope() == Scope::Namespace {
+    if named.is_none() || meta.namespace.is_none() && kind.scope() == Scope::Namespace {
         return Vec::new();
     }
     let at = |meta| {

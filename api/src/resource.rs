@@ -122,6 +122,7 @@ macro_rules! kinds {
         /// One object of the configuration, of whatever kind.
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(tag = "kind")]
+        #[allow(clippy::large_enum_variant, reason = "resources are kept behind an `Arc`, one each")]
         pub enum Resource {
             $($(#[$doc])* #[serde(rename = $name)] $variant(Object<$spec>),)*
         }
@@ -240,6 +241,11 @@ impl<S> Object<S> {
 }
 
 impl Meta {
+    /// Only a name.
+    pub fn named(name: ObjectName) -> Self {
+        Meta { name, namespace: None, cluster: None, labels: Labels::new(), annotations: Labels::new() }
+    }
+
     /// The namespace that the object lies in or, of a kind of the whole mesh, the system namespace.
     pub fn namespace(&self) -> Namespace {
         self.namespace.clone().unwrap_or_else(Namespace::system)

@@ -57,12 +57,12 @@ impl<'a> Check<'a, '_, '_> {
                 Lookup::Missing => missing.push(place),
             }
         }
-        if !missing.is_empty() {
+        if !missing.is_empty() && !self.report.is_full() {
             let all = missing.len() == self.world.places(self.own).len()
                 && self.own.resource.meta().cluster.is_none();
-            let wher = if all { String::new() } else { format!(" in cluster {}", names(&missing)) };
+            let place = if all { String::new() } else { format!(" in cluster {}", names(&missing)) };
             let near = self.nearest(kind, namespace, name, &missing[0]);
-            self.dangling(pointer, format!("there is no {kind} `{namespace}/{name}`{wher}"), near);
+            self.dangling(pointer, format!("there is no {kind} `{namespace}/{name}`{place}"), near);
         }
         found
     }

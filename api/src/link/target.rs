@@ -22,7 +22,12 @@ enum Target<'a> {
 /// Tells every policy whose target has one of the kind already.
 pub(super) fn check(placed: &[Placed], diagnostics: &mut Vec<Diagnostic>) {
     let mut taken: BTreeMap<(Kind, Namespace, Target), Vec<&Placed>> = BTreeMap::new();
-    for own in placed {
+    let whole = |own: &&Placed| {
+        !own.flaws
+            .iter()
+            .any(|flaw| flaw.starts_with("/spec/targetRefs") || flaw.starts_with("/spec/selector"))
+    };
+    for own in placed.iter().filter(whole) {
         let meta = own.resource.meta();
         for (target, pointer) in targets(&own.resource) {
             let holders = taken.entry((own.resource.kind(), meta.namespace(), target)).or_default();

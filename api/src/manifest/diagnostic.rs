@@ -6,6 +6,7 @@ use saphyr_parser::ScalarStyle;
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Node, Value};
+use crate::admin::Problem;
 
 /// A place in a file; both count from 1, columns in characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -83,6 +84,18 @@ impl fmt::Display for Diagnostic {
             line => write!(out, "{}:{line}:{}: {}", self.file, self.at.column, self.message)?,
         }
         self.help.iter().try_for_each(|help| write!(out, " ({help})"))
+    }
+}
+
+impl From<&Diagnostic> for Problem {
+    fn from(own: &Diagnostic) -> Self {
+        Problem {
+            file: own.file.to_string(),
+            line: own.at.line,
+            column: own.at.column,
+            message: own.message.clone(),
+            help: own.help.clone(),
+        }
     }
 }
 

@@ -17,23 +17,44 @@ pub(crate) struct Report<'a> {
 }
 
 impl Report<'_> {
-    /// Tells a mistake at `pointer`, which stands at `at`.
-    ///
-    /// What follows from an earlier mistake inside the same value is not told: a port that was left out because
-    /// it was no number is not missing too.
+    /// Tells a mistake at `pointer`, which stands at `at`, unless it only follows from an earlier one.
     pub fn add(&mut self, pointer: &str, at: Position, code: Code, message: String, help: Option<String>) {
-        let follows = |flaw: &String| {
-            flaw.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        let second = !matches!(code, Code::UnknownField | Code::MissingField | Code::DuplicateKey);
-        if second && self.flaws.iter().any(follows) || self.diagnostics.len() >= MAX_DIAGNOSTICS {
-            return;
+        if !self.follows(pointer, code) {
+            self.tell(pointer, at, code, message, help);
         }
-        self.flaws.push(pointer.to_owned());
-        self.diagnostics.push(Diagnostic { file: self.file.clone(), at, code, message, help });
     }
 
-    /// The same for a value that is there: at the value.
+    /// Tells a mistake that follows from nothing.
+    pub fn tell(&mut self, pointer: &str, at: Position, code: Code, message: String, help: Option<String>) {
+        self.flaws.push(pointer.to_owned());
+        if !self.is_full() {
+            self.diagnostics.push(Diagnostic { file: self.file.clone(), at, code, message, help });
+        }
+    }
+
+    /// Whether more would not be told.
+    pub fn is_full(&self) -> bool {
+        self.diagnostics.len() >= MAX_DIAGNOSTICS
+    }
+
+    /// What is wrong inside a value explains what is wrong with the value: a port that was no number and left out
+    /// is not missing too. What is wrong with a field that says how its neighbours are read explains them.
+    fn follows(&self, pointer: &str, code: Code) -> bool {
+        let inside = |flaw: &str| {
+            flaw.strip_prefix(pointer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let parent = pointer.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let steers = |flaw: &str| {
+            let field = flaw.strip_prefix(parent).and_then(|rest| rest.strip_prefix('/'));
+            matches!(field, Some("type" | "kind" | "group" | "namespace")) && !parent.is_empty()
+        };
+        match code {
+            Code::MissingField => self.flaws.iter().any(|flaw| flaw == pointer),
+            _ => self.flaws.iter().any(|flaw| inside(flaw) || steers(flaw)),
+        }
+    }
+
+    /// [`Report::add`] for a value that is there: at the value.
     pub fn value(&mut self, pointer: &str, code: Code, message: impl Into<String>) {
         self.add(pointer, self.positions.at(pointer), code, message.into(), None);
     }

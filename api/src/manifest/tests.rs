@@ -98,7 +98,7 @@ spec:
 ",
         expect![[r#"
             a.yaml:4:3: `namespace` is missing: every HTTPRoute lies in one (at most 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (RFC 1123))
-            a.yaml:4:9: `Reviews` is not a name of an object: at most 253 of `a-z`, `0-9`, `-` and `.`, each part beginning and ending with a letter or digit (RFC 1123) (at most 253 of `a-z`, `0-9`, `-` and `.`, each part beginning and ending with a letter or digit (RFC 1123))
+            a.yaml:4:9: `Reviews` is not a name of an object: at most 253 of `a-z`, `0-9`, `-` and `.`, each part beginning and ending with a letter or digit (RFC 1123)
             a.yaml:6:3: unknown field `hostname` (did you mean `hostnames`?)
             a.yaml:9:25: expected `Exact`, `PathPrefix` or `RegularExpression`, found text `Prefix`
             a.yaml:11:34: must be 1 to 65535, is 80800 (The Service's port; needed for a Service.)
@@ -212,6 +212,8 @@ spec: { gateways: [\"gateway:15443\"], namespaces: [Shop] }
 ",
         expect![[r#"
             a.yaml:5:16: `Shop.example` is not a trust domain: 1 to 255 of `a-z`, `0-9`, `.`, `_` and `-` (SPIFFE-ID, section 2.1) (Fixed once the root exists.)
+            a.yaml:6:25: must be 5m to 2160h, is 1m
+            a.yaml:6:43: must be longer than a leaf's 1m, is 1m
             a.yaml:6:53: `10d` is not a duration: write `300ms`, `10s` or `1h30m` (units h, m, s, ms; at most five digits each, four parts) (Of the mesh's root.)
             a.yaml:10:26: `namespace` is not allowed: objects of this kind lie in no namespace (leave it out)
             a.yaml:13:25: must be 5m to 2160h, is 1m
@@ -233,7 +235,6 @@ spec: { gateways: [\"gateway:15443\"], namespaces: [Shop] }
             a.yaml:33:22: expected text, found nothing (The condition, in CEL; without one the rule matches all.)
             a.yaml:33:39: this name is given twice
             a.yaml:38:17: `name` is missing: needed with several ports
-            a.yaml:38:30: `name` is missing: needed with several ports
             a.yaml:38:38: this port is given twice
             a.yaml:38:47: `A` does not match `^[a-z0-9]([-a-z0-9]*[a-z0-9])?$` (Needed when there are several.)
             a.yaml:38:62: expected a whole number or text, found `true` (The workload's port, by number or by name; the same number when absent.)
@@ -270,11 +271,21 @@ spec:
       retry: { codes: [700], backoff: 1 }
 ",
         expect![[r#"
-            a.yaml:6:15: `Shop.example` is not a host name: a DNS name in lower case without port or trailing dot, `*.` may lead (Gateway API, Hostname) (a DNS name in lower case without port or trailing dot, `*.` may lead (Gateway API, Hostname))
+            a.yaml:5:24: `Service` is of group ``, not `gateway.networking.k8s.io` (write `group: ""`)
+            a.yaml:6:15: `Shop.example` is not a host name: a DNS name in lower case without port or trailing dot, `*.` may lead (Gateway API, Hostname)
+            a.yaml:10:26: `reviews` must begin with `/`
+            a.yaml:11:39: must not contain `//`
+            a.yaml:12:52: not a regular expression: unclosed group
             a.yaml:13:29: `x y` is not a header name: 1 to 256 letters, digits or !#$%&'*+-.^_`|~ (RFC 9110, token) (The header.)
+            a.yaml:14:52: this header is given twice
             a.yaml:15:19: expected `GET`, `HEAD`, `POST`, `PUT`, `DELETE`, `CONNECT`, `OPTIONS`, `TRACE` or `PATCH`, found text `get` (did you mean `GET`?)
+            a.yaml:17:19: a rule that redirects has no `backendRefs`: keep one
             a.yaml:17:67: expected `301`, `302`, `303`, `307` or `308`, found `200`
+            a.yaml:19:39: ReplacePrefixMatch needs exactly one match in the rule, of type PathPrefix
+            a.yaml:20:21: `port` is missing: needed for a Service
             a.yaml:20:40: must be 0 to 1000000, is -1 (Its share, relative to the sum of all.)
+            a.yaml:21:48: must not be longer than `request`
+            a.yaml:22:13: this name is given twice
             a.yaml:23:24: must be 400 to 599, is 700
             a.yaml:23:39: expected text, found `1`: quote it (At least this long between two.)"#]],
     );

@@ -13,6 +13,8 @@ use super::diagnostic::{Code, Position};
 const MAX_DEPTH: usize = 48;
 /// Keys and values of one file.
 const MAX_NODES: usize = 200_000;
+/// Keys of one mapping, which are compared with each other.
+const MAX_KEYS: usize = 2_000;
 /// Documents of one file.
 const MAX_DOCUMENTS: usize = 2_000;
 
@@ -158,6 +160,9 @@ impl<'a> Builder<'a> {
                 (Event::Scalar(text, ..), span) => (text.into_owned(), position(span.start)),
                 (_, span) => return Err((position(span.start), Code::Syntax, "a key must be text".into())),
             };
+            if entries.len() == MAX_KEYS {
+                return Err((key_at, Code::Limit, format!("more than {MAX_KEYS} keys in one mapping")));
+            }
             let node = self.node(key_at, depth + 1)?;
             match entries.iter().find(|entry| entry.key == key) {
                 Some(first) => {

@@ -121,10 +121,10 @@ pub(crate) fn field(kind: Kind, pointer: &str) -> Option<&'static Refusal> {
 /// Whether the field at `pointer` is known, but not yet with this value.
 pub(crate) fn value(kind: Kind, pointer: &str, value: &Json) -> bool {
     let Some(value) = value.as_str() else { return false };
-    let refuses = |entry: &&str| {
+    let refuses = |entry: &&'static str| {
         entry.split_once('=').is_some_and(|(path, refused)| refused == value && matches(path, pointer))
     };
-    table(kind).iter().any(|entry| refuses(&entry))
+    table(kind).iter().any(refuses)
 }
 
 /// Whether the field is in our types, but nothing acts on it yet.

@@ -82,7 +82,8 @@ pub struct HttpRule {
     /// What `sectionName` and logs call it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// One of them is enough; every path when absent.
+    /// One of them is enough; every path when there is none. Invariant: once read there is at least one.
+    #[serde(deserialize_with = "one_match_at_least")]
     #[schemars(length(max = 64))]
     pub matches: Vec<HttpMatch>,
     /// What is done to request and response, in this order.
@@ -98,6 +99,11 @@ pub struct HttpRule {
     /// When it is tried again; overrides the TrafficPolicy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retry: Option<HttpRetry>,
+}
+
+fn one_match_at_least<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Vec<HttpMatch>, D::Error> {
+    let matches = Vec::<HttpMatch>::deserialize(source)?;
+    Ok(if matches.is_empty() { vec![HttpMatch::default()] } else { matches })
 }
 
 impl Default for HttpRule {

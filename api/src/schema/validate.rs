@@ -16,7 +16,8 @@ use crate::{
     resource::{Duration, Kind, route::HeaderName},
 };
 
-/// What of `node` conforms to `schema`. What does not is reported and left out, so that the rest can be read on.
+/// What of `node` conforms to `schema`. What does not is reported and left out, or filled in where something must
+/// stand, so that the rest can be read on and judged.
 pub(crate) fn validate(kind: Kind, node: &Node, schema: &Json, report: &mut Report) -> Option<Json> {
     Walk { kind, report, pointer: String::new() }.value(node, schema)
 }
@@ -67,6 +68,10 @@ impl Walk<'_, '_> {
             if !entries.iter().any(|entry| entry.key == name) {
                 self.missing(at, name, &known[name]);
             }
+            // A name is never made up: it is what others refer to.
+            if !self.pointer.starts_with("/metadata") && !object.contains_key(name) {
+                object.insert(name.to_owned(), filler(&known[name]));
+            }
         }
         if schema["minProperties"].as_u64().is_some_and(|least| (entries.len() as u64) < least) {
             self.bad(at, "must not be empty".into(), schema);
@@ -83,17 +88,14 @@ impl Walk<'_, '_> {
             self.bad(at, format!("must have at most {most}, has {count}"), schema);
             return None;
         }
-        let mut whole = true;
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let outer = self.enter(&index.to_string());
-            match self.value(item, &schema["items"]) {
-                Some(value) => list.push(value),
-                None => whole = false,
-            }
+            let value = self.value(item, &schema["items"]);
+            list.push(value.unwrap_or_else(|| filler(&schema["items"])));
             self.pointer.truncate(outer);
         }
-        whole.then_some(Json::Array(list))
+        Some(Json::Array(list))
     }
 
     fn scalar(&mut self, node: &Node, schema: &Json) -> Option<Json> {
@@ -176,7 +178,7 @@ impl Walk<'_, '_> {
                 (Code::UnknownField, format!("unknown field `{}`", entry.key), Some(help))
             }
         };
-        self.report.add(&self.pointer, entry.key_at, code, message, help);
+        self.report.tell(&self.pointer, entry.key_at, code, message, help);
     }
 
     fn missing(&mut self, at: Position, name: &str, schema: &Json) {
@@ -184,7 +186,7 @@ impl Walk<'_, '_> {
             ("namespace", "/metadata") => format!("`namespace` is missing: every {} lies in one", self.kind),
             _ => format!("`{name}` is missing"),
         };
-        self.report.add(
+        self.report.tell(
             &format!("{}/{name}", self.pointer),
             at,
             Code::MissingField,
@@ -198,7 +200,7 @@ impl Walk<'_, '_> {
         if type_of(schema) == "string" && !matches!(node.json_scalar(), Some(Json::Null) | None) {
             message.push_str(": quote it");
         }
-        self.report.add(&self.pointer, node.at, Code::WrongType, message, help_of(schema));
+        self.report.tell(&self.pointer, node.at, Code::WrongType, message, help_of(schema));
         None
     }
 
@@ -213,19 +215,44 @@ impl Walk<'_, '_> {
         } else {
             Code::WrongType
         };
-        self.report.add(&self.pointer, node.at, code, message, help);
+        self.report.tell(&self.pointer, node.at, code, message, help);
         None
     }
 
     fn unsupported_value(&mut self, node: &Node, value: &Json) -> Option<Json> {
         let field = self.pointer.rsplit('/').next().unwrap_or_default();
         let message = format!("`{field}: {}` is not yet supported", plain(value));
-        self.report.add(&self.pointer, node.at, Code::NotYetSupported, message, None);
+        self.report.tell(&self.pointer, node.at, Code::NotYetSupported, message, None);
         None
     }
 
     fn bad(&mut self, at: Position, complaint: String, schema: &Json) {
-        self.report.add(&self.pointer, at, Code::BadValue, complaint, help_of(schema));
+        let help = help_of(schema).filter(|help| !complaint.contains(help.as_str()));
+        self.report.tell(&self.pointer, at, Code::BadValue, complaint, help);
+    }
+}
+
+/// Something that conforms to `schema`, to stand where what was said does not. Never accepted: it was reported.
+fn filler(schema: &Json) -> Json {
+    if let Some(first) = schema["oneOf"].get(0) {
+        return filler(first);
+    }
+    let said = schema.get("const").or_else(|| schema["enum"].get(0)).or_else(|| schema.get("default"));
+    if let Some(said) = said {
+        return said.clone();
+    }
+    match (type_of(schema), schema["format"].as_str()) {
+        ("object", _) => {
+            let required = schema["required"].as_array().into_iter().flatten().filter_map(Json::as_str);
+            required.map(|name| (name.to_owned(), filler(&schema["properties"][name]))).collect()
+        }
+        ("array", _) => Json::Array(Vec::new()),
+        ("integer" | "number", _) => schema.get("minimum").cloned().unwrap_or_else(|| 0.into()),
+        ("boolean", _) => false.into(),
+        (_, Some("Duration")) => "1s".into(),
+        (_, Some("SocketAddr")) => "127.0.0.1:1".into(),
+        (_, Some("ip")) => "127.0.0.1".into(),
+        _ => "a".into(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! JSON Schemas of every kind, made from the types, and the walk that holds a YAML tree against one.
 //!
 //! The types are the source. The schemas are kept golden in `api/schemas/` for editors and documentation;
-//! the walk ([`validate`]) reads the same schemas, so that what an editor says is what the gate says.
+//! the walk (`schema::validate`) reads the same schemas, so that what an editor says is what the gate says.
 //!
 //! Invariant: no schema takes `null`. A field left empty by mistake (`when:`) must never read as "no condition".
 

@@ -15,9 +15,7 @@ mod choice;
 pub mod endpoint;
 pub mod gateway;
 mod live;
-pub mod load;
 pub mod outlier;
-pub mod priority;
 pub mod retry;
 mod table;
 
@@ -28,7 +26,7 @@ pub use choice::{Ask, Tried};
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use gateway::{Gateway, Gateways, Network};
 pub use live::Outcome;
-pub use priority::Place;
+pub use runtime::locality::Place;
 pub use retry::{Budget, backoff};
 pub use table::Input;
 

@@ -4,6 +4,7 @@
 
 mod compile;
 mod decide;
+pub mod locality;
 pub mod path;
 mod query;
 pub mod route;

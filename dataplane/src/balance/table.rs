@@ -15,14 +15,15 @@ use api::{
     wire::{self, Distribution, Health, LoadBalancing, OutlierEjection, Stale as StaleRule, TrafficPolicy},
 };
 
+use runtime::locality::{Place, load, priority};
+
 use super::{
     Moment,
     endpoint::{BadEndpoint, Endpoint, Grade, Stale},
     gateway::Gateways,
     live::{Live, ramp},
-    load,
-    priority::{self, Place},
 };
+
 
 /// Over how long the load comes back to a tier that had nothing to offer.
 const FAILBACK: Duration = Duration::from_secs(5);

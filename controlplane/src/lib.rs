@@ -1,4 +1,19 @@
 //! The control plane: Git, store, registry, snapshot, push, admin API.
 
+pub mod admin;
+pub mod authority;
+pub mod config;
+pub mod explain;
+pub mod gate;
 pub mod git;
+pub mod link;
+pub mod metrics;
+pub mod plane;
+pub mod publish;
+pub mod push;
+pub mod report;
+mod run;
+pub mod snapshot;
 pub mod store;
+
+pub use run::run;

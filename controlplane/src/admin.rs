@@ -1,0 +1,213 @@
+//! The admin API (JSON) and the console page. Every call bears a credential.
+
+mod access;
+mod openapi;
+
+use std::{sync::Arc, time::Duration};
+
+use api::{
+    admin::{ExplainRequest, Failure, JoinTokenRequest, Token, TokenRequest},
+    head::CommitId,
+    name::WorkloadId,
+};
+use axum::{
+    Json, Router,
+    extract::{Path, Query, State},
+    http::StatusCode,
+    middleware,
+    response::{Html, IntoResponse, Response},
+    routing::{delete, get, post},
+};
+use federation::token::{JoinToken, TokenId, WorkloadToken};
+use process::shutdown::Shutdown;
+use serde::Deserialize;
+use tokio::net::TcpListener;
+
+pub use access::Access;
+
+use crate::{
+    config::Duty,
+    explain::explain,
+    git::Repository,
+    plane::{Plane, unix_now},
+    publish::Accepted,
+    report,
+};
+
+const DEFAULT_WAIT: u64 = 60;
+const LONGEST_WAIT: u64 = 3600;
+const TOKEN_TTL: u64 = 600;
+const JOIN_TTL: u64 = 3600;
+/// A token is handed over at once, or soon: one that lies about for longer is a key left in a door.
+const LONGEST_TTL: u64 = 7 * 24 * 3600;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    /// The control plane.
+    pub plane: Arc<Plane>,
+    /// Who may call.
+    pub access: Arc<Access>,
+    /// The configuration's source (primary).
+    pub repository: Option<Arc<Repository>>,
+    /// Held commits that an operator let pass (primary).
+    pub accepted: Arc<Accepted>,
+}
+
+/// Serves the API and the console until `shutdown`.
+pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::io::Result<()> {
+    let guarded = Router::new()
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/wait", get(wait))
+        .route("/api/v1/explain", post(explain_request))
+        .route("/api/v1/tokens", post(token))
+        .route("/api/v1/join-tokens", post(join_token))
+        .route("/api/v1/workloads/{id}", delete(deregister))
+        .route("/api/v1/rollout/accept", post(accept))
+        .route("/api/v1/console-logins", post(console_login))
+        .route("/api/v1/openapi.json", get(|| async { Json(openapi::document()) }))
+        .route("/", get(|| async { Html(include_str!("admin/console.html")) }))
+        .layer(middleware::from_fn_with_state(api.clone(), access::check))
+        .with_state(api);
+    axum::serve(listener, guarded).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+}
+
+/// A call that did not succeed.
+struct Refused(StatusCode, String);
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.0, Json(Failure { error: self.1 })).into_response()
+    }
+}
+
+fn bad(error: impl ToString) -> Refused {
+    Refused(StatusCode::BAD_REQUEST, error.to_string())
+}
+
+fn broken(error: impl ToString) -> Refused {
+    Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+async fn status(State(api): State<Api>) -> Json<api::admin::Status> {
+    Json(report::status(&api.plane))
+}
+
+#[derive(Deserialize)]
+struct WaitQuery {
+    commit: String,
+    timeout: Option<u64>,
+    #[serde(default)]
+    strict: bool,
+}
+
+async fn wait(State(api): State<Api>, Query(asked): Query<WaitQuery>) -> Result<Response, Refused> {
+    let commit = resolve(&api, &asked.commit).await?;
+    let timeout = Duration::from_secs(asked.timeout.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT));
+    let repository = api.repository.clone();
+    let descends = |published: &str| {
+        let ids = commit.parse::<CommitId>().ok().zip(published.parse::<CommitId>().ok());
+        let (Some(repository), Some((ancestor, descendant))) = (&repository, ids) else { return false };
+        repository.descends(&ancestor, &descendant).unwrap_or(false)
+    };
+    Ok(Json(report::wait(&api.plane, &commit, timeout, asked.strict, descends).await).into_response())
+}
+
+/// The full id of the commit that `text` names.
+async fn resolve(api: &Api, text: &str) -> Result<String, Refused> {
+    let Some(repository) = api.repository.clone() else {
+        return Err(Refused(StatusCode::CONFLICT, "a remote reads no repository: ask the primary".into()));
+    };
+    let text = text.to_owned();
+    let found = tokio::task::spawn_blocking(move || repository.resolve(&text)).await.map_err(broken)?;
+    found.map(|commit| commit.to_string()).map_err(bad)
+}
+
+async fn explain_request(
+    State(api): State<Api>,
+    Json(asked): Json<ExplainRequest>,
+) -> Result<Json<api::admin::ExplainAnswer>, Refused> {
+    if let Some(cluster) = asked.cluster.as_ref().filter(|cluster| **cluster != api.plane.config.cluster) {
+        return Err(bad(format!(
+            "this is the control plane of {}: ask that of {cluster}",
+            api.plane.config.cluster
+        )));
+    }
+    let snapshot = api.plane.snapshot.borrow().clone();
+    explain(&snapshot, &asked).map(Json).map_err(bad)
+}
+
+async fn token(State(api): State<Api>, Json(asked): Json<TokenRequest>) -> Result<Json<Token>, Refused> {
+    let authority = &api.plane.authority;
+    let vouched = authority.identity().bundle().clusters.get(&api.plane.config.cluster).cloned();
+    if !vouched.is_some_and(|vouch| vouch.covers(&asked.namespace)) {
+        return Err(bad(format!(
+            "cluster {} may not vouch for namespace {}: name it in `Cluster.spec.namespaces`",
+            api.plane.config.cluster, asked.namespace
+        )));
+    }
+    let token = WorkloadToken {
+        id: TokenId::random().map_err(broken)?,
+        cluster: api.plane.config.cluster.clone(),
+        namespace: asked.namespace,
+        service_account: asked.service_account,
+        labels: asked.labels,
+        workload: asked.workload,
+        root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
+        control_planes: vec![api.plane.config.proxies.to_string()],
+        expires: expires(asked.ttl_seconds, TOKEN_TTL),
+    };
+    Ok(Json(Token { token: authority.issue(&token) }))
+}
+
+async fn join_token(
+    State(api): State<Api>,
+    Json(asked): Json<JoinTokenRequest>,
+) -> Result<Json<Token>, Refused> {
+    let Duty::Primary { federation, .. } = &api.plane.config.duty else {
+        return Err(Refused(StatusCode::CONFLICT, "only the primary lets clusters join".into()));
+    };
+    let authority = &api.plane.authority;
+    let token = JoinToken {
+        id: TokenId::random().map_err(broken)?,
+        cluster: asked.cluster,
+        primary: api.plane.config.cluster.clone(),
+        root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
+        addresses: vec![federation.to_string()],
+        expires: expires(asked.ttl_seconds, JOIN_TTL),
+    };
+    Ok(Json(Token { token: authority.issue(&token) }))
+}
+
+fn expires(ttl: Option<u64>, default: u64) -> u64 {
+    unix_now().as_secs() + ttl.unwrap_or(default).min(LONGEST_TTL)
+}
+
+async fn deregister(State(api): State<Api>, Path(id): Path<WorkloadId>) -> Result<StatusCode, Refused> {
+    let instances = api.plane.registry.instances_of(&id);
+    if instances.is_empty() {
+        return Err(Refused(
+            StatusCode::NOT_FOUND,
+            format!("no workload {id} lives in cluster {}", api.plane.config.cluster),
+        ));
+    }
+    api.plane.registry.forget(instances).await.map_err(broken)?;
+    api.plane.events.note(format!("workload {id}"), "was deregistered by an operator");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Deserialize)]
+struct AcceptQuery {
+    commit: String,
+}
+
+async fn accept(State(api): State<Api>, Query(asked): Query<AcceptQuery>) -> Result<StatusCode, Refused> {
+    let commit = resolve(&api, &asked.commit).await?;
+    api.plane.events.note(format!("commit {}", &commit[..12]), "was accepted by an operator");
+    api.accepted.accept(commit);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn console_login(State(api): State<Api>) -> Json<Token> {
+    Json(Token { token: api.access.login() })
+}

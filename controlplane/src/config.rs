@@ -1,0 +1,187 @@
+//! The settings of a control plane: what was said, and what is meant.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use api::{
+    admin::Role,
+    locality::Locality,
+    name::{ClusterName, NetworkName},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{git::Source, snapshot::Place};
+
+/// The settings file, as JSON.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RawConfig {
+    /// This cluster.
+    pub cluster: ClusterName,
+    /// `primary` or `remote`.
+    pub role: Role,
+    /// Where all state is kept; of this process alone.
+    pub state_dir: PathBuf,
+    /// From where it connects, and where it listens unless told otherwise.
+    pub address: IpAddr,
+    /// For proxies; port 15012 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxies: Option<SocketAddr>,
+    /// For remote control planes (primary only); port 15013 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub federation: Option<SocketAddr>,
+    /// Metrics and readiness; port 15014 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
+    /// Admin API and console; port 15080 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub admin: Option<SocketAddr>,
+    /// The configuration repository (primary only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<RawSource>,
+    /// The file with the join token (remote only); not needed once joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_token_file: Option<PathBuf>,
+    /// The primary's federation address (remote only).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary: Option<SocketAddr>,
+    /// What the cluster says of itself where Git says nothing.
+    pub network: NetworkName,
+    /// Likewise.
+    #[serde(default)]
+    pub locality: Locality,
+    /// How long a proxy may be away before its workload counts as gone; 15 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u32>,
+}
+
+/// A configuration repository.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RawSource {
+    /// A local path, bare or with a work tree.
+    pub repository: PathBuf,
+    /// The branch that rules; `main` by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub branch: Option<String>,
+    /// The folder inside the repository; all of it by default.
+    #[serde(default)]
+    pub path: String,
+}
+
+/// The settings, complete.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This cluster.
+    pub cluster: ClusterName,
+    /// What it is.
+    pub duty: Duty,
+    /// Where all state is kept.
+    pub state_dir: PathBuf,
+    /// From where it connects.
+    pub address: IpAddr,
+    /// Listens for proxies.
+    pub proxies: SocketAddr,
+    /// Metrics and readiness.
+    pub metrics: SocketAddr,
+    /// Admin API and console.
+    pub admin: SocketAddr,
+    /// Where it is.
+    pub place: Place,
+    /// How long a proxy may be away.
+    pub lease: Duration,
+}
+
+/// What sets the two roles apart.
+#[derive(Debug, Clone)]
+pub enum Duty {
+    /// Reads Git, holds the root.
+    Primary {
+        /// Where configuration comes from.
+        source: Source,
+        /// Listens for remotes.
+        federation: SocketAddr,
+    },
+    /// Follows a primary.
+    Remote {
+        /// Where the primary listens.
+        primary: SocketAddr,
+        /// The one-time token, until joined.
+        join_token_file: Option<PathBuf>,
+    },
+}
+
+impl Duty {
+    /// The role alone.
+    pub fn role(&self) -> Role {
+        match self {
+            Duty::Primary { .. } => Role::Primary,
+            Duty::Remote { .. } => Role::Remote,
+        }
+    }
+}
+
+/// What is wrong with the settings, all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("the settings are not complete: {}", .0.join("; "))]
+pub struct BadConfig(pub Vec<String>);
+
+/// Less would take the loss of two heartbeats for the loss of a proxy.
+const MIN_LEASE: Duration = Duration::from_secs(3);
+
+impl RawConfig {
+    /// Reads the file at `path`.
+    pub fn read(path: &Path) -> Result<Self, process::config::ConfigError> {
+        process::config::read(path)
+    }
+
+    /// What is meant, or all that is missing.
+    pub fn meant(self) -> Result<Config, BadConfig> {
+        let mut wrong = Vec::new();
+        let at = |said: Option<SocketAddr>, port| said.unwrap_or(SocketAddr::new(self.address, port));
+        let lease = Duration::from_secs(self.lease_seconds.unwrap_or(15).into());
+        if lease < MIN_LEASE {
+            wrong.push(format!("leaseSeconds must be at least {}", MIN_LEASE.as_secs()));
+        }
+        let duty = match (self.role, &self.source, self.primary) {
+            (Role::Primary, Some(source), None) => Some(Duty::Primary {
+                source: Source {
+                    name: "main".into(),
+                    path: source.repository.clone(),
+                    branch: source.branch.clone().unwrap_or_else(|| "main".into()),
+                    folder: source.path.clone(),
+                },
+                federation: at(self.federation, 15013),
+            }),
+            (Role::Primary, ..) => {
+                wrong.push("a primary needs `source` and takes no `primary`".into());
+                None
+            }
+            (Role::Remote, None, Some(primary)) => {
+                Some(Duty::Remote { primary, join_token_file: self.join_token_file.clone() })
+            }
+            (Role::Remote, ..) => {
+                wrong.push("a remote needs `primary` and takes no `source`".into());
+                None
+            }
+        };
+        let duty = match duty {
+            Some(duty) if wrong.is_empty() => duty,
+            Some(_) | None => return Err(BadConfig(wrong)),
+        };
+        Ok(Config {
+            proxies: at(self.proxies, 15012),
+            metrics: at(self.metrics, 15014),
+            admin: at(self.admin, 15080),
+            cluster: self.cluster,
+            duty,
+            state_dir: self.state_dir,
+            address: self.address,
+            place: Place { network: self.network, locality: self.locality },
+            lease,
+        })
+    }
+}

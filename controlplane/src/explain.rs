@@ -1,0 +1,374 @@
+//! What would happen to a request: the same views, the same runtime, the same decision as in the proxies.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
+
+use api::{
+    admin::{
+        ExplainAnswer, ExplainRequest, ExplainedBackend, ExplainedEndpoint, ExplainedPriority,
+        ExplainedRoute, ExplainedSetting, ExplainedVerdict,
+    },
+    name::ServiceName,
+    resource::{Kind, traffic},
+    wire,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use policies::{
+    By, Judgement, Verdict,
+    facts::{Connection, Destination, Facts, Guarded, Peer, Request, Source},
+};
+use runtime::{
+    At, Decision, Plan, Runtime, Target,
+    locality::{Place, load, priority},
+    route::Rule,
+};
+
+use crate::snapshot::{Configuration, Registered, Role, Snapshot, Subscription, traffic_policies};
+
+/// A request that cannot be explained, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum Unexplained {
+    /// Nobody of this name lives here.
+    #[error(
+        "no workload of this cluster is `{0}`: name a workload, `namespace/serviceaccount`, or `ingress`"
+    )]
+    Source(String),
+    /// The request is none.
+    #[error("not a request: {0}")]
+    Request(String),
+    /// A view that no proxy would take.
+    #[error("the view of {0} does not compile: {1}")]
+    View(String, String),
+}
+
+/// What would happen to `asked`, by `snapshot`.
+pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAnswer, Unexplained> {
+    let node = source(snapshot, &asked.source)?;
+    let (host, _) = runtime::split_authority(&asked.host)
+        .ok_or_else(|| Unexplained::Request(format!("`{}` is no host", asked.host)))?;
+    let host = host.to_ascii_lowercase();
+    let asks: Subscription =
+        if node.role == Role::Sidecar { [host.clone()].into() } else { Subscription::new() };
+    let caller = compile(snapshot, node, &asks)?;
+    let (raw_path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
+    let path = runtime::path::normalise(raw_path, caller.mesh.paths);
+    let headers = headers(&asked.headers)?;
+    let mut answer = Answer::new(snapshot);
+    let path = match path {
+        Ok(path) => path,
+        Err(bad) => return Ok(answer.refused(400, bad.to_string())),
+    };
+    let request = Request {
+        method: &asked.method,
+        scheme: "http",
+        host: &asked.host,
+        path: &path,
+        raw_path,
+        query,
+        protocol: "HTTP/1.1",
+        id: "",
+        headers: &headers,
+        time: SystemTime::UNIX_EPOCH,
+    };
+    let guarded = caller.workload.guarded.clone();
+    let facts = Facts {
+        source: Source { peer: None, address: nowhere() },
+        destination: Destination { guarded: &guarded, address: node.address },
+        request: Some(request),
+        connection: Connection { protocol: "http/1.1", ..Connection::default() },
+    };
+    let at = match node.role {
+        Role::Sidecar => At::Outbound { known_absent: snapshot.service_at(&host, &node.namespace).is_none() },
+        Role::Ingress | Role::EastWest => {
+            At::Gateway { port: caller.listener_ports().next().unwrap_or_default() }
+        }
+    };
+    match caller.decide(at, &facts, 0) {
+        Decision::Unknown { host } => Ok(answer.refused(502, format!("nobody in the mesh knows `{host}`"))),
+        Decision::Answer { redirect, location, rule } => {
+            answer.route(rule);
+            Ok(answer.refused(redirect.status, format!("redirected to {location}")))
+        }
+        Decision::Refuse(refusal) => {
+            refusal.rule.iter().for_each(|rule| answer.route(rule));
+            refusal.judgement.iter().for_each(|judgement| answer.verdict(role_name(node), judgement));
+            Ok(answer.refused(refusal.status, refusal.reason.into_owned()))
+        }
+        Decision::Forward(plan) => {
+            plan.rule.iter().for_each(|rule| answer.route(rule));
+            if node.role != Role::Sidecar {
+                plan.judgement.iter().for_each(|judgement| answer.verdict(role_name(node), judgement));
+            }
+            follow(snapshot, node, &caller, &plan, facts, &mut answer)?;
+            Ok(answer.0)
+        }
+    }
+}
+
+fn role_name(node: &Registered) -> &'static str {
+    match node.role {
+        Role::Sidecar => "caller",
+        Role::Ingress => "ingress",
+        Role::EastWest => "east-west",
+    }
+}
+
+/// A client whose address is not known.
+fn nowhere() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 0))
+}
+
+fn source<'a>(snapshot: &'a Snapshot, text: &str) -> Result<&'a Registered, Unexplained> {
+    let mut nodes = snapshot.inputs.workloads.values();
+    let by = |node: &&Registered| {
+        node.workload.as_str() == text
+            || node.role == Role::Ingress && text == "ingress"
+            || node.role == Role::Sidecar && format!("{}/{}", node.namespace, node.service_account) == text
+    };
+    nodes.find(by).ok_or_else(|| Unexplained::Source(text.to_owned()))
+}
+
+fn compile(snapshot: &Snapshot, node: &Registered, hosts: &Subscription) -> Result<Runtime, Unexplained> {
+    Runtime::compile(&snapshot.view(node, hosts), snapshot.commit(), None).map_err(|reasons| {
+        let reasons: Vec<_> = reasons.iter().map(ToString::to_string).collect();
+        Unexplained::View(node.workload.to_string(), reasons.join("; "))
+    })
+}
+
+fn headers(said: &BTreeMap<String, String>) -> Result<HeaderMap, Unexplained> {
+    let pair = |(name, value): (&String, &String)| {
+        let name = HeaderName::from_bytes(name.as_bytes())
+            .map_err(|error| Unexplained::Request(error.to_string()))?;
+        let value = HeaderValue::from_str(value).map_err(|error| Unexplained::Request(error.to_string()))?;
+        Ok((name, value))
+    };
+    said.iter().map(pair).collect()
+}
+
+/// Every backend that the request may reach, and what each says to it.
+fn follow(
+    snapshot: &Snapshot,
+    node: &Registered,
+    caller: &Runtime,
+    plan: &Plan<'_>,
+    facts: Facts<'_>,
+    answer: &mut Answer<'_>,
+) -> Result<(), Unexplained> {
+    let mut backends: Vec<(ServiceName, u16, f64)> = match (&plan.target, plan.rule) {
+        (Target::Service { .. }, Some(rule)) if plan.backend.is_some() => {
+            let shares = rule.split.shares().filter(|(backend, _)| backend.weight > 0);
+            shares.map(|(backend, percent)| (backend.service.clone(), backend.port, percent)).collect()
+        }
+        (Target::Service { service, port }, _) => vec![(service.name.clone(), port.port, 100.0)],
+        (Target::Direct { .. } | Target::Application(_), _) => vec![],
+    };
+    backends.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);
+    let peer = peer(snapshot, node);
+    for (name, port, percent) in backends {
+        let Some(service) = caller.service(&name) else { continue };
+        let Some(known) = service.port(port) else { continue };
+        let endpoints = caller.endpoints.get(&name).map(|all| all.endpoints.clone()).unwrap_or_default();
+        let endpoints: Vec<_> =
+            endpoints.into_iter().filter(|one| one.port == u32::from(known.target)).collect();
+        answer.0.backends.push(ExplainedBackend {
+            service: format!("{name}:{port}"),
+            percent,
+            priorities: priorities(snapshot, node, caller, service, &endpoints),
+        });
+        answer.settings(snapshot, node, &name);
+        if endpoints.is_empty() {
+            answer.0.status = 503;
+            answer.0.reason = Some(format!("{name} has no endpoint"));
+            continue;
+        }
+        judge_backend(snapshot, &name, known.target, &endpoints, &peer, plan, facts, answer)?;
+    }
+    Ok(())
+}
+
+/// What the workloads behind a backend say to the request: each local one, once for those that say the same.
+#[allow(clippy::too_many_arguments)]
+fn judge_backend(
+    snapshot: &Snapshot,
+    name: &ServiceName,
+    port: u16,
+    endpoints: &[wire::Endpoint],
+    peer: &Peer,
+    plan: &Plan<'_>,
+    facts: Facts<'_>,
+    answer: &mut Answer<'_>,
+) -> Result<(), Unexplained> {
+    let here = |endpoint: &&wire::Endpoint| endpoint.cluster == snapshot.inputs.cluster.as_str();
+    let local: Vec<_> = endpoints.iter().filter(here).map(|endpoint| endpoint.workload.as_str()).collect();
+    let nodes = snapshot.inputs.workloads.values().filter(|one| local.contains(&one.workload.as_str()));
+    let mut judged: Vec<(String, Verdict)> = Vec::new();
+    for node in nodes {
+        let callee = compile(snapshot, node, &Subscription::new())?;
+        let path = plan.path.as_deref();
+        let request = facts.request.map(|request| Request { path: path.unwrap_or(request.path), ..request });
+        let guarded: Arc<Guarded> = callee.workload.guarded.clone();
+        let facts = Facts {
+            source: Source { peer: Some(peer), address: nowhere() },
+            destination: Destination { guarded: &guarded, address: node.address },
+            request,
+            connection: Connection { mtls: true, protocol: "http/1.1", tls_version: "TLSv1.3", sni: "" },
+        };
+        let judgement = match callee.decide(At::Inbound { port }, &facts, 0) {
+            Decision::Forward(plan) => plan.judgement,
+            Decision::Refuse(refusal) => {
+                answer.0.status = refusal.status;
+                answer.0.reason = Some(refusal.reason.to_string());
+                refusal.judgement
+            }
+            Decision::Answer { .. } | Decision::Unknown { .. } => None,
+        };
+        if let Some(judgement) = judgement
+            && !judged.iter().any(|(_, verdict)| *verdict == judgement.verdict)
+        {
+            answer.verdict(&name.to_string(), &judgement);
+            judged.push((node.workload.to_string(), judgement.verdict));
+        }
+    }
+    Ok(())
+}
+
+fn peer(snapshot: &Snapshot, node: &Registered) -> Peer {
+    let trust_domain = snapshot.inputs.bundle.trust_domain.clone();
+    Peer {
+        principal: format!("spiffe://{trust_domain}/ns/{}/sa/{}", node.namespace, node.service_account),
+        trust_domain,
+        namespace: node.namespace.clone(),
+        service_account: node.service_account.clone(),
+        cluster: snapshot.inputs.cluster.clone(),
+    }
+}
+
+fn priorities(
+    snapshot: &Snapshot,
+    node: &Registered,
+    caller: &Runtime,
+    service: &runtime::Service,
+    endpoints: &[wire::Endpoint],
+) -> Vec<ExplainedPriority> {
+    let own = Place {
+        cluster: snapshot.inputs.cluster.to_string(),
+        network: caller.workload.network.to_string(),
+        region: caller.workload.locality.region.clone(),
+        zone: caller.workload.locality.zone.clone(),
+        subzone: caller.workload.locality.subzone.clone(),
+        node: node.labels.get("node").cloned().unwrap_or_default(),
+    };
+    let assigned = priority::assign(&own, endpoints, &service.traffic);
+    let count = assigned.iter().max().map_or(0, |highest| highest + 1);
+    let healthy = |endpoint: &wire::Endpoint| endpoint.health() == wire::Health::Healthy;
+    let level = |wanted: u32| {
+        let members =
+            endpoints.iter().zip(&assigned).filter(move |(_, at)| **at == wanted).map(|(one, _)| one);
+        members.fold((0, 0), |(fine, all), one| (fine + u64::from(healthy(one)), all + 1))
+    };
+    let levels: Vec<_> = (0..count).map(level).collect();
+    let shares = load::shares(&levels, service.traffic.overprovisioning_percent);
+    let explained = |endpoint: &wire::Endpoint| ExplainedEndpoint {
+        workload: endpoint.workload.clone(),
+        cluster: endpoint.cluster.clone(),
+        address: endpoint.address.clone(),
+        locality: endpoint.locality.as_ref().map(|l| format!("{}/{}", l.region, l.zone)).unwrap_or_default(),
+        health: match endpoint.health() {
+            wire::Health::Healthy => "healthy",
+            wire::Health::Unhealthy => "unhealthy",
+            wire::Health::Draining => "draining",
+        }
+        .into(),
+        via: caller.networks.networks.get(&endpoint.network).map(|g| g.addresses.clone()).unwrap_or_default(),
+    };
+    let one = |wanted: u32| ExplainedPriority {
+        priority: wanted,
+        load_percent: shares.get(wanted as usize).copied().unwrap_or(0),
+        endpoints: endpoints
+            .iter()
+            .zip(&assigned)
+            .filter(|(_, at)| **at == wanted)
+            .map(|(e, _)| explained(e))
+            .collect(),
+    };
+    (0..count).map(one).collect()
+}
+
+/// An answer in the making.
+struct Answer<'a>(ExplainAnswer, &'a Configuration);
+
+impl<'a> Answer<'a> {
+    fn new(snapshot: &'a Snapshot) -> Self {
+        let commit = Some(snapshot.commit().to_owned()).filter(|commit| !commit.is_empty());
+        let answer = ExplainAnswer {
+            commit,
+            status: 200,
+            route: None,
+            backends: vec![],
+            authorization: vec![],
+            reason: None,
+            settings: BTreeMap::new(),
+        };
+        Answer(answer, &snapshot.inputs.configuration)
+    }
+
+    fn refused(self, status: u16, reason: String) -> ExplainAnswer {
+        ExplainAnswer { status, reason: Some(reason), ..self.0 }
+    }
+
+    fn route(&mut self, rule: &Rule) {
+        let name = rule.route.split_once(' ').map_or(&*rule.route, |(_, name)| name);
+        let (file, line) = self.position(Kind::HttpRoute, name);
+        self.0.route = Some(ExplainedRoute {
+            route: rule.route.to_string(),
+            rule: rule.name.to_string(),
+            file,
+            line,
+            commit: rule.commit.to_string(),
+        });
+    }
+
+    fn verdict(&mut self, at: &str, judgement: &Judgement) {
+        let (allowed, by) = match &judgement.verdict {
+            Verdict::Allow(by) => (true, by),
+            Verdict::Deny(by) => (false, by),
+        };
+        let (policy, rule, commit) = match by {
+            By::Rule { rule, .. } => (rule.policy.clone(), rule.rule.clone(), rule.commit.clone()),
+            By::NoRuleMatched { policies } => (policies.join(", "), "no rule matched".into(), String::new()),
+            By::Default => ("default".into(), String::new(), String::new()),
+        };
+        let first = policy.split(", ").next().unwrap_or_default();
+        let (file, line) = self.position(Kind::AuthorizationPolicy, first);
+        self.0.authorization.push(ExplainedVerdict {
+            at: at.to_owned(),
+            allowed,
+            policy,
+            rule,
+            file,
+            line,
+            commit,
+        });
+    }
+
+    fn position(&self, kind: Kind, name: &str) -> (String, u32) {
+        let mut objects = self.1.objects.iter();
+        let found = objects.find(|said| {
+            said.resource.kind() == kind
+                && format!("{}/{}", said.resource.meta().namespace(), said.resource.meta().name) == name
+        });
+        found.map(|said| (said.file.clone(), said.line)).unwrap_or_default()
+    }
+
+    /// Every group of the traffic policy in force, with who says it.
+    fn settings(&mut self, snapshot: &Snapshot, node: &Registered, service: &ServiceName) {
+        let said = traffic_policies(&snapshot.inputs, service, &node.namespace);
+        let specs: Vec<_> = said.iter().map(|(policy, _)| *policy).collect();
+        let effective = serde_json::to_value(traffic::merge(&specs)).unwrap_or_default();
+        for (group, origin) in traffic::origins(&specs) {
+            let origin = origin.map(|place| said[place].1.resource.key().to_string());
+            let value = effective.get(group).map(ToString::to_string).unwrap_or_default();
+            let origin = origin.unwrap_or_else(|| "default".into());
+            self.0.settings.insert(group.to_owned(), ExplainedSetting { value, origin });
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The remote's end: joins once, then keeps one stream to the primary, and goes on without it.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use api::{
+    admin::ClusterStatus,
+    digest::Hash,
+    head::SignedHead,
+    identity::{Bundle, CertificateDer},
+    name::ClusterName,
+    wire::{self, from_remote, to_remote},
+};
+use federation::{
+    authority::{IntermediateKey, Signed},
+    token::{self, JoinToken},
+};
+use process::{
+    rpc::{self, stub::federation_client::FederationClient},
+    shutdown::Shutdown,
+    tls,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn, primary::catalogue_digest};
+use crate::{
+    authority::Authority,
+    plane::{Heard, Plane, load, seconds, unix_now},
+    store::{self, Conflict, Election},
+};
+
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How often the intermediate's end is looked at.
+const RENEWAL_CHECK: Duration = Duration::from_secs(600);
+/// Blobs asked for in one message.
+const WANTED: usize = 5_000;
+
+/// Why a cluster could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The token.
+    #[error(transparent)]
+    Token(#[from] token::BadToken),
+    /// A token for another cluster.
+    #[error("this join token is for cluster {0}")]
+    OtherCluster(ClusterName),
+    /// The primary is not there, or not the one that the token names.
+    #[error(transparent)]
+    Connect(#[from] rpc::ConnectError),
+    /// The primary said no.
+    #[error("the primary refused: {0}")]
+    Refused(String),
+    /// What the primary sent makes no sense.
+    #[error("the primary's answer cannot be used: {0}")]
+    Answer(String),
+}
+
+/// Joins the mesh with a one-time token. The primary's root is checked against the token before the token is sent.
+pub async fn join(
+    text: &str,
+    cluster: &ClusterName,
+    primary: SocketAddr,
+    source: IpAddr,
+    dir: &std::path::Path,
+) -> Result<Authority, JoinError> {
+    let token: JoinToken = token::read(text)?;
+    if token.cluster != *cluster {
+        return Err(JoinError::OtherCluster(token.cluster));
+    }
+    let unusable = |error: &dyn std::fmt::Display| JoinError::Answer(error.to_string());
+    let key = IntermediateKey::load_or_create(dir).map_err(|error| unusable(&error))?;
+    let request = key.request().map_err(|error| unusable(&error))?;
+    let tls = tls::enrolment(token.root, &token.primary, &["h2"]);
+    let channel = rpc::connect(primary, Some(source), tls, "federation.weft.internal".into()).await?;
+    let asked = wire::JoinRequest { token: text.to_owned(), intermediate_csr: request };
+    let joined = FederationClient::new(channel).join(asked).await;
+    let joined = joined.map_err(|status| JoinError::Refused(status.message().to_owned()))?.into_inner();
+    let certificate = joined.intermediate.into_iter().next().ok_or_else(|| unusable(&"no certificate"))?;
+    let bundle: Bundle = serde_json::from_slice(&joined.bundle).map_err(|error| unusable(&error))?;
+    Authority::joined(dir, cluster, key, CertificateDer::from(certificate), bundle, unix_now())
+        .map_err(|error| unusable(&error))
+}
+
+/// Keeps the link up for as long as the process lives.
+pub async fn run(plane: Arc<Plane>, primary: SocketAddr, election: Election, shutdown: Shutdown) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let begun = tokio::time::Instant::now();
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => return,
+            ended = once(&plane, primary, &election) => ended,
+        };
+        mark_away(&plane);
+        tracing::warn!(%primary, "the link to the primary is down: {ended}");
+        // Half to all of the pause, so that clusters which lost the same primary do not return as one.
+        if begun.elapsed() > LONGEST_PAUSE {
+            pause = FIRST_PAUSE;
+        }
+        let jitter = rand::random_range(0.5..1.0);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn mark_away(plane: &Plane) {
+    let now = seconds(SystemTime::now());
+    let first = plane.primary_away.send_if_modified(|away| {
+        let first = away.is_none();
+        away.get_or_insert(now);
+        first
+    });
+    if first {
+        plane.events.note("primary", "is away; this cluster goes on with what it has");
+    }
+    plane.reports.send_modify(|reports| {
+        Arc::make_mut(reports)
+            .values_mut()
+            .for_each(|heard| heard.away_since = heard.away_since.or(Some(now)));
+    });
+    grow_stale(plane, |name| *name != plane.config.cluster);
+}
+
+/// One life of the link; says why it ended.
+async fn once(plane: &Arc<Plane>, primary: SocketAddr, election: &Election) -> String {
+    let Some(name) = primary_name(plane) else {
+        return "the primary's name is not known: join again".into();
+    };
+    let expect = tls::Expect::control_plane(&plane.authority.trust_domain(), &name);
+    let tls = tls::client(plane.authority.identity(), expect, &["h2"]);
+    let source = Some(plane.config.address);
+    let channel = match rpc::connect(primary, source, tls, "federation.weft.internal".into()).await {
+        Ok(channel) => channel,
+        Err(error) => return error.to_string(),
+    };
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let hello = wire::FromRemote { message: Some(from_remote::Message::Hello(hello(plane))) };
+    if sender.send(hello).await.is_err() {
+        return "the link closed before it began".into();
+    }
+    let mut client = FederationClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let incoming = match client.link(ReceiverStream::new(receiver)).await {
+        Ok(response) => response.into_inner(),
+        Err(status) => return status.message().to_owned(),
+    };
+    let link = Link { plane: plane.clone(), sender, wanted: None, election };
+    link.run(incoming).await
+}
+
+/// The primary is the member that vouched for nobody's joining but its own: its name came with the token.
+fn primary_name(plane: &Plane) -> Option<ClusterName> {
+    let text = std::fs::read_to_string(plane.config.state_dir.join(PRIMARY_FILE)).ok()?;
+    ClusterName::new(text.trim()).ok()
+}
+
+/// Holds the primary's name, which the join token said.
+const PRIMARY_FILE: &str = "primary";
+
+/// Keeps the primary's name for later starts.
+pub fn keep_primary(dir: &std::path::Path, text: &str) -> Result<(), JoinError> {
+    let token: JoinToken = token::read(text)?;
+    process::files::write_private(&dir.join(PRIMARY_FILE), token.primary.as_str().as_bytes())
+        .map_err(|error| JoinError::Answer(error.to_string()))
+}
+
+fn hello(plane: &Plane) -> wire::RemoteHello {
+    let head = plane.store.watch_head().borrow().as_ref().map(|head| Hash::of(head.bytes()).0.to_vec());
+    wire::RemoteHello {
+        cluster: plane.config.cluster.to_string(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        head: head.unwrap_or_default(),
+        bundle_sequence: plane.bundle.borrow().sequence,
+        // Digests leave the age out, and what is held is stale by now: asked for anew.
+        catalogues: Vec::new(),
+    }
+}
+
+struct Link<'a> {
+    plane: Arc<Plane>,
+    sender: mpsc::Sender<wire::FromRemote>,
+    /// The head that comes into force once its blobs are here.
+    wanted: Option<SignedHead>,
+    election: &'a Election,
+}
+
+impl Link<'_> {
+    async fn run(mut self, mut incoming: Streaming<wire::ToRemote>) -> String {
+        let mut snapshots = self.plane.snapshot.subscribe();
+        let mut owns = self.plane.own.subscribe();
+        let mut renewal = tokio::time::interval(RENEWAL_CHECK);
+        let (mut catalogue, mut status) = (None, None);
+        loop {
+            if let Err(why) = self.tell(&mut catalogue, &mut status).await {
+                return why;
+            }
+            tokio::select! {
+                biased;
+                message = incoming.message() => {
+                    let done = match message {
+                        Ok(Some(wire::ToRemote { message: Some(message) })) => self.on_message(message).await,
+                        Ok(Some(wire::ToRemote { message: None })) => Ok(()),
+                        Ok(None) => Err("the primary closed it".to_owned()),
+                        Err(status) => Err(status.message().to_owned()),
+                    };
+                    if let Err(why) = done {
+                        return why;
+                    }
+                }
+                _ = snapshots.changed() => tokio::time::sleep(GATHER).await,
+                _ = owns.changed() => {}
+                _ = renewal.tick() => if let Err(why) = self.ask_renewal().await { return why },
+            }
+        }
+    }
+
+    /// Tells what changed since it was last told.
+    async fn tell(&self, catalogue: &mut Option<Hash>, status: &mut Option<Hash>) -> Result<(), String> {
+        let offered = self.plane.snapshot.borrow().catalogue();
+        let digest = catalogue_digest(&offered);
+        if *catalogue != Some(digest) {
+            *catalogue = Some(digest);
+            self.send(from_remote::Message::Catalogue(offered)).await?;
+        }
+        let own = self.plane.own.borrow().clone();
+        let json = serde_json::to_vec(&*own).expect("a status has a JSON form");
+        let digest = Hash::of(&json);
+        if *status != Some(digest) {
+            *status = Some(digest);
+            let cluster = self.plane.config.cluster.to_string();
+            self.send(from_remote::Message::Status(wire::ClusterStatus { cluster, json })).await?;
+        }
+        Ok(())
+    }
+
+    async fn ask_renewal(&self) -> Result<(), String> {
+        match self.plane.authority.intermediate_request(unix_now()) {
+            Ok(Some(csr)) => self.send(from_remote::Message::Renew(wire::RenewIntermediate { csr })).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    async fn send(&self, message: from_remote::Message) -> Result<(), String> {
+        let sent = self.sender.send(wire::FromRemote { message: Some(message) }).await;
+        sent.map_err(|_| "the stream is closed".to_owned())
+    }
+
+    async fn on_message(&mut self, message: to_remote::Message) -> Result<(), String> {
+        let back = self.plane.primary_away.send_if_modified(|away| away.take().is_some());
+        if back {
+            self.plane.events.note("primary", "is back");
+        }
+        match message {
+            to_remote::Message::Head(head) => {
+                let head = SignedHead::parse(head.head, head.signature, head.statement)
+                    .map_err(|e| e.to_string())?;
+                self.believe(&head)?;
+                self.wanted = Some(head);
+                self.adopt().await
+            }
+            to_remote::Message::Blobs(blobs) => {
+                let blobs = blobs.blobs.into_iter().map(Into::into).collect();
+                self.plane.store.put(blobs).await.map_err(|error| error.to_string())?;
+                self.adopt().await
+            }
+            to_remote::Message::Bundle(signed) => self.trust(signed),
+            to_remote::Message::Catalogue(catalogue) => {
+                if catalogue.cluster != self.plane.config.cluster.as_str() {
+                    learn(&self.plane, catalogue);
+                }
+                Ok(())
+            }
+            to_remote::Message::Gone(gone) => {
+                let peers = &self.plane.peers;
+                peers.send_if_modified(|peers| Arc::make_mut(peers).remove(gone.cluster.as_str()).is_some());
+                Ok(())
+            }
+            to_remote::Message::Intermediate(intermediate) => {
+                let certificate =
+                    intermediate.chain.into_iter().next().ok_or("an intermediate without certificate")?;
+                let renewed = self.plane.authority.renew_intermediate(certificate.into(), unix_now());
+                renewed.map_err(|error| error.to_string())
+            }
+            to_remote::Message::Status(status) => {
+                let status: ClusterStatus =
+                    serde_json::from_slice(&status.json).map_err(|error| error.to_string())?;
+                if status.name != self.plane.config.cluster {
+                    let name = status.name.clone();
+                    let heard = Heard { away_since: status.away_since, status: Arc::new(status) };
+                    self.plane
+                        .reports
+                        .send_modify(|reports| drop(Arc::make_mut(reports).insert(name, heard)));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn believe(&self, head: &SignedHead) -> Result<(), String> {
+        let judged = self.plane.authority.signed_by_primary(
+            Signed::Head,
+            head.bytes(),
+            head.signature(),
+            head.statement(),
+        );
+        judged.map_err(|error| format!("a head without the primary's signature: {error}"))
+    }
+
+    fn trust(&self, signed: wire::Bundle) -> Result<(), String> {
+        let authority = &self.plane.authority;
+        let judged =
+            authority.signed_by_primary(Signed::Bundle, &signed.bundle, &signed.signature, &signed.statement);
+        judged.map_err(|error| format!("a bundle without the primary's signature: {error}"))?;
+        let bundle: Bundle = serde_json::from_slice(&signed.bundle).map_err(|error| error.to_string())?;
+        if bundle.sequence > authority.identity().bundle().sequence {
+            authority.trust(bundle).map_err(|error| error.to_string())?;
+            self.plane.bundle.send_replace(authority.identity().bundle());
+        }
+        Ok(())
+    }
+
+    /// Takes the wanted head into force if all its blobs are here, or asks for those that are not.
+    async fn adopt(&mut self) -> Result<(), String> {
+        let Some(head) = self.wanted.clone() else { return Ok(()) };
+        let Some(revision) = head.head().stable.clone() else { return Ok(()) };
+        let store = &*self.plane.store;
+        let missing = store::missing(store, &revision).await.map_err(|error| error.to_string())?;
+        if !missing.is_empty() {
+            let hashes = missing.iter().take(WANTED).map(|hash| hash.0.to_vec()).collect();
+            return self.send(from_remote::Message::Want(wire::WantBlobs { hashes })).await;
+        }
+        self.wanted = None;
+        let held = store.head().await.map_err(|error| error.to_string())?;
+        let expected = held.map(|held| held.head().seq());
+        match store.compare_and_swap_head(expected, head, self.election).await {
+            Ok(()) => {}
+            // An older head of the same primary, sent again: what is in force is later.
+            Err(Conflict::NotLater { .. }) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+        let configuration = load(store, &revision).await.map_err(|error| error.to_string())?;
+        self.plane.configuration.send_replace(Arc::new(configuration));
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! What the parts of one control plane share: each thing has one owner, everybody else watches.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use api::{
+    admin::{ClusterStatus, CommitStatus, Event},
+    head::{Revision, Seq},
+    identity::{Bundle, UnixTime},
+    name::ClusterName,
+    wire,
+};
+use tokio::sync::watch;
+
+use crate::{
+    authority::Authority,
+    config::Config,
+    push::Registry,
+    snapshot::{Configuration, Snapshot},
+    store::{Store, StoreError, read_revision},
+};
+
+/// Events kept for the status.
+const MAX_EVENTS: usize = 200;
+
+/// The catalogues of the other clusters.
+pub type Peers = Arc<BTreeMap<ClusterName, Arc<wire::Catalogue>>>;
+
+/// What others said of themselves, and when it was heard.
+pub type Reports = Arc<BTreeMap<ClusterName, Heard>>;
+
+/// One cluster's word on itself.
+#[derive(Debug, Clone)]
+pub struct Heard {
+    /// What it said.
+    pub status: Arc<ClusterStatus>,
+    /// Since when its link is down.
+    pub away_since: Option<f64>,
+}
+
+/// One control plane.
+pub struct Plane {
+    /// Its settings.
+    pub config: Config,
+    /// What outlives it.
+    pub store: Arc<dyn Store>,
+    /// What it may sign.
+    pub authority: Arc<Authority>,
+    /// Who lives in its cluster.
+    pub registry: Registry,
+    /// The configuration in force. Owner: the publisher (primary) or the link (remote).
+    pub configuration: watch::Sender<Arc<Configuration>>,
+    /// What other clusters offer. Owner: the link.
+    pub peers: watch::Sender<Peers>,
+    /// What other clusters say of themselves. Owner: the link.
+    pub reports: watch::Sender<Reports>,
+    /// The bundle in force. Owner: the publisher or the link.
+    pub bundle: watch::Sender<Arc<Bundle>>,
+    /// What proxies are told. Owner: the builder.
+    pub snapshot: watch::Sender<Arc<Snapshot>>,
+    /// This cluster's word on itself. Owner: the reporter.
+    pub own: watch::Sender<Arc<ClusterStatus>>,
+    /// What became of commits (primary). Owner: the publisher.
+    pub commits: watch::Sender<Commits>,
+    /// Since when the primary is away (remote).
+    pub primary_away: watch::Sender<Option<f64>>,
+    /// What happened lately.
+    pub events: Events,
+}
+
+/// The commits that this primary has seen, and those that were in force.
+#[derive(Debug, Clone, Default)]
+pub struct Commits {
+    /// What became of each, newest last.
+    pub seen: VecDeque<CommitStatus>,
+    /// What is wrong with the repository now.
+    pub trouble: Option<String>,
+    /// Each commit that was taken into force, oldest first.
+    pub published: Vec<(Seq, String)>,
+}
+
+/// What happened lately, newest last.
+#[derive(Debug, Default)]
+pub struct Events(Mutex<VecDeque<Event>>);
+
+impl Events {
+    /// Notes and logs one thing that happened.
+    pub fn note(&self, subject: impl Into<String>, message: impl Into<String>) {
+        let event =
+            Event { time: seconds(SystemTime::now()), subject: subject.into(), message: message.into() };
+        tracing::info!(subject = event.subject, "{}", event.message);
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == MAX_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(event);
+    }
+
+    /// All that is remembered.
+    pub fn list(&self) -> Vec<Event> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// Seconds since the epoch.
+pub fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+/// Now, as certificates count it.
+pub fn unix_now() -> UnixTime {
+    UnixTime::now()
+}
+
+/// The resources of a revision, typed.
+pub async fn load(store: &dyn Store, revision: &Revision) -> Result<Configuration, StoreError> {
+    let mut objects = Vec::new();
+    for stored in read_revision(store, revision).await? {
+        let resource = api::resource::Resource::from_json(&stored.bytes)
+            .map_err(|error| StoreError::Damaged(format!("{}: {error}", stored.key)))?;
+        let (file, line) = stored.position.map(|at| (at.file, at.line)).unwrap_or_default();
+        objects.push(crate::snapshot::Said {
+            resource,
+            changed_in: stored.changed_in.to_string(),
+            file,
+            line,
+        });
+    }
+    objects.sort_by_cached_key(|said| said.resource.key());
+    let commit = revision.commits.first().map(|(_, commit)| commit.to_string()).unwrap_or_default();
+    Ok(Configuration { commit, objects })
+}

@@ -1,0 +1,302 @@
+//! From a commit to the head: the gate, the store, one compare-and-swap. The primary's leader alone runs this.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
+
+use api::{
+    admin::{CommitState, CommitStatus, Problem},
+    head::{CommitId, Head, Revision},
+    identity::Vouch,
+    link::ResourceSet,
+    name::ClusterName,
+    resource::Cluster,
+};
+use process::shutdown::Shutdown;
+use tokio::sync::watch;
+
+use crate::{
+    authority::TrustError,
+    gate,
+    git::{Checkout, Observation, Repository, Trouble},
+    plane::{Commits, Plane, load, seconds},
+    store::{self, Conflict, Election, StoreError},
+};
+
+/// Commits whose fate is shown.
+const MAX_SEEN: usize = 100;
+/// Below this many resources, losing more than half of them is everyday work.
+const LARGE: usize = 20;
+
+/// Why an accepted commit did not come into force.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Conflict(#[from] Conflict),
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+}
+
+/// The commits that an operator has accepted although they remove much.
+#[derive(Debug, Default)]
+pub struct Accepted(Mutex<HashSet<String>>, tokio::sync::Notify);
+
+impl Accepted {
+    /// Lets a held commit pass.
+    pub fn accept(&self, commit: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(commit);
+        self.1.notify_one();
+    }
+
+    fn contains(&self, commit: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(commit)
+    }
+}
+
+/// Waits for the first commit that passes the gate: before it nobody knows the trust domain.
+pub async fn first_good(
+    repository: &Arc<Repository>,
+    observed: &mut watch::Receiver<Option<Observation>>,
+    commits: &watch::Sender<Commits>,
+) -> Option<ResourceSet> {
+    loop {
+        let now = observed.borrow_and_update().clone();
+        match now {
+            Some(Observation::At(commit)) => match read(repository, &commit, None).await {
+                Ok((_, Ok(set))) => return Some(set),
+                Ok((checkout, Err(problems))) => {
+                    tracing::error!(commit = commit.as_str(), "refused: {}", list(&problems));
+                    note(commits, &commit, &checkout, CommitState::Refused, problems);
+                }
+                Err(trouble) => set_trouble(commits, Some(trouble)),
+            },
+            Some(Observation::Trouble(trouble)) => set_trouble(commits, Some(trouble)),
+            None => {}
+        }
+        observed.changed().await.ok()?;
+    }
+}
+
+/// Brings each commit that the branch comes to into force, or says why not.
+pub async fn run(
+    plane: Arc<Plane>,
+    repository: Arc<Repository>,
+    mut observed: watch::Receiver<Option<Observation>>,
+    accepted: Arc<Accepted>,
+    election: Election,
+    shutdown: Shutdown,
+) {
+    let mut last: Option<CommitId> = None;
+    loop {
+        let now = observed.borrow_and_update().clone();
+        match now {
+            Some(Observation::At(commit)) => {
+                set_trouble(&plane.commits, None);
+                match take(&plane, &repository, &commit, last.as_ref(), &accepted, &election).await {
+                    Ok(()) => last = Some(commit),
+                    Err(message) => plane.events.note(format!("commit {}", commit.short()), message),
+                }
+            }
+            Some(Observation::Trouble(trouble)) => {
+                plane.events.note("repository", trouble.to_string());
+                set_trouble(&plane.commits, Some(trouble));
+            }
+            None => {}
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = accepted.1.notified() => {}
+            changed = observed.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn take(
+    plane: &Arc<Plane>,
+    repository: &Arc<Repository>,
+    commit: &CommitId,
+    last: Option<&CommitId>,
+    accepted: &Accepted,
+    election: &Election,
+) -> Result<(), String> {
+    let (checkout, judged) = read(repository, commit, last).await.map_err(|trouble| trouble.to_string())?;
+    if checkout.rewrote {
+        plane.events.note(
+            format!("commit {}", commit.short()),
+            "the branch was rewritten: this commit does not descend from the last",
+        );
+    }
+    let refuse = |problems: Vec<Problem>| {
+        plane.events.note(format!("commit {}", commit.short()), format!("refused: {}", list(&problems)));
+        note(&plane.commits, commit, &checkout, CommitState::Refused, problems);
+    };
+    let set = match judged {
+        Ok(set) => set,
+        Err(problems) => return Ok(refuse(problems)),
+    };
+    if let Some(problem) = other_domain(plane, &set) {
+        return Ok(refuse(vec![problem]));
+    }
+    if removes_most(plane, &set) && !accepted.contains(commit.as_str()) {
+        plane
+            .events
+            .note(format!("commit {}", commit.short()), "held: it removes more than half of all resources");
+        note(&plane.commits, commit, &checkout, CommitState::Held, vec![]);
+        return Ok(());
+    }
+    let published = publish(plane, &checkout, &set, election).await;
+    published.map_err(|error| format!("accepted, and not yet in force: {error}"))?;
+    note(&plane.commits, commit, &checkout, CommitState::Rolling, vec![]);
+    Ok(())
+}
+
+async fn publish(
+    plane: &Plane,
+    checkout: &Checkout,
+    set: &ResourceSet,
+    election: &Election,
+) -> Result<(), PublishError> {
+    let store = &*plane.store;
+    let held = store.head().await?;
+    let before = held.as_ref().map(|head| head.head().clone());
+    let commit = checkout.commits[0].1.clone();
+    let entries = set.resources.iter().map(|(key, entry)| store::Entry {
+        key: key.to_string(),
+        namespace: key.namespace.as_ref().map(ToString::to_string).unwrap_or_default(),
+        bytes: entry.resource.to_json().into(),
+        commit: commit.clone(),
+        position: store::Position {
+            file: entry.origin.file.to_string(),
+            line: entry.origin.line,
+            author: checkout.author.clone(),
+        },
+    });
+    let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
+    let revision = store::write_revision(store, checkout.commits.clone(), entries, previous).await?;
+    // Members before what they may do: a cluster is believed no longer than Git says.
+    if let Some(bundle) = plane.authority.with_members(members(set)) {
+        plane.authority.trust(bundle)?;
+        plane.bundle.send_replace(plane.authority.identity().bundle());
+    }
+    let unchanged = previous == Some(&revision);
+    let head = match &before {
+        Some(head) if unchanged => head.clone(),
+        Some(head) => head.next(revision.clone()),
+        None => Head::first(new_epoch()).next(revision.clone()),
+    };
+    let configuration = load(store, &revision).await?;
+    if !unchanged {
+        let signed = plane.authority.sign_head(head.clone())?;
+        store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
+    }
+    plane.commits.send_modify(|commits| commits.published.push((head.seq(), commit.to_string())));
+    plane.configuration.send_replace(Arc::new(configuration));
+    Ok(())
+}
+
+/// A new store begins a new epoch, later than that of any store before it.
+fn new_epoch() -> u64 {
+    seconds(SystemTime::now()) as u64
+}
+
+fn members(set: &ResourceSet) -> BTreeMap<ClusterName, Vouch> {
+    let clusters = set.all::<Cluster>().filter_map(|(key, object)| {
+        let name = ClusterName::new(key.name.as_str()).ok()?;
+        Some((name, Vouch { namespaces: object.spec.namespaces.clone() }))
+    });
+    clusters.collect()
+}
+
+/// The trust domain is fixed once the root exists.
+fn other_domain(plane: &Plane, set: &ResourceSet) -> Option<Problem> {
+    let (fixed, said) = (plane.authority.trust_domain(), &set.mesh()?.trust_domain);
+    if fixed == *said {
+        return None;
+    }
+    let entry =
+        set.resources.values().find(|entry| entry.resource.as_kind::<api::resource::Mesh>().is_some())?;
+    let at = entry.positions.as_ref().map(|positions| positions.at("/spec/trustDomain")).unwrap_or_default();
+    Some(Problem {
+        file: entry.origin.file.to_string(),
+        line: at.line,
+        column: at.column,
+        message: format!("the trust domain is `{fixed}` since the root was made, and cannot become `{said}`"),
+        help: Some("a mesh with another trust domain needs a root, and so a primary, of its own".into()),
+    })
+}
+
+/// An emptied path must not open the mesh.
+fn removes_most(plane: &Plane, set: &ResourceSet) -> bool {
+    let configuration = plane.configuration.borrow();
+    let before = configuration.objects.len();
+    let kept =
+        configuration.objects.iter().filter(|said| set.resources.contains_key(&said.resource.key())).count();
+    before >= LARGE && (before - kept) * 2 > before
+}
+
+type Judged = (Checkout, Result<ResourceSet, Vec<Problem>>);
+
+async fn read(
+    repository: &Arc<Repository>,
+    commit: &CommitId,
+    last: Option<&CommitId>,
+) -> Result<Judged, Trouble> {
+    let (repository, commit, last) = (repository.clone(), commit.clone(), last.cloned());
+    let work = tokio::task::spawn_blocking(move || {
+        let checkout = repository.checkout(&commit, last.as_ref())?;
+        let judged = gate::check(&checkout);
+        Ok((checkout, judged))
+    });
+    work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+}
+
+fn note(
+    commits: &watch::Sender<Commits>,
+    commit: &CommitId,
+    checkout: &Checkout,
+    state: CommitState,
+    errors: Vec<Problem>,
+) {
+    commits.send_modify(|commits| {
+        if matches!(state, CommitState::Rolling) {
+            let open = commits
+                .seen
+                .iter_mut()
+                .filter(|one| matches!(one.state, CommitState::Rolling | CommitState::Accepted));
+            open.for_each(|one| one.state = CommitState::Superseded);
+        }
+        let seen = commits.seen.iter().find(|one| one.commit == commit.as_str()).map(|one| one.seen);
+        commits.seen.retain(|one| one.commit != commit.as_str());
+        commits.seen.push_back(CommitStatus {
+            commit: commit.to_string(),
+            subject: checkout.subject.clone(),
+            author: checkout.author.clone(),
+            seen: seen.unwrap_or_else(|| seconds(SystemTime::now())),
+            state,
+            effective_after_ms: None,
+            errors,
+        });
+        if commits.seen.len() > MAX_SEEN {
+            commits.seen.pop_front();
+        }
+    });
+}
+
+fn set_trouble(commits: &watch::Sender<Commits>, trouble: Option<Trouble>) {
+    let trouble = trouble.map(|trouble| trouble.to_string());
+    commits.send_if_modified(|commits| {
+        let changed = commits.trouble != trouble;
+        commits.trouble = trouble;
+        changed
+    });
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines =
+        problems.iter().map(|one| format!("{}:{}:{}: {}", one.file, one.line, one.column, one.message));
+    lines.collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,11 @@
+//! Stage five on the way: what is pushed to whom, and what came back.
+//!
+//! [`Session`] is the protocol of one proxy without IO; [`server`] turns frames into its events and its actions
+//! into frames.
+
+mod registry;
+pub mod server;
+mod session;
+
+pub use registry::{Enrolled, Proxy, Registry, RegistryError};
+pub use session::{Action, Session};

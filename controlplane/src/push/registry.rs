@@ -1,0 +1,341 @@
+//! Who lives in this cluster: enrolled by a token, registered by a stream, kept by a lease.
+//!
+//! Invariant: a stream that breaks takes nobody out. A workload goes by its own farewell, an operator's word, a
+//! next life of its own, or a lease that ran out while it could have been renewed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use api::{
+    digest::Hash,
+    name::{InstanceId, Namespace, ServiceAccount, WorkloadId},
+    resource::Labels,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    snapshot::{Registered, Role},
+    store::{Registration, Store, StoreError},
+};
+
+/// Leaves of one workload that are believed at a time: the present one, and those that may still be in use.
+const KEPT_LEAVES: usize = 8;
+/// How long a proxy that is gone stays in the status.
+const GONE_SHOWN: Duration = Duration::from_secs(600);
+/// Enrolments stand beside registrations under a name that no instance has.
+const ENROLLED: &str = "enrolled.";
+
+/// What a token vouched for, and the certificates that were signed on the strength of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Enrolled {
+    /// The workload.
+    pub workload: WorkloadId,
+    /// Its namespace.
+    pub namespace: Namespace,
+    /// Its service account.
+    pub service_account: ServiceAccount,
+    /// Its labels.
+    pub labels: Labels,
+    /// SHA-256 of its leaves, oldest first.
+    pub leaves: Vec<Hash>,
+}
+
+/// One proxy, as the status shows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Proxy {
+    /// What it is.
+    pub registered: Registered,
+    /// Whether its stream is up.
+    pub connected: bool,
+    /// Whether its lease has run out.
+    pub gone: bool,
+    /// Since when it is in that state.
+    pub since: SystemTime,
+    /// The commit that it obeys, as far as this control plane has its word.
+    pub reached: Option<String>,
+    /// Why it refused its last push.
+    pub refused: Vec<String>,
+    /// End of its certificate, seconds since the epoch.
+    pub certificate_not_after: i64,
+    /// Its version.
+    pub version: String,
+    /// What it holds to be bad now.
+    pub ejected: BTreeMap<String, String>,
+}
+
+/// Why nobody is registered.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// A certificate that no token here led to.
+    #[error("this certificate belongs to no enrolled workload of this cluster: enrol again with a token")]
+    Unknown,
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// All workloads of this cluster.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    lease: Duration,
+    enrolled: Mutex<HashMap<WorkloadId, Enrolled>>,
+    workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
+    proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
+}
+
+impl Registry {
+    /// The registry as the store remembers it. Every lease begins one full time anew at `now`.
+    pub async fn open(store: Arc<dyn Store>, lease: Duration, now: SystemTime) -> Result<Self, StoreError> {
+        let mut enrolled = HashMap::new();
+        let mut workloads = BTreeMap::new();
+        let mut proxies = BTreeMap::new();
+        for registration in store.registrations().await? {
+            if registration.instance.as_str().starts_with(ENROLLED) {
+                let known: Enrolled = read(&registration)?;
+                enrolled.insert(known.workload.clone(), known);
+                continue;
+            }
+            let registered: Registered = read(&registration)?;
+            proxies.insert(registration.instance.clone(), Proxy::new(registered.clone(), now, false));
+            workloads.insert(registration.instance, registered);
+        }
+        Ok(Registry {
+            store,
+            lease,
+            enrolled: Mutex::new(enrolled),
+            workloads: watch::Sender::new(Arc::new(workloads)),
+            proxies: watch::Sender::new(Arc::new(proxies)),
+        })
+    }
+
+    /// Who lives here, for the snapshot.
+    pub fn workloads(&self) -> watch::Receiver<Arc<BTreeMap<InstanceId, Registered>>> {
+        self.workloads.subscribe()
+    }
+
+    /// Who lives here and how it does, for the status.
+    pub fn proxies(&self) -> watch::Receiver<Arc<BTreeMap<InstanceId, Proxy>>> {
+        self.proxies.subscribe()
+    }
+
+    /// Notes what a token vouched for and the first leaf signed for it.
+    pub async fn enrol(&self, enrolled: Enrolled) -> Result<(), StoreError> {
+        self.keep(&enrolled).await?;
+        self.lock().insert(enrolled.workload.clone(), enrolled);
+        Ok(())
+    }
+
+    /// Notes a renewed leaf of the workload that showed `present`.
+    pub async fn renewed(&self, present: &Hash, next: Hash) -> Result<(), RegistryError> {
+        let mut enrolled = self.by_leaf(present).ok_or(RegistryError::Unknown)?;
+        enrolled.leaves.push(next);
+        let surplus = enrolled.leaves.len().saturating_sub(KEPT_LEAVES);
+        enrolled.leaves.drain(..surplus);
+        Ok(self.enrol(enrolled).await?)
+    }
+
+    /// The workload that a leaf was signed for.
+    pub fn by_leaf(&self, leaf: &Hash) -> Option<Enrolled> {
+        self.lock().values().find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
+    }
+
+    /// A proxy's stream is up. Earlier lives of the workload whose streams are away end here: the workload itself
+    /// has come again.
+    pub async fn connect(
+        &self,
+        registered: Registered,
+        version: String,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let earlier: Vec<InstanceId> = {
+            let proxies = self.proxies.borrow();
+            let same = proxies.values().filter(|proxy| {
+                proxy.registered.workload == registered.workload
+                    && proxy.registered.instance != registered.instance
+                    && !proxy.connected
+            });
+            same.map(|proxy| proxy.registered.instance.clone()).collect()
+        };
+        self.put(&registered, now).await?;
+        self.forget(earlier).await?;
+        let instance = registered.instance.clone();
+        self.set_workload(registered.clone());
+        self.proxies.send_modify(|proxies| {
+            let mut proxy = Proxy::new(registered, now, true);
+            proxy.version = version;
+            Arc::make_mut(proxies).insert(instance, proxy);
+        });
+        Ok(())
+    }
+
+    /// A proxy's stream is away.
+    pub fn disconnect(&self, instance: &InstanceId, now: SystemTime) {
+        self.update(instance, |proxy| {
+            if proxy.connected {
+                (proxy.connected, proxy.since) = (false, now);
+            }
+        });
+    }
+
+    /// What a heartbeat says.
+    pub fn beat(&self, instance: &InstanceId, heartbeat: api::wire::Heartbeat) {
+        let (app_ready, draining) = (heartbeat.app_ready, heartbeat.draining);
+        self.update(instance, |proxy| {
+            (proxy.registered.app_ready, proxy.registered.draining) = (app_ready, draining);
+            proxy.certificate_not_after = heartbeat.certificate_not_after;
+            proxy.ejected = heartbeat.ejected.into_iter().map(|one| (one.endpoint, one.reason)).collect();
+        });
+        let known = self.workloads.borrow().get(instance).cloned();
+        if let Some(known) = known.filter(|known| (known.app_ready, known.draining) != (app_ready, draining))
+        {
+            self.set_workload(Registered { app_ready, draining, ..known });
+        }
+    }
+
+    /// A proxy obeys all of `commit`.
+    pub fn reached(&self, instance: &InstanceId, commit: String) {
+        self.update(instance, |proxy| {
+            proxy.reached = Some(commit);
+            proxy.refused.clear();
+        });
+    }
+
+    /// A proxy refused a push.
+    pub fn refused(&self, instance: &InstanceId, reasons: Vec<String>) {
+        self.update(instance, |proxy| proxy.refused = reasons);
+    }
+
+    /// Instances that go for good: by their own farewell, an operator's word, or a next life.
+    pub async fn forget(&self, instances: Vec<InstanceId>) -> Result<(), StoreError> {
+        if instances.is_empty() {
+            return Ok(());
+        }
+        self.store.remove_registrations(instances.clone()).await?;
+        self.workloads
+            .send_modify(|all| instances.iter().for_each(|one| drop(Arc::make_mut(all).remove(one))));
+        self.proxies.send_modify(|all| instances.iter().for_each(|one| drop(Arc::make_mut(all).remove(one))));
+        Ok(())
+    }
+
+    /// All instances of a workload.
+    pub fn instances_of(&self, workload: &WorkloadId) -> Vec<InstanceId> {
+        let workloads = self.workloads.borrow();
+        workloads.values().filter(|one| one.workload == *workload).map(|one| one.instance.clone()).collect()
+    }
+
+    /// Takes out those whose lease has run out at `now`; gives their names. The leader alone calls this.
+    pub async fn expire(&self, now: SystemTime) -> Result<Vec<WorkloadId>, StoreError> {
+        let away = |proxy: &Proxy| now.duration_since(proxy.since).unwrap_or_default();
+        let (expired, forgotten): (Vec<_>, Vec<_>) = {
+            let proxies = self.proxies.borrow();
+            let out =
+                proxies.values().filter(|proxy| !proxy.connected && !proxy.gone && away(proxy) >= self.lease);
+            let old = proxies.values().filter(|proxy| proxy.gone && away(proxy) >= GONE_SHOWN);
+            (
+                out.map(|proxy| (proxy.registered.instance.clone(), proxy.registered.workload.clone()))
+                    .collect(),
+                old.map(|proxy| proxy.registered.instance.clone()).collect(),
+            )
+        };
+        if expired.is_empty() && forgotten.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (instances, workloads): (Vec<_>, Vec<_>) = expired.into_iter().unzip();
+        self.store.remove_registrations(instances.clone()).await?;
+        self.workloads.send_if_modified(|all| {
+            instances.iter().fold(false, |any, one| Arc::make_mut(all).remove(one).is_some() || any)
+        });
+        self.proxies.send_modify(|all| {
+            let all = Arc::make_mut(all);
+            for instance in &instances {
+                if let Some(proxy) = all.get_mut(instance) {
+                    (proxy.gone, proxy.since) = (true, now);
+                }
+            }
+            forgotten.iter().for_each(|one| drop(all.remove(one)));
+        });
+        Ok(workloads)
+    }
+
+    fn set_workload(&self, registered: Registered) {
+        self.workloads.send_if_modified(|all| {
+            if all.get(&registered.instance) == Some(&registered) {
+                return false;
+            }
+            Arc::make_mut(all).insert(registered.instance.clone(), registered);
+            true
+        });
+    }
+
+    fn update(&self, instance: &InstanceId, change: impl FnOnce(&mut Proxy)) {
+        self.proxies.send_if_modified(|all| {
+            let Some(mut proxy) = all.get(instance).cloned() else { return false };
+            change(&mut proxy);
+            let changed = all.get(instance) != Some(&proxy);
+            if changed {
+                Arc::make_mut(all).insert(instance.clone(), proxy);
+            }
+            changed
+        });
+    }
+
+    async fn put(&self, registered: &Registered, now: SystemTime) -> Result<(), StoreError> {
+        self.write(registered.instance.clone(), registered, now).await
+    }
+
+    async fn keep(&self, enrolled: &Enrolled) -> Result<(), StoreError> {
+        let name = InstanceId::new(format!("{ENROLLED}{}", enrolled.workload));
+        let name = name.map_err(|error| StoreError::Damaged(error.to_string()))?;
+        self.write(name, enrolled, SystemTime::UNIX_EPOCH).await
+    }
+
+    async fn write(
+        &self,
+        instance: InstanceId,
+        value: &impl Serialize,
+        now: SystemTime,
+    ) -> Result<(), StoreError> {
+        let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Damaged(error.to_string()))?;
+        let beat_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        self.store.put_registration(Registration { instance, bytes: bytes.into(), beat_ms }).await
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadId, Enrolled>> {
+        self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Proxy {
+    fn new(registered: Registered, since: SystemTime, connected: bool) -> Self {
+        Proxy {
+            registered,
+            connected,
+            gone: false,
+            since,
+            reached: None,
+            refused: Vec::new(),
+            certificate_not_after: 0,
+            version: String::new(),
+            ejected: BTreeMap::new(),
+        }
+    }
+
+    /// What kind of proxy it is, in a word.
+    pub fn kind(&self) -> &'static str {
+        match self.registered.role {
+            Role::Sidecar => "sidecar",
+            Role::Ingress => "ingress",
+            Role::EastWest => "east-west",
+        }
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(registration: &Registration) -> Result<T, StoreError> {
+    serde_json::from_slice(&registration.bytes)
+        .map_err(|error| StoreError::Damaged(format!("registration {}: {error}", registration.instance)))
+}

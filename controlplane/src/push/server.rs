@@ -1,0 +1,310 @@
+//! The thin edge of the push protocol: gRPC in, [`Session`] in the middle, gRPC out; and the two calls that sign.
+
+use std::{pin::Pin, sync::Arc, time::SystemTime};
+
+use api::{
+    delta::Held,
+    digest::Hash,
+    identity::{CertificateDer, SpiffeId},
+    name::InstanceId,
+    wire::{self, from_proxy},
+};
+use federation::token::WorkloadToken;
+use process::{
+    rpc::{PeerInfo, stub::control_server::Control},
+    shutdown::Shutdown,
+};
+use tokio::sync::mpsc;
+use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Action, Enrolled, Session};
+use crate::{
+    plane::{Plane, unix_now},
+    snapshot::{Registered, Role},
+};
+
+/// Frames that wait for a slow reader. One push is outstanding at most, so this bounds its frames under way.
+const FRAMES: usize = 16;
+/// Ports of one workload.
+const MAX_PORTS: usize = 64;
+
+/// The `Control` service of one cluster.
+pub struct Server {
+    plane: Arc<Plane>,
+    shutdown: Shutdown,
+}
+
+impl Server {
+    /// Serves the proxies of `plane`'s cluster.
+    pub fn new(plane: Arc<Plane>, shutdown: Shutdown) -> Self {
+        Server { plane, shutdown }
+    }
+
+    fn leaf_lifetime(&self) -> std::time::Duration {
+        let configuration = self.plane.configuration.borrow();
+        configuration
+            .mesh()
+            .map_or(federation::authority::LEAF_LIFETIME, |mesh| mesh.spec.certificates.leaf.get())
+    }
+
+    fn sign(&self, id: &SpiffeId, csr: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Hash), Status> {
+        let chain = self
+            .plane
+            .authority
+            .sign_leaf(csr, id, self.leaf_lifetime(), unix_now())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let leaf = Hash::of(&chain[0]);
+        Ok((chain, leaf))
+    }
+
+    fn signed(&self, id: &SpiffeId, chain: Vec<CertificateDer<'static>>) -> wire::SignedChain {
+        let bundle = serde_json::to_vec(&**self.plane.bundle.borrow()).expect("a bundle has a JSON form");
+        wire::SignedChain {
+            chain: chain.iter().map(|der| der.to_vec()).collect(),
+            bundle,
+            spiffe_id: id.to_string(),
+            cluster: self.plane.config.cluster.to_string(),
+        }
+    }
+
+    /// The workload of this cluster that the caller's verified certificate was signed for.
+    fn caller<T>(&self, request: &Request<T>) -> Result<(Enrolled, Hash), Status> {
+        let info = request.extensions().get::<PeerInfo>();
+        let chain = info.and_then(|info| info.chain.clone());
+        let chain =
+            chain.ok_or_else(|| Status::unauthenticated("this call needs a certificate of the mesh"))?;
+        let verified = self.plane.authority.identity().verify(&chain, unix_now());
+        let verified = verified.map_err(|rejection| Status::unauthenticated(rejection.to_string()))?;
+        if verified.cluster != self.plane.config.cluster {
+            return Err(Status::permission_denied(
+                "a proxy is served by the control plane of its own cluster",
+            ));
+        }
+        let leaf = Hash::of(&chain[0]);
+        let enrolled = self.plane.registry.by_leaf(&leaf);
+        let enrolled = enrolled.ok_or_else(|| {
+            Status::permission_denied(
+                "this certificate belongs to no enrolled workload of this cluster: enrol again with a token",
+            )
+        })?;
+        Ok((enrolled, leaf))
+    }
+
+    fn id_of(&self, enrolled: &Enrolled) -> SpiffeId {
+        SpiffeId::workload(
+            &self.plane.authority.trust_domain(),
+            &enrolled.namespace,
+            &enrolled.service_account,
+        )
+    }
+}
+
+#[tonic::async_trait]
+impl Control for Server {
+    async fn enrol(
+        &self,
+        request: Request<wire::EnrolRequest>,
+    ) -> Result<Response<wire::SignedChain>, Status> {
+        let wire::EnrolRequest { token, csr } = request.into_inner();
+        let token: WorkloadToken = self
+            .plane
+            .authority
+            .redeem(&token, unix_now())
+            .map_err(|error| Status::permission_denied(error.to_string()))?;
+        if token.cluster != self.plane.config.cluster {
+            return Err(Status::permission_denied(format!("this token is for cluster {}", token.cluster)));
+        }
+        let mut enrolled = Enrolled {
+            workload: token.workload,
+            namespace: token.namespace,
+            service_account: token.service_account,
+            labels: token.labels,
+            leaves: Vec::new(),
+        };
+        let id = self.id_of(&enrolled);
+        let (chain, leaf) = self.sign(&id, &csr)?;
+        enrolled.leaves.push(leaf);
+        self.plane.registry.enrol(enrolled).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(self.signed(&id, chain)))
+    }
+
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::SignedChain>, Status> {
+        let (enrolled, present) = self.caller(&request)?;
+        let id = self.id_of(&enrolled);
+        let (chain, leaf) = self.sign(&id, &request.into_inner().csr)?;
+        self.plane
+            .registry
+            .renewed(&present, leaf)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(self.signed(&id, chain)))
+    }
+
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ToProxy, Status>> + Send>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<wire::FromProxy>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let (enrolled, _) = self.caller(&request)?;
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|message| message.message);
+        let Some(from_proxy::Message::Hello(hello)) = first else {
+            return Err(Status::invalid_argument("a stream begins with Hello"));
+        };
+        let (sender, receiver) = mpsc::channel(FRAMES);
+        let stream = Follower::begin(self.plane.clone(), enrolled, hello, sender).await?;
+        let shutdown = self.shutdown.clone();
+        self.shutdown.spawn("proxy stream", stream.run(incoming, shutdown));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(Ok))))
+    }
+}
+
+/// One proxy's stream.
+struct Follower {
+    plane: Arc<Plane>,
+    instance: InstanceId,
+    session: Session,
+    sender: mpsc::Sender<wire::ToProxy>,
+    actions: Vec<Action>,
+}
+
+/// The proxy has said farewell, or its stream is of no more use.
+struct Ended;
+
+impl Follower {
+    async fn begin(
+        plane: Arc<Plane>,
+        enrolled: Enrolled,
+        hello: wire::Hello,
+        sender: mpsc::Sender<wire::ToProxy>,
+    ) -> Result<Self, Status> {
+        let held =
+            hello.held.iter().map(|item| Some((item.name.as_str().into(), Hash::from_slice(&item.hash)?)));
+        let held =
+            Held(held.collect::<Option<_>>().ok_or_else(|| Status::invalid_argument("a hash has 32 bytes"))?);
+        let hosts = hello.hosts.iter().take(super::session::MAX_HOSTS).cloned().collect();
+        let version = hello.version.clone();
+        let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
+        let now = SystemTime::now();
+        let joined = plane.registry.connect(node.clone(), version, now).await;
+        joined.map_err(|error| Status::unavailable(error.to_string()))?;
+        let snapshot = plane.snapshot.borrow().clone();
+        let instance = node.instance.clone();
+        let (session, actions) = Session::begin(node, held, hosts, snapshot);
+        Ok(Follower { plane, instance, session, sender, actions })
+    }
+
+    async fn run(mut self, mut incoming: Streaming<wire::FromProxy>, shutdown: Shutdown) {
+        let mut snapshots = self.plane.snapshot.subscribe();
+        // What changed between `begin` and now counts as a change.
+        snapshots.mark_changed();
+        let actions = std::mem::take(&mut self.actions);
+        let mut open = self.act(actions).await;
+        while open.is_ok() {
+            open = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => Err(Ended),
+                message = incoming.message() => match message {
+                    Ok(Some(wire::FromProxy { message: Some(message) })) => self.on_message(message).await,
+                    Ok(Some(wire::FromProxy { message: None })) => Ok(()),
+                    Ok(None) | Err(_) => Err(Ended),
+                },
+                changed = snapshots.changed() => match changed {
+                    Ok(()) => {
+                        let snapshot = snapshots.borrow_and_update().clone();
+                        match snapshot.inputs.workloads.get(&self.instance).cloned() {
+                            Some(node) => { let actions = self.session.on_snapshot(node, snapshot); self.act(actions).await }
+                            // Not in this snapshot yet: the next one brings it.
+                            None => Ok(()),
+                        }
+                    }
+                    Err(_) => Err(Ended),
+                },
+            };
+        }
+        self.plane.registry.disconnect(&self.instance, SystemTime::now());
+    }
+
+    async fn on_message(&mut self, message: from_proxy::Message) -> Result<(), Ended> {
+        let actions = match message {
+            from_proxy::Message::Hello(_) => return Err(Ended),
+            from_proxy::Message::Subscribe(subscribe) => self.session.on_subscribe(subscribe),
+            from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
+            from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
+            from_proxy::Message::Heartbeat(heartbeat) => {
+                self.plane.registry.beat(&self.instance, heartbeat);
+                Vec::new()
+            }
+            from_proxy::Message::Farewell(_) => {
+                self.plane.events.note(format!("proxy {}", self.instance), "said farewell");
+                if let Err(error) = self.plane.registry.forget(vec![self.instance.clone()]).await {
+                    tracing::warn!(%error, "a farewell could not be kept");
+                }
+                return Err(Ended);
+            }
+        };
+        self.act(actions).await
+    }
+
+    async fn act(&mut self, actions: Vec<Action>) -> Result<(), Ended> {
+        for action in actions {
+            match action {
+                Action::Send(message) => {
+                    let sent = self.sender.send(wire::ToProxy { message: Some(message) }).await;
+                    sent.map_err(|_| Ended)?;
+                }
+                Action::Reached(commit) => self.plane.registry.reached(&self.instance, commit),
+                Action::Refused(reasons) => {
+                    self.plane.events.note(
+                        format!("proxy {}", self.instance),
+                        format!("refused a push: {}", reasons.join("; ")),
+                    );
+                    self.plane.registry.refused(&self.instance, reasons);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The workload as it is registered: identity and labels by its token, addresses by its own word.
+fn registered(enrolled: Enrolled, hello: wire::Hello) -> Result<Registered, String> {
+    if hello.ports.len() > MAX_PORTS {
+        return Err(format!("a workload has at most {MAX_PORTS} ports"));
+    }
+    let role = match hello.role() {
+        wire::Role::Sidecar => Role::Sidecar,
+        wire::Role::Ingress => Role::Ingress,
+        wire::Role::EastWest => Role::EastWest,
+        wire::Role::Unspecified => return Err("a proxy says its role".into()),
+    };
+    let address =
+        |text: &str| text.parse().map_err(|_| format!("`{text}` is not an address: expected ip:port"));
+    let ports = hello.ports.iter().map(|one| {
+        let port = u16::try_from(one.port).map_err(|_| format!("{} is no port", one.port))?;
+        Ok((port, address(&one.address)?))
+    });
+    Ok(Registered {
+        instance: hello.instance.parse().map_err(|error: api::name::BadName| error.to_string())?,
+        workload: enrolled.workload,
+        role,
+        namespace: enrolled.namespace,
+        service_account: enrolled.service_account,
+        labels: enrolled.labels,
+        address: address(&hello.address)?,
+        public_address: Some(hello.public_address.as_str())
+            .filter(|text| !text.is_empty())
+            .map(address)
+            .transpose()?,
+        ports: ports.collect::<Result<_, String>>()?,
+        zone: Some(hello.zone).filter(|zone| !zone.is_empty()),
+        // Until the first heartbeat says so.
+        app_ready: false,
+        draining: false,
+    })
+}

@@ -1,0 +1,154 @@
+//! The protocol of one proxy's stream, without IO.
+//!
+//! Invariant: at most one push is unacknowledged. What changes meanwhile waits, and goes as one push afterwards.
+//! Invariant: a commit counts as obeyed only after an acknowledgement whose digests are those of the view of that
+//! commit (or of a descendant), recomputed by the proxy.
+
+use std::sync::Arc;
+
+use api::{
+    delta::{Digests, Held, diff, frames},
+    digest::Hash,
+    wire::{self, to_proxy},
+};
+
+use crate::snapshot::{Registered, Snapshot, Subscription};
+
+/// Hosts that one proxy may ask for; an application that calls more names than this is looking for trouble.
+pub const MAX_HOSTS: usize = 10_000;
+
+/// What the stream is to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Send this.
+    Send(to_proxy::Message),
+    /// The proxy now obeys all of this commit.
+    Reached(String),
+    /// The proxy refused a push, for these reasons.
+    Refused(Vec<String>),
+}
+
+/// One proxy's stream.
+#[derive(Debug)]
+pub struct Session {
+    node: Registered,
+    subscription: Subscription,
+    snapshot: Arc<Snapshot>,
+    /// What the proxy holds, by its own word or its last acknowledgement.
+    held: Held,
+    outstanding: Option<Outstanding>,
+    /// What it refused: not offered again as long as it would be the same.
+    refused: Option<Digests>,
+    version: u64,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    version: u64,
+    held: Held,
+    digests: Digests,
+    commit: String,
+    /// Whether something changed since it was sent.
+    overtaken: bool,
+}
+
+impl Session {
+    /// The stream of a proxy that holds `held` already; with what is to be done at once.
+    pub fn begin(
+        node: Registered,
+        held: Held,
+        subscription: Subscription,
+        snapshot: Arc<Snapshot>,
+    ) -> (Self, Vec<Action>) {
+        let mut session =
+            Session { node, subscription, snapshot, held, outstanding: None, refused: None, version: 0 };
+        let actions = session.advance();
+        (session, actions)
+    }
+
+    /// A newer snapshot; `node` as it is registered now.
+    pub fn on_snapshot(&mut self, node: Registered, snapshot: Arc<Snapshot>) -> Vec<Action> {
+        self.node = node;
+        self.snapshot = snapshot;
+        self.advance()
+    }
+
+    /// The proxy asks for hosts, or asks for some no more. Those that nobody knows are answered at once, and are
+    /// remembered all the same: should one come to be, it is pushed.
+    pub fn on_subscribe(&mut self, asked: wire::Subscribe) -> Vec<Action> {
+        self.subscription.retain(|host| !asked.drop.contains(host));
+        let (known, unknown): (Vec<_>, Vec<_>) = asked
+            .hosts
+            .into_iter()
+            .partition(|host| self.snapshot.service_at(host, &self.node.namespace).is_some());
+        let room = MAX_HOSTS.saturating_sub(self.subscription.len());
+        self.subscription.extend(known.into_iter().chain(unknown.iter().cloned()).take(room));
+        let mut actions = self.advance();
+        if !unknown.is_empty() {
+            actions.push(Action::Send(to_proxy::Message::Unknown(wire::Unknown { hosts: unknown })));
+        }
+        actions
+    }
+
+    /// The proxy has compiled a push and obeys it.
+    pub fn on_ack(&mut self, ack: &wire::Ack) -> Vec<Action> {
+        let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.version == ack.version)
+        else {
+            return Vec::new();
+        };
+        let said = Hash::from_slice(&ack.config_digest)
+            .zip(Hash::from_slice(&ack.endpoint_digest))
+            .map(|(config, endpoint)| Digests { config, endpoint });
+        if said != Some(outstanding.digests) {
+            // It holds something else than we think: begin again from nothing.
+            self.held = Held::default();
+            return self.advance();
+        }
+        self.held = outstanding.held;
+        self.refused = None;
+        let mut actions = vec![Action::Reached(outstanding.commit)];
+        if outstanding.overtaken {
+            actions.extend(self.advance());
+        }
+        actions
+    }
+
+    /// The proxy refused a push and keeps what it had.
+    pub fn on_nack(&mut self, nack: &wire::Nack) -> Vec<Action> {
+        let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.version == nack.version)
+        else {
+            return Vec::new();
+        };
+        self.refused = Some(outstanding.digests);
+        let reasons = nack.reasons.iter().map(|reason| format!("{}: {}", reason.resource, reason.message));
+        let mut actions = vec![Action::Refused(reasons.collect())];
+        if outstanding.overtaken {
+            actions.extend(self.advance());
+        }
+        actions
+    }
+
+    /// Brings the proxy to the present snapshot, if it is not on its way somewhere already.
+    fn advance(&mut self) -> Vec<Action> {
+        if let Some(outstanding) = &mut self.outstanding {
+            outstanding.overtaken = true;
+            return Vec::new();
+        }
+        let view = self.snapshot.view(&self.node, &self.subscription);
+        let digests = view.digests();
+        if self.refused == Some(digests) {
+            return Vec::new();
+        }
+        let commit = self.snapshot.commit().to_owned();
+        let delta = diff(&self.held, &view);
+        if delta.is_empty() {
+            return vec![Action::Reached(commit)];
+        }
+        self.version += 1;
+        let push = frames(self.version, delta, digests, &commit);
+        let held = view.held();
+        self.outstanding =
+            Some(Outstanding { version: self.version, held, digests, commit, overtaken: false });
+        push.into_iter().map(|frame| Action::Send(to_proxy::Message::Frame(frame))).collect()
+    }
+}

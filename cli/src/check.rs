@@ -1,0 +1,52 @@
+//! `weft check`: the control plane's own gate, offline.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::ensure;
+use api::admin::Problem;
+use clap::Args;
+
+use crate::{controlplane, output::Output};
+
+/// Check a configuration repository as the control plane would
+///
+/// Reports every mistake with file, line, column and what was expected, and ends with status 1 if there is any.
+/// Reads the files as they lie in DIR; needs no mesh.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  weft check                                  the current directory
+  weft check weft-up/config --output json     for an editor or a CI job")]
+pub(crate) struct Check {
+    /// The repository, or the folder of it that the control plane reads
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+}
+
+pub(crate) fn run(check: &Check, output: &Output) -> anyhow::Result<ExitCode> {
+    ensure!(check.dir.is_dir(), "{} is no directory", check.dir.display());
+    let problems = controlplane::check_dir(&check.dir);
+    if problems.is_empty() {
+        output.answer(&problems, |_, _| "no mistakes found".to_owned());
+        return Ok(ExitCode::SUCCESS);
+    }
+    if output.is_json() {
+        output.answer(&problems, |_, _| String::new());
+    } else {
+        let count = match problems.len() {
+            1 => "one mistake".to_owned(),
+            count => format!("{count} mistakes"),
+        };
+        eprintln!("{}weft: {count}", problems.iter().map(render_problem).collect::<String>());
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+/// `file:line:column: message`, and what to do on a line of its own.
+pub(crate) fn render_problem(problem: &Problem) -> String {
+    let place = match problem.line {
+        0 => problem.file.clone(),
+        line => format!("{}:{line}:{}", problem.file, problem.column),
+    };
+    let help = problem.help.as_ref().map_or(String::new(), |help| format!("  {help}\n"));
+    format!("{place}: {}\n{help}", problem.message)
+}

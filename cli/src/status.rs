@@ -1,0 +1,166 @@
+//! `weft status`: what one control plane knows of the mesh.
+
+mod text;
+
+use std::process::ExitCode;
+
+use api::{admin::Status, name::ClusterName};
+use clap::Args;
+
+use crate::{
+    Global,
+    mesh::Mesh,
+    output::{Output, now},
+};
+
+/// Show clusters, commits, proxies, services, certificates, and what happened lately
+#[derive(Args)]
+#[command(after_help = "Examples:
+  weft status
+  weft status --cluster west                  as west sees it, also while the primary is away
+  weft status --output json | jq '.clusters[].proxies[] | select(.effective | not)'")]
+pub(crate) struct Show {
+    /// Ask this cluster's control plane instead of the primary's
+    #[arg(long)]
+    cluster: Option<ClusterName>,
+}
+
+pub(crate) async fn run(show: Show, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
+    let status: Status = Mesh::find(global)?.client(show.cluster.as_ref())?.get("/status").await?;
+    output.answer(&status, |status, style| text::render(status, now(), style));
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::collections::BTreeMap;
+
+    use api::admin::*;
+    use expect_test::expect;
+
+    use super::text::render;
+    use crate::output::Style;
+
+    /// One cluster with one proxy and one service, all well, at time 1000.
+    pub(crate) fn sample() -> Status {
+        let proxy = ProxyStatus {
+            workload: "east-front-1".parse().unwrap(),
+            instance: "east-front-1-abc".into(),
+            kind: "sidecar".into(),
+            namespace: "shop".parse().unwrap(),
+            service_account: "front".parse().unwrap(),
+            address: "127.1.0.11:15006".into(),
+            state: ProxyState::Connected,
+            since: 940.0,
+            commit: Some("1a2b3c4d5e".into()),
+            effective: true,
+            refused: Vec::new(),
+            app_ready: true,
+            draining: false,
+            certificate_not_after: 87_400.0,
+            version: "0.1.0".into(),
+            ejected: BTreeMap::new(),
+        };
+        let service = ServiceStatus {
+            service: "shop/front".parse().unwrap(),
+            exported: true,
+            endpoints: BTreeMap::from([("east".parse().unwrap(), EndpointCount { healthy: 1, total: 2 })]),
+            stale_since: BTreeMap::new(),
+        };
+        let cluster = ClusterStatus {
+            name: "east".parse().unwrap(),
+            role: Role::Primary,
+            locality: "eu-east/a".parse().unwrap(),
+            network: "east".into(),
+            version: "0.1.0".into(),
+            commit: Some("1a2b3c4d5e".into()),
+            effective: true,
+            primary_away_since: None,
+            away_since: None,
+            reported: 1000.0,
+            intermediate_not_after: 7_777_000.0,
+            bundle_sequence: 1,
+            proxies: vec![proxy],
+            services: vec![service],
+        };
+        Status {
+            cluster: "east".parse().unwrap(),
+            role: Role::Primary,
+            trust_domain: "shop.example".into(),
+            source: Some(SourceStatus {
+                repository: "/srv/config".into(),
+                branch: "main".into(),
+                trouble: None,
+                commits: vec![CommitStatus {
+                    commit: "1a2b3c4d5e".into(),
+                    subject: "The shop, as it comes".into(),
+                    author: "Ada".into(),
+                    seen: 900.0,
+                    state: CommitState::Effective,
+                    effective_after_ms: Some(41),
+                    errors: Vec::new(),
+                }],
+            }),
+            commit: Some("1a2b3c4d5e".into()),
+            clusters: vec![cluster],
+            events: vec![Event { time: 950.0, subject: "proxy east-front-2".into(), message: "gone".into() }],
+        }
+    }
+
+    #[test]
+    fn the_whole_mesh_at_a_glance() {
+        expect![[r#"
+            mesh shop.example at commit 1a2b3c4, as east (primary) knows it
+
+            commits of main in /srv/config
+              COMMIT   STATE      AFTER  SEEN       BY   SUBJECT
+              1a2b3c4  effective  41 ms  1m40s ago  Ada  The shop, as it comes
+
+            clusters
+              CLUSTER  ROLE     LOCALITY   COMMIT   EFFECTIVE  PROXIES  LINK  CA ENDS  VERSION
+              east     primary  eu-east/a  1a2b3c4  yes        1/1      -     in 90d   0.1.0
+
+            proxies
+              PROXY         KIND     ACCOUNT     ADDRESS           STATE      SINCE  COMMIT   EFFECTIVE  APP  CERTIFICATE
+              east-front-1  sidecar  shop/front  127.1.0.11:15006  connected  1m0s   1a2b3c4  yes        up   1d0h
+
+            services, as each cluster's callers see them
+              IN    SERVICE     EXPORTED  ENDPOINTS
+              east  shop/front  yes       east 1/2
+
+            lately
+              00:15:50Z  proxy east-front-2  gone
+        "#]]
+        .assert_eq(&render(&sample(), 1000.0, Style { colour: false }));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_where_it_is() {
+        let mut status = sample();
+        let source = status.source.as_mut().unwrap();
+        source.trouble = Some("the branch `main` is gone".into());
+        source.commits[0].state = CommitState::Refused;
+        source.commits[0].effective_after_ms = None;
+        source.commits[0].errors = vec![Problem {
+            file: "policy.yaml".into(),
+            line: 3,
+            column: 9,
+            message: "unknown name `souce`".into(),
+            help: None,
+        }];
+        let cluster = &mut status.clusters[0];
+        cluster.primary_away_since = Some(880.0);
+        cluster.proxies[0].refused = vec!["policy/shop/a: level 2 is above mine".into()];
+        cluster.proxies[0].ejected = BTreeMap::from([("east-ratings-1".into(), "5 gateway errors".into())]);
+        let text = render(&status, 1000.0, Style { colour: false });
+        for line in [
+            "  trouble: the branch `main` is gone",
+            "    policy.yaml:3:9: unknown name `souce`",
+            "primary away for 2m0s",
+            "  east-front-1 refused: policy/shop/a: level 2 is above mine",
+            "  east-front-1 avoids east-ratings-1: 5 gateway errors",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+}

@@ -94,7 +94,7 @@ pub(crate) mod tests {
                 commits: vec![CommitStatus {
                     commit: "1a2b3c4d5e".into(),
                     subject: "The shop, as it comes".into(),
-                    author: "Ada".into(),
+                    author: "Ada <ada@shop.example>".into(),
                     seen: 900.0,
                     state: CommitState::Effective,
                     effective_after_ms: Some(41),

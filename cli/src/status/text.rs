@@ -61,7 +61,7 @@ fn commits(source: &SourceStatus, now: f64, style: Style) -> String {
             Cell::toned(tone, word),
             commit.effective_after_ms.map_or("-".to_owned(), |ms| format!("{ms} ms")).into(),
             format!("{} ago", short(now - commit.seen)).into(),
-            commit.author.as_str().into(),
+            commit.author.split('<').next().unwrap_or_default().trim().into(),
             commit.subject.as_str().into(),
         ]);
     }

@@ -1,2 +1,38 @@
 //! The `weft-proxy` binary.
-fn main() {}
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use process::{logs, shutdown};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Carries the requests of one workload, or of a gateway, as the control plane says.
+#[derive(Parser)]
+#[command(name = "weft-proxy", version)]
+struct Arguments {
+    /// The settings of this proxy: one JSON file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    logs::init(logs::Format::Json, "info")?;
+    let config = dataplane::config::read(&arguments.config)?;
+    let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    control.block_on(async {
+        let end = shutdown::Shutdown::new();
+        let signals = shutdown::signals()?;
+        tokio::spawn({
+            let end = end.clone();
+            async move {
+                let signal = signals.await;
+                tracing::info!(signal, "draining");
+                end.cancel();
+            }
+        });
+        dataplane::run::run(config, end).await
+    })
+}

@@ -1,0 +1,88 @@
+//! Who is at the other end of an accepted connection, and where it was met.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use api::identity::{SpiffeId, Verified};
+use http::HeaderValue;
+use policies::facts::Peer;
+use runtime::At;
+
+/// The listener that a connection came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// From the application beside this proxy.
+    Outbound,
+    /// To the application beside this proxy; the port when TLS has named it.
+    Inbound {
+        /// The application's port; none in plaintext, where the request's host says it.
+        port: Option<u16>,
+    },
+    /// From outside the mesh.
+    Ingress {
+        /// The listener's port.
+        port: u16,
+    },
+}
+
+impl Side {
+    /// As the access log writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Side::Outbound => "outbound",
+            Side::Inbound { .. } => "inbound",
+            Side::Ingress { .. } => "ingress",
+        }
+    }
+
+    /// For the decision.
+    pub fn at(self, known_absent: bool, inbound_port: u16) -> At {
+        match self {
+            Side::Outbound => At::Outbound { known_absent },
+            Side::Inbound { .. } => At::Inbound { port: inbound_port },
+            Side::Ingress { port } => At::Gateway { port },
+        }
+    }
+}
+
+/// One accepted connection.
+pub struct Caller {
+    /// Where it was met.
+    pub side: Side,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// This end.
+    pub local: SocketAddr,
+    /// Who it is, over mTLS.
+    pub peer: Option<Identified>,
+    /// The server name it asked for.
+    pub sni: String,
+    /// `h2` or `http/1.1`.
+    pub protocol: &'static str,
+}
+
+/// A caller whose chain was verified.
+pub struct Identified {
+    /// As policies see it.
+    pub peer: Arc<Peer>,
+    /// What the verification found; judged again when trust changes.
+    pub verified: Arc<Verified>,
+    /// What the application is told of it.
+    pub header: HeaderValue,
+}
+
+impl Identified {
+    /// From a verified chain; none for a control plane or a signer, which call no workloads.
+    pub fn new(verified: Arc<Verified>, own: &str) -> Option<Self> {
+        let SpiffeId::Workload { trust_domain, namespace, service_account } = &verified.id else { return None };
+        let principal = verified.id.to_string();
+        let header = format!("By={own};Hash={};URI={principal}", verified.leaf);
+        let peer = Arc::new(Peer {
+            trust_domain: trust_domain.clone(),
+            namespace: namespace.clone(),
+            service_account: service_account.clone(),
+            cluster: verified.cluster.clone(),
+            principal,
+        });
+        Some(Identified { peer, header: HeaderValue::try_from(header).ok()?, verified })
+    }
+}

@@ -1,0 +1,311 @@
+//! The settings of one proxy: what its file says ([`Said`]) and what that means ([`Config`]), all errors at once.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use api::wire::Role as WireRole;
+use serde::Deserialize;
+
+/// The most workers: more threads than this help no proxy on one machine.
+const MAX_WORKERS: usize = 64;
+
+/// What the file says. Everything may be missing; what must not is said by [`Said::mean`].
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct Said {
+    role: Option<String>,
+    workload: Option<String>,
+    state_dir: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    control_planes: Vec<String>,
+    source: Option<String>,
+    inbound: Option<String>,
+    outbound: Option<String>,
+    listen: Option<String>,
+    public_address: Option<String>,
+    admin: Option<String>,
+    apps: Vec<SaidApp>,
+    zone: Option<String>,
+    workers: Option<usize>,
+    access_log: Option<SaidLog>,
+    tracing: Option<SaidTracing>,
+    drain_seconds: Option<u64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaidApp {
+    port: u16,
+    address: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaidLog {
+    path: PathBuf,
+    sample: Option<f64>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaidTracing {
+    endpoint: Option<String>,
+    sample: Option<f64>,
+}
+
+/// What the settings mean.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What this proxy is.
+    pub role: Role,
+    /// A label for logs; who it really is stands in its certificate.
+    pub workload: String,
+    /// Credentials and the last good view.
+    pub state_dir: PathBuf,
+    /// The one-time token, used when there are no usable credentials.
+    pub token_file: Option<PathBuf>,
+    /// Any of them will do.
+    pub control_planes: Vec<SocketAddr>,
+    /// The local address of connections to others.
+    pub source: IpAddr,
+    /// `/metrics`, `/ready`, `/runtime`, `/drain`.
+    pub admin: SocketAddr,
+    /// Of the locality, where the cluster does not say it.
+    pub zone: String,
+    /// Threads that carry requests.
+    pub workers: usize,
+    /// Where requests are told of.
+    pub access_log: Option<Log>,
+    /// Where spans go.
+    pub tracing: Tracing,
+    /// How long the end may take.
+    pub drain: Duration,
+}
+
+/// What a proxy is, with the sockets that this takes.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// Beside an application.
+    Sidecar {
+        /// Where others reach it.
+        inbound: SocketAddr,
+        /// Where its application asks it to call others.
+        outbound: SocketAddr,
+        /// Where the application itself listens.
+        apps: Vec<App>,
+    },
+    /// At the edge of the mesh; its ports come from `Gateway`s.
+    Ingress {
+        /// The address it listens on.
+        listen: IpAddr,
+    },
+    /// At the edge of a network, for the other clusters.
+    EastWest {
+        /// Where it listens.
+        listen: SocketAddr,
+        /// As other networks reach it.
+        public: SocketAddr,
+    },
+}
+
+/// One port of the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct App {
+    /// As services name it.
+    pub port: u16,
+    /// Where it is.
+    pub address: SocketAddr,
+}
+
+/// The access log.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// The file.
+    pub path: PathBuf,
+    /// The share of requests that are told of; what fails always is.
+    pub sample: f64,
+}
+
+/// Tracing. Without an endpoint the context is passed on and nothing is sent.
+#[derive(Debug, Clone)]
+pub struct Tracing {
+    /// `http://host:port` of an OTLP/gRPC receiver.
+    pub endpoint: Option<String>,
+    /// The share of traces that begin here and are kept.
+    pub sample: f64,
+}
+
+/// All that is wrong with a file.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mistakes(pub Vec<String>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for Mistakes {}
+
+impl Role {
+    /// As the wire names it.
+    pub fn wire(&self) -> WireRole {
+        match self {
+            Role::Sidecar { .. } => WireRole::Sidecar,
+            Role::Ingress { .. } => WireRole::Ingress,
+            Role::EastWest { .. } => WireRole::EastWest,
+        }
+    }
+
+    /// Where other proxies reach it.
+    pub fn address(&self) -> String {
+        match self {
+            Role::Sidecar { inbound, .. } => inbound.to_string(),
+            Role::Ingress { listen } => listen.to_string(),
+            Role::EastWest { listen, .. } => listen.to_string(),
+        }
+    }
+
+    /// The application's ports.
+    pub fn apps(&self) -> &[App] {
+        match self {
+            Role::Sidecar { apps, .. } => apps,
+            Role::Ingress { .. } | Role::EastWest { .. } => &[],
+        }
+    }
+}
+
+/// Reads the file at `path`.
+pub fn read(path: &Path) -> anyhow::Result<Config> {
+    Ok(process::config::read::<Said>(path)?.mean()?)
+}
+
+impl Said {
+    /// What it means, or all that is wrong with it.
+    pub fn mean(self) -> Result<Config, Mistakes> {
+        let mut wrong = Wrong::default();
+        let role = wrong.role(&self);
+        let control_planes = self.control_planes.iter().filter_map(|text| wrong.parse("controlPlanes", text)).collect();
+        if self.control_planes.is_empty() {
+            wrong.say::<()>("controlPlanes: name at least one `IP:PORT`");
+        }
+        let source = wrong.need("source", self.source.as_deref());
+        let admin = wrong.need("admin", self.admin.as_deref());
+        let workers = self.workers.unwrap_or(1);
+        if !(1..=MAX_WORKERS).contains(&workers) {
+            wrong.say::<()>(format!("workers: 1 to {MAX_WORKERS}, not {workers}"));
+        }
+        let log = self.access_log.map(|log| Log { sample: wrong.share("accessLog.sample", log.sample), path: log.path });
+        let tracing = self.tracing.unwrap_or(SaidTracing { endpoint: None, sample: None });
+        let tracing = Tracing { sample: wrong.share("tracing.sample", tracing.sample), endpoint: tracing.endpoint };
+        let state_dir = self.state_dir.or_else(|| wrong.say("stateDir: missing"));
+        match (role, source, admin, state_dir, wrong.0.is_empty()) {
+            (Some(role), Some(source), Some(admin), Some(state_dir), true) => Ok(Config {
+                role,
+                workload: self.workload.unwrap_or_default(),
+                state_dir,
+                token_file: self.token_file,
+                control_planes,
+                source,
+                admin,
+                zone: self.zone.unwrap_or_default(),
+                workers,
+                access_log: log,
+                tracing,
+                drain: Duration::from_secs(self.drain_seconds.unwrap_or(5)),
+            }),
+            _ => Err(Mistakes(wrong.0)),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn say<T>(&mut self, what: impl Into<String>) -> Option<T> {
+        self.0.push(what.into());
+        None
+    }
+
+    fn parse<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, text: &str) -> Option<T> {
+        text.parse().map_err(|error| self.say::<()>(format!("{field}: `{text}`: {error}"))).ok()
+    }
+
+    fn need<T: FromStr<Err: fmt::Display>>(&mut self, field: &str, text: Option<&str>) -> Option<T> {
+        match text {
+            Some(text) => self.parse(field, text),
+            None => self.say(format!("{field}: missing")),
+        }
+    }
+
+    fn share(&mut self, field: &str, share: Option<f64>) -> f64 {
+        let share = share.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&share) {
+            self.say::<()>(format!("{field}: 0 to 1, not {share}"));
+        }
+        share
+    }
+
+    fn role(&mut self, said: &Said) -> Option<Role> {
+        match said.role.as_deref() {
+            Some("sidecar") => {
+                let (inbound, outbound) =
+                    (self.need("inbound", said.inbound.as_deref()), self.need("outbound", said.outbound.as_deref()));
+                let apps = said.apps.iter().filter_map(|app| {
+                    Some(App { port: app.port, address: self.parse("apps.address", &app.address)? })
+                });
+                let apps = apps.collect();
+                Some(Role::Sidecar { inbound: inbound?, outbound: outbound?, apps })
+            }
+            Some("ingress") => Some(Role::Ingress { listen: self.need("listen", said.listen.as_deref())? }),
+            Some("east-west") => {
+                let listen: Option<SocketAddr> = self.need("listen", said.listen.as_deref());
+                let public = match said.public_address.as_deref() {
+                    Some(text) => self.parse("publicAddress", text),
+                    None => listen,
+                };
+                Some(Role::EastWest { listen: listen?, public: public? })
+            }
+            Some(other) => self.say(format!("role: `{other}` is none of sidecar, ingress, east-west")),
+            None => self.say("role: missing"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mean(text: &str) -> Result<Config, Mistakes> {
+        serde_json::from_str::<Said>(text).unwrap().mean()
+    }
+
+    #[test]
+    fn a_sidecar_means_what_it_says() {
+        let config = mean(
+            r#"{"role":"sidecar","workload":"reviews-v1-1","stateDir":"s","tokenFile":"t","controlPlanes":["127.1.0.1:15012"],
+                "source":"127.1.0.11","inbound":"127.1.0.11:15006","outbound":"127.1.0.11:15001","admin":"127.1.0.11:15000",
+                "apps":[{"port":8080,"address":"127.1.0.11:8080"}],"zone":"a","workers":2,
+                "accessLog":{"path":"access.log","sample":0.5},"tracing":{"endpoint":"http://127.0.0.1:4317"}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.role.apps().len(), 1);
+        assert_eq!((config.workers, config.access_log.unwrap().sample, config.tracing.sample), (2, 0.5, 1.0));
+        assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once() {
+        let mistakes = mean(r#"{"role":"sidecar","source":"here","workers":0,"tracing":{"sample":2}}"#).unwrap_err();
+        let fields: Vec<_> = mistakes.0.iter().map(|m| m.split(':').next().unwrap()).collect();
+        let all = ["inbound", "outbound", "controlPlanes", "source", "admin", "workers", "tracing.sample", "stateDir"];
+        assert_eq!(fields, all);
+        assert!(mean(r#"{"role":"router"}"#).unwrap_err().0[0].contains("none of sidecar"));
+    }
+}

@@ -1,0 +1,257 @@
+//! One accepted connection: TLS or plaintext → protocol → who it is → its requests.
+//!
+//! Invariant: a ClientHello for the mesh's domain brings a valid certificate, in every mode. Plaintext reaches an
+//! application only where some port of it allows that, and each request is judged by its own port's mode.
+
+use std::{io, net::SocketAddr, pin::pin, rc::Rc, time::{Duration, Instant}};
+
+use api::{endpoint::ServerName, identity::UnixTime, wire};
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use process::{
+    logs::{self, Limit},
+    shutdown::Shutdown,
+    tls,
+};
+use runtime::Runtime;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
+
+use crate::{
+    caller::{Caller, Identified, Side},
+    http1::{Guard, HEAD_BYTES, HEADERS},
+    request,
+    worker::{LocalExecutor, Worker},
+};
+
+/// First bytes and TLS handshake, each.
+const HELLO: Duration = Duration::from_secs(5);
+
+/// The head of a request must be there, and a kept connection be used again, within this time. Longer than clients
+/// keep idle connections, so that it is they who close.
+const HEAD: Duration = Duration::from_secs(120);
+
+/// Streams of one HTTP/2 connection at a time.
+const STREAMS: u32 = 1000;
+
+const WINDOW: u32 = 1 << 20;
+
+/// A TLS alert as bytes: fatal, `unrecognized_name` (RFC 8446, 6.2).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// Strangers can cause these at will.
+static REFUSALS: Limit = Limit::new(10);
+
+/// Where a connection came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entrance {
+    /// From the application.
+    Outbound,
+    /// To the application.
+    Inbound,
+    /// From outside the mesh.
+    Ingress {
+        /// The listener's port.
+        port: u16,
+    },
+}
+
+/// How a connection begins.
+enum Opening {
+    Tls,
+    Http2,
+    Other,
+}
+
+/// Serves one connection to its end.
+pub async fn run(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance, shutdown: Shutdown) {
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let Ok(Ok(opening)) = timeout(HELLO * 12, opening(&stream)).await else { return };
+    let plain = |side| Caller { side, remote, local, peer: None, sni: String::new(), protocol: "http/1.1" };
+    match (entrance, opening) {
+        (Entrance::Inbound, Opening::Tls) => {
+            if let Err(reason) = inbound_tls(&worker, stream, remote, local, shutdown).await {
+                refused(remote, &reason);
+            }
+        }
+        (Entrance::Inbound, opening) => match worker.proxy.state() {
+            Some(state) if takes_plaintext(&state.runtime) => {
+                http(&worker, stream, plain(Side::Inbound { port: None }), opening, shutdown).await;
+            }
+            Some(_) => refused(remote, "plaintext where every port is STRICT"),
+            None => {}
+        },
+        (Entrance::Outbound, opening) => http(&worker, stream, plain(Side::Outbound), opening, shutdown).await,
+        (Entrance::Ingress { port }, opening) => {
+            http(&worker, stream, plain(Side::Ingress { port }), opening, shutdown).await;
+        }
+    }
+}
+
+fn refused(remote: SocketAddr, reason: &str) {
+    if let Some(suppressed) = REFUSALS.pass(Instant::now()) {
+        tracing::warn!(%remote, reason, suppressed, "a connection is refused");
+    }
+}
+
+fn takes_plaintext(runtime: &Runtime) -> bool {
+    runtime.inbound().iter().any(|one| matches!(one.mtls, wire::MtlsMode::Permissive | wire::MtlsMode::Disable))
+}
+
+/// Looks at the first bytes without taking them.
+async fn opening(stream: &TcpStream) -> io::Result<Opening> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0";
+    let mut bytes = [0; PREFACE.len()];
+    loop {
+        let seen = stream.peek(&mut bytes).await?;
+        match &bytes[..seen] {
+            [] => return Err(io::ErrorKind::UnexpectedEof.into()),
+            [22, ..] => return Ok(Opening::Tls),
+            begun if begun == PREFACE => return Ok(Opening::Http2),
+            begun if PREFACE.starts_with(begun) => tokio::time::sleep(Duration::from_millis(1)).await,
+            _ => return Ok(Opening::Other),
+        }
+    }
+}
+
+async fn inbound_tls(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    local: SocketAddr,
+    shutdown: Shutdown,
+) -> Result<(), String> {
+    let state = worker.proxy.state().ok_or("no view has come yet")?;
+    let accepting = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+    let start = timeout(HELLO, accepting).await.map_err(|_| "no ClientHello in time")?.map_err(|error| error.to_string())?;
+    let sni = start.client_hello().server_name().unwrap_or_default().to_owned();
+    let Some(port) = port_of(&state.runtime, &sni) else {
+        unrecognized(start).await;
+        return Err(format!("nothing here is called `{sni}`"));
+    };
+    let shaken = timeout(HELLO, start.into_stream(worker.tls.clone())).await.map_err(|_| "no handshake in time")?;
+    let stream = shaken.map_err(|error| match tls::rejection_of(&error) {
+        Some(rejection) => rejection.to_string(),
+        None => error.to_string(),
+    })?;
+    let connection = stream.get_ref().1;
+    let verified = worker.proxy.identity.peer_of(connection).map_err(|rejection| rejection.to_string())?;
+    let opening = if connection.alpn_protocol() == Some(b"h2") { Opening::Http2 } else { Opening::Other };
+    let id = verified.id.clone();
+    let peer = Identified::new(verified, &state.runtime.workload.principal).ok_or_else(|| format!("{id} is no workload"))?;
+    drop(state);
+    let side = Side::Inbound { port: Some(port) };
+    let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1" };
+    http(worker, stream, caller, opening, shutdown).await;
+    Ok(())
+}
+
+/// The application's port that a server name asks for.
+fn port_of(runtime: &Runtime, sni: &str) -> Option<u16> {
+    match ServerName::parse(sni)? {
+        ServerName::Endpoint(id) => runtime.inbound_at(&id).map(|inbound| inbound.port),
+        ServerName::Service { port, service } => {
+            let own = runtime.workload.guarded.services.iter().any(|own| own.to_string() == service);
+            runtime.inbound().iter().find(|inbound| own && inbound.port == port).map(|inbound| inbound.port)
+        }
+    }
+}
+
+async fn unrecognized(start: StartHandshake<TcpStream>) {
+    let mut stream = start.io;
+    let farewell = async {
+        stream.write_all(&UNRECOGNIZED_NAME).await?;
+        stream.shutdown().await?;
+        tokio::io::copy(&mut stream, &mut tokio::io::sink()).await
+    };
+    let _ = timeout(Duration::from_secs(1), farewell).await;
+}
+
+/// Serves the requests of a connection; ends early when its peer is no longer believed.
+async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening, shutdown: Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let h2 = matches!(opening, Opening::Http2);
+    caller.protocol = if h2 { "h2" } else { "http/1.1" };
+    let caller = Rc::new(caller);
+    let serving = async {
+        let ended = if h2 {
+            http2(worker, stream, caller.clone(), shutdown).await
+        } else {
+            http1(worker, stream, caller.clone(), shutdown).await
+        };
+        if let Err(error) = ended {
+            tracing::debug!(remote = %caller.remote, error = logs::causes(&error), "a connection broke off");
+        }
+    };
+    tokio::select! {
+        () = serving => {}
+        reason = distrusted(worker, &caller) => refused(caller.remote, &reason),
+    }
+}
+
+async fn http1<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>, shutdown: Shutdown) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let worker = worker.clone();
+    let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
+    let mut builder = http1::Builder::new();
+    builder
+        .pipeline_flush(true)
+        .max_headers(HEADERS)
+        .max_buf_size(HEAD_BYTES * 4)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD);
+    let connection = builder.serve_connection(TokioIo::new(Guard::new(stream)), service).with_upgrades();
+    let mut connection = pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>, shutdown: Shutdown) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let worker = worker.clone();
+    let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
+    let mut builder = http2::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .max_header_list_size(HEAD_BYTES as u32)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW * 4);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Ends when the caller's chain would not be believed any more: another root, a revoked intermediate, a cluster that
+/// left. That its certificate has expired since is no such reason: it was good when the connection was made.
+async fn distrusted(worker: &Worker, caller: &Caller) -> String {
+    let Some(identified) = &caller.peer else { return std::future::pending().await };
+    let at = UnixTime::now();
+    let mut changes = worker.proxy.changes();
+    while changes.changed().await.is_ok() {
+        if let Err(rejection) = identified.verified.still_holds(&worker.proxy.identity.bundle(), at) {
+            return rejection.to_string();
+        }
+    }
+    std::future::pending().await
+}

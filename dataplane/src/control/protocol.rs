@@ -1,0 +1,264 @@
+//! What a proxy says and does on its control stream. Pure: frames and hosts in, actions out.
+//!
+//! Invariant: a view takes effect whole or not at all, it is on disk before it is acknowledged, and the digests of
+//! an ACK are those of what was compiled. A view that does not compile leaves the last good one in force.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use api::{
+    delta::{Gathering, Push, View, apply},
+    wire::{self, from_proxy::Message},
+};
+use runtime::{Reason, Runtime};
+
+/// The most hosts that are subscribed at a time; what an application asks for beyond is as unknown.
+const HOSTS_MAX: usize = 1000;
+
+/// The most bytes of one host name (RFC 1035).
+const HOST_BYTES: usize = 253;
+
+/// One proxy's side of all its streams, one after the other.
+pub struct Session {
+    hello: wire::Hello,
+    /// What deltas apply to: what the control plane believes that this proxy holds.
+    view: View,
+    current: Option<Arc<Runtime>>,
+    gathering: Gathering,
+    hosts: BTreeSet<String>,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A stream stands.
+    Opened,
+    /// The control plane speaks.
+    Received(wire::ToProxy),
+    /// A request names a host that nobody here knows.
+    Wanted(String),
+    /// A second has passed.
+    Beat(wire::Heartbeat),
+    /// This proxy goes for good.
+    Leaving,
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum Action {
+    /// Send it.
+    Send(Message),
+    /// Write the view to disk; what follows holds only when that has succeeded.
+    Keep(View, String),
+    /// From now on requests obey this.
+    Install(Arc<Runtime>),
+    /// Nobody in the mesh knows these.
+    Absent(Vec<String>),
+    /// Close the stream and open another.
+    Reopen(&'static str),
+}
+
+impl Session {
+    /// Begins with what was kept on disk, if it still compiles; the last good runtime is then in force at once.
+    pub fn new(hello: wire::Hello, kept: Option<(View, String)>) -> (Self, Result<(), Vec<Reason>>) {
+        let mut session =
+            Session { hello, view: View::default(), current: None, gathering: Gathering::default(), hosts: BTreeSet::new() };
+        let Some((view, revision)) = kept else { return (session, Ok(())) };
+        match Runtime::compile(&view, &revision, None) {
+            Ok(runtime) => {
+                session.current = Some(Arc::new(runtime));
+                session.view = view;
+                (session, Ok(()))
+            }
+            Err(reasons) => (session, Err(reasons)),
+        }
+    }
+
+    /// What is in force.
+    pub fn current(&self) -> Option<&Arc<Runtime>> {
+        self.current.as_ref()
+    }
+
+    /// Takes one event.
+    pub fn on(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Opened => self.opened(),
+            Event::Received(wire::ToProxy { message: None }) => Vec::new(),
+            Event::Received(wire::ToProxy { message: Some(message) }) => match message {
+                wire::to_proxy::Message::Frame(frame) => match self.gathering.take(frame) {
+                    Some(push) => self.pushed(push),
+                    None => Vec::new(),
+                },
+                wire::to_proxy::Message::Unknown(unknown) => self.unknown(unknown.hosts),
+            },
+            Event::Wanted(host) => self.wanted(host),
+            Event::Beat(heartbeat) => vec![Action::Send(Message::Heartbeat(heartbeat))],
+            Event::Leaving => vec![Action::Send(Message::Farewell(wire::Farewell {}))],
+        }
+    }
+
+    fn opened(&mut self) -> Vec<Action> {
+        self.gathering = Gathering::default();
+        let held = self.view.held().0.into_iter().map(|(name, hash)| wire::Item {
+            name: name.to_string(),
+            hash: hash.0.to_vec(),
+            ..Default::default()
+        });
+        let (held, hosts) = (held.collect(), self.hosts.iter().cloned().collect());
+        vec![Action::Send(Message::Hello(wire::Hello { held, hosts, ..self.hello.clone() }))]
+    }
+
+    fn pushed(&mut self, push: Push) -> Vec<Action> {
+        let Push { version, delta, digests, revision } = push;
+        let view = apply(self.view.clone(), delta);
+        if digests != Some(view.digests()) {
+            // What we hold is not what the control plane believes: begin from nothing.
+            self.view = View::default();
+            let reason = Reason { resource: "view".into(), message: "the digests do not fit what was received".into() };
+            return vec![nack(version, &[reason]), Action::Reopen("digests differ: asking for the whole view again")];
+        }
+        match Runtime::compile(&view, &revision, self.current.as_deref()) {
+            Err(reasons) => vec![nack(version, &reasons)],
+            Ok(runtime) => {
+                let ack = wire::Ack {
+                    version,
+                    config_digest: runtime.digests.config.0.to_vec(),
+                    endpoint_digest: runtime.digests.endpoint.0.to_vec(),
+                };
+                let runtime = Arc::new(runtime);
+                self.current = Some(runtime.clone());
+                self.view = view.clone();
+                vec![Action::Install(runtime), Action::Keep(view, revision), Action::Send(Message::Ack(ack))]
+            }
+        }
+    }
+
+    fn unknown(&mut self, hosts: Vec<String>) -> Vec<Action> {
+        self.hosts.retain(|host| !hosts.contains(host));
+        vec![Action::Absent(hosts)]
+    }
+
+    fn wanted(&mut self, host: String) -> Vec<Action> {
+        if self.hosts.contains(&host) {
+            return Vec::new();
+        }
+        if self.hosts.len() >= HOSTS_MAX || host.len() > HOST_BYTES {
+            return vec![Action::Absent(vec![host])];
+        }
+        self.hosts.insert(host.clone());
+        vec![Action::Send(Message::Subscribe(wire::Subscribe { hosts: vec![host], drop: Vec::new() }))]
+    }
+}
+
+fn nack(version: u64, reasons: &[Reason]) -> Action {
+    let reasons = reasons.iter().map(|reason| wire::Reason {
+        resource: reason.resource.clone(),
+        message: reason.message.clone(),
+    });
+    Action::Send(Message::Nack(wire::Nack { version, reasons: reasons.collect() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::{
+        delta::{Held, diff, frames},
+        digest::Hash,
+    };
+
+    use super::*;
+    use crate::fixture;
+
+    fn session() -> Session {
+        Session::new(wire::Hello { instance: "a-1".into(), ..Default::default() }, None).0
+    }
+
+    fn push(session: &mut Session, version: u64, from: &View, to: &View) -> Vec<Action> {
+        let frames = frames(version, diff(&from.held(), to), to.digests(), "c0ffee");
+        let take = |frame| session.on(Event::Received(wire::ToProxy { message: Some(wire::to_proxy::Message::Frame(frame)) }));
+        frames.into_iter().flat_map(take).collect()
+    }
+
+    fn words(actions: &[Action]) -> Vec<&'static str> {
+        let word = |action: &Action| match action {
+            Action::Send(Message::Ack(_)) => "ack",
+            Action::Send(Message::Nack(_)) => "nack",
+            Action::Send(Message::Hello(_)) => "hello",
+            Action::Send(Message::Subscribe(_)) => "subscribe",
+            Action::Send(_) => "send",
+            Action::Keep(..) => "keep",
+            Action::Install(_) => "install",
+            Action::Absent(_) => "absent",
+            Action::Reopen(_) => "reopen",
+        };
+        actions.iter().map(word).collect()
+    }
+
+    #[test]
+    fn a_good_view_is_in_force_kept_and_then_acknowledged() {
+        let (mut session, view) = (session(), fixture::sidecar("reviews").view());
+        let actions = push(&mut session, 1, &View::default(), &view);
+        assert_eq!(words(&actions), ["install", "keep", "ack"]);
+        let Action::Send(Message::Ack(ack)) = &actions[2] else { panic!("an ack") };
+        assert_eq!(Hash::from_slice(&ack.config_digest), Some(view.digests().config));
+    }
+
+    #[test]
+    fn a_bad_view_is_refused_and_the_last_good_one_stays() {
+        let (mut session, good) = (session(), fixture::sidecar("reviews").view());
+        push(&mut session, 1, &View::default(), &good);
+        let mut bad = good.clone();
+        bad.items.remove("mesh");
+        let actions = push(&mut session, 2, &good, &bad);
+        assert_eq!(words(&actions), ["nack"]);
+        assert_eq!(session.current().unwrap().digests, good.digests());
+        let again = push(&mut session, 3, &good, &good);
+        assert_eq!(words(&again), ["install", "keep", "ack"], "the next good one is taken from where it stood");
+    }
+
+    #[test]
+    fn wrong_digests_begin_from_nothing() {
+        let (mut session, view) = (session(), fixture::sidecar("reviews").view());
+        push(&mut session, 1, &View::default(), &view);
+        let mut other = view.clone();
+        other.items.remove("trust");
+        let mut frame = frames(2, diff(&other.held(), &other), view.digests(), "").remove(0);
+        frame.removed = vec!["networks".into(), "trust".into()];
+        let message = Some(wire::to_proxy::Message::Frame(frame));
+        assert_eq!(words(&session.on(Event::Received(wire::ToProxy { message }))), ["nack", "reopen"]);
+        let actions = session.on(Event::Opened);
+        let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
+        assert!(hello.held.is_empty());
+        assert!(session.current().is_some(), "requests still obey the last good one");
+        assert_eq!(words(&push(&mut session, 1, &View { items: Default::default() }, &view)), ["install", "keep", "ack"]);
+    }
+
+    #[test]
+    fn hosts_are_asked_for_once_and_again_after_a_break() {
+        let mut session = session();
+        assert_eq!(words(&session.on(Event::Wanted("a.shop".into()))), ["subscribe"]);
+        assert!(session.on(Event::Wanted("a.shop".into())).is_empty());
+        let hello = |session: &mut Session| match &session.on(Event::Opened)[0] {
+            Action::Send(Message::Hello(hello)) => hello.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(hello(&mut session).hosts, ["a.shop"]);
+        let unknown = wire::to_proxy::Message::Unknown(wire::Unknown { hosts: vec!["a.shop".into()] });
+        assert_eq!(words(&session.on(Event::Received(wire::ToProxy { message: Some(unknown) }))), ["absent"]);
+        assert!(hello(&mut session).hosts.is_empty());
+        for i in 0..HOSTS_MAX {
+            session.on(Event::Wanted(format!("h{i}")));
+        }
+        assert_eq!(words(&session.on(Event::Wanted("one-more".into()))), ["absent"]);
+    }
+
+    #[test]
+    fn what_was_kept_is_in_force_at_once_and_resumed_by_digest() {
+        let view = fixture::sidecar("reviews").view();
+        let (mut session, kept) = Session::new(wire::Hello::default(), Some((view.clone(), "c0ffee".into())));
+        assert!(kept.is_ok());
+        assert_eq!(&*session.current().unwrap().revision, "c0ffee");
+        let actions = session.on(Event::Opened);
+        let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
+        assert_eq!(hello.held.len(), view.items.len());
+        assert!(Held::default().0.is_empty());
+    }
+}

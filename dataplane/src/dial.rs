@@ -1,0 +1,226 @@
+//! A new connection to an endpoint, its gateway, the application, or a host outside the mesh.
+//!
+//! Invariant: what is asked for over mTLS proves its identity *and* its cluster before a byte of a request is sent.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use api::identity::{SpiffeId, Verified};
+use process::tls::{self, Expect};
+use rustls::{AlertDescription, ClientConfig};
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::{balance::Endpoint, liveness::Watched, worker::Worker};
+
+/// Where to, and how.
+pub struct Route<'a> {
+    /// The endpoint's own address.
+    pub address: SocketAddr,
+    /// The endpoint, when it is one of the mesh.
+    pub endpoint: Option<&'a Arc<Endpoint>>,
+    /// How to speak TLS, if the endpoint does.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// For TCP, and for TLS after it.
+    pub timeout: Duration,
+}
+
+/// A connection that stands.
+pub struct Dialled {
+    /// To speak through.
+    pub stream: Stream,
+    /// Who is at the other end, over mTLS.
+    pub peer: Option<Arc<Verified>>,
+    /// The gateway that it goes through.
+    pub gateway: Option<SocketAddr>,
+    /// Whether HTTP/2 was agreed on.
+    pub h2: bool,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    /// No gateway of the network answers: that tells nothing of the endpoint.
+    #[error("no gateway of network `{0}` can be reached; is port 15443 open towards it?")]
+    Gateway(String),
+    /// TCP.
+    #[error("{0}: {1}")]
+    Tcp(SocketAddr, String),
+    /// Nothing came in time.
+    #[error("{0}: no connection within {1:?}")]
+    Slow(SocketAddr, Duration),
+    /// TLS.
+    #[error("{0}: TLS: {1}")]
+    Tls(SocketAddr, String),
+    /// The configuration names no identity that could be expected.
+    #[error("{0}: its identity `{1}` is not among those of its service")]
+    Identity(SocketAddr, String),
+}
+
+/// How TLS to an endpoint is spoken: expecting who it is, in the cluster it is in.
+pub fn tls_config(worker: &Worker, endpoint: &Endpoint, identities: &[SpiffeId], h2: bool) -> Result<Arc<ClientConfig>, DialError> {
+    let named = &endpoint.wire.identity;
+    let unknown = || DialError::Identity(endpoint.address, named.clone());
+    let id: SpiffeId = named.parse().map_err(|_| unknown())?;
+    if !identities.contains(&id) {
+        return Err(unknown());
+    }
+    let cluster = endpoint.wire.cluster.parse().map_err(|_| unknown())?;
+    let expect = Expect { ids: vec![id], cluster: Some(cluster) };
+    let alpn: &[&str] = if h2 { &["h2"] } else { &["http/1.1"] };
+    Ok(tls::client(&worker.proxy.identity, expect, alpn))
+}
+
+/// Connects.
+pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialError> {
+    let (stream, gateway) = match route.endpoint.and_then(|endpoint| Some((endpoint, endpoint.gateway.as_ref()?))) {
+        None => (tcp(worker, route.address, route.timeout).await?, None),
+        Some((endpoint, network)) => {
+            let (stream, gateway) = through_gateway(worker, network, &endpoint.wire.network, route.timeout).await?;
+            (stream, Some(gateway))
+        }
+    };
+    let stream = worker.liveness.watch(stream);
+    let (Some(config), Some(endpoint)) = (&route.tls, route.endpoint) else {
+        return Ok(Dialled { stream: Stream::Plain(stream), peer: None, gateway, h2: false });
+    };
+    let broken = |reason: String| DialError::Tls(route.address, reason);
+    let name = ServerName::try_from(endpoint.id.sni()).map_err(|error| broken(error.to_string()))?;
+    let shaken = timeout(route.timeout, TlsConnector::from(config.clone()).connect(name, stream)).await;
+    let stream = shaken.map_err(|_| DialError::Slow(route.address, route.timeout))?.map_err(|e| broken(e.to_string()))?;
+    let connection = stream.get_ref().1;
+    let peer = worker.proxy.identity.peer_of(connection).map_err(|error| broken(error.to_string()))?;
+    let h2 = connection.alpn_protocol() == Some(b"h2");
+    Ok(Dialled { stream: Stream::Tls(Box::new(stream)), peer: Some(peer), gateway, h2 })
+}
+
+/// A gateway's own failure counts against its address; its sibling is tried at once.
+async fn through_gateway(
+    worker: &Worker,
+    network: &crate::balance::Network,
+    name: &str,
+    limit: Duration,
+) -> Result<(TcpStream, SocketAddr), DialError> {
+    let mut tried = Vec::new();
+    while let Some(gateway) = network.choose(worker.proxy.now(), worker.chance(), &tried) {
+        match tcp(worker, gateway.address, limit).await {
+            Ok(stream) => {
+                gateway.connected();
+                return Ok((stream, gateway.address));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a gateway cannot be reached");
+                gateway.connect_failed(worker.proxy.now());
+                tried.push(gateway.address);
+            }
+        }
+    }
+    Err(DialError::Gateway(name.to_owned()))
+}
+
+async fn tcp(worker: &Worker, address: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {
+    let connect = async {
+        let stream = socket(address, worker.proxy.config.source)?.connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    };
+    match timeout(limit, connect).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(tcp_error(address, &error)),
+        Err(_) => Err(DialError::Slow(address, limit)),
+    }
+}
+
+fn tcp_error(address: SocketAddr, error: &io::Error) -> DialError {
+    DialError::Tcp(address, error.to_string())
+}
+
+fn socket(address: SocketAddr, source: IpAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if source.is_ipv4() == address.is_ipv4() {
+        socket.bind((source, 0).into())?;
+    }
+    Ok(socket)
+}
+
+/// Whether the peer broke off the first exchange of a connection because of who we are or whom we asked for: a TLS
+/// 1.3 client finishes its handshake before the server has judged its certificate.
+pub fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    tls::alert_of(error).is_some_and(|alert| {
+        matches!(
+            alert,
+            AlertDescription::UnrecognisedName
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::CertificateRequired
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+        )
+    })
+}
+
+/// A connection in plaintext or TLS.
+pub enum Stream {
+    /// Plaintext.
+    Plain(Watched),
+    /// TLS.
+    Tls(Box<TlsStream<Watched>>),
+}
+
+macro_rules! each {
+    ($stream:expr, $method:ident $(, $argument:expr)*) => {
+        match $stream.get_mut() {
+            Stream::Plain(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Tls(stream) => Pin::new(&mut **stream).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, poll_read, context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, poll_write, context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, poll_write_vectored, context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, poll_flush, context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, poll_shutdown, context)
+    }
+}

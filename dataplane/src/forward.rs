@@ -1,0 +1,436 @@
+//! Sends a request to an endpoint, and to another one when that may and must be.
+//!
+//! What may be sent again is decided in one place ([`Ending`]): what was not processed may go elsewhere whatever it
+//! is; what broke off may when it is idempotent and can be replayed. Nothing else ever is.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use api::wire::{RetryOn, TrafficPolicy};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use hyper::body::Incoming;
+use process::trace::{Kind, Span, with_ids};
+use runtime::{Service, route::Rule};
+
+use crate::{
+    account::Exchange,
+    balance::{Ask, Endpoint, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
+    body::Replayable,
+    dial::{self, DialError, Route},
+    failure::Failure,
+    headers,
+    message::Outgoing,
+    pool::{Lease, Slot, Unsent},
+    proxy::Callee,
+    worker::Worker,
+};
+
+/// Where no policy says otherwise.
+const CONNECT: Duration = Duration::from_secs(1);
+
+/// Connections that were closed under us before anything was sent; so many are tried before that counts.
+const STALE_MAX: usize = 8;
+
+/// What a response is made from.
+pub struct Reply {
+    /// The head and the body as they come.
+    pub response: Response<Incoming>,
+    /// Its connection.
+    pub lease: Lease,
+    /// Its endpoint, and how it did.
+    pub picked: Option<(Picked, Outcome)>,
+    /// The span of the try.
+    pub span: Option<Span>,
+}
+
+/// How one try ended.
+enum Ending {
+    /// With a head.
+    Answered(Response<Incoming>),
+    /// Before it was processed.
+    NotProcessed(String),
+    /// After it may have been processed, before a head.
+    Broken(String),
+    /// No head came in time.
+    Late,
+    /// The caller broke off.
+    Client,
+}
+
+/// One request to one service.
+pub struct Call<'a> {
+    /// This thread.
+    pub worker: &'a Rc<Worker>,
+    /// The service.
+    pub service: &'a Service,
+    /// Who balances it.
+    pub callee: &'a Arc<Callee>,
+    /// Whether the service's port speaks HTTP/2 in plaintext too.
+    pub speaks_h2: bool,
+    /// What the route says of retries.
+    pub rule: Option<&'a Rule>,
+    /// The limit of one try.
+    pub backend_timeout: Option<Duration>,
+    /// What is sent.
+    pub outgoing: &'a Outgoing,
+    /// Its body.
+    pub body: &'a Replayable,
+}
+
+impl Call<'_> {
+    /// Sends it until it is answered, or may not be sent again.
+    pub async fn run(&self, exchange: &mut Exchange) -> Result<Reply, Failure> {
+        let mut tried = Tried::default();
+        let mut retries = 0;
+        let mut last = None;
+        self.callee.budget.request(&self.retry(), self.worker.proxy.now());
+        loop {
+            let mut picked = match self.pick(&tried, retries) {
+                Ok(picked) => picked,
+                Err(NoEndpoint::Empty) => return Err(Failure::upstream(503, "no-endpoints", NoEndpoint::Empty.to_string())),
+                Err(NoEndpoint::Exhausted) => return Err(last.unwrap_or_else(|| Failure::upstream(503, "no-endpoints", NoEndpoint::Exhausted.to_string()))),
+            };
+            let endpoint = picked.endpoint().clone();
+            exchange.endpoint = Some(endpoint.clone());
+            let mut lease = match self.lease(&endpoint).await {
+                Ok(lease) => lease,
+                Err(error) => {
+                    // A gateway that cannot be reached tells nothing of the endpoint behind it.
+                    let outcome = match error {
+                        DialError::Gateway(_) => Outcome::Cancelled,
+                        _ => Outcome::ConnectFailure,
+                    };
+                    picked.finished(outcome, self.worker.proxy.now());
+                    tried.connect_failed(&endpoint);
+                    let failure = Failure::upstream(503, "connect-failed", error.to_string());
+                    self.may_connect_again(&tried, failure, &mut last)?;
+                    continue;
+                }
+            };
+            exchange.tries += 1;
+            let more = self.may_retry(retries);
+            let (ending, span) = self.once(exchange, &mut picked, &mut lease, more).await;
+            exchange.upstream = Some(exchange.started().elapsed());
+            let now = self.worker.proxy.now();
+            let (outcome, failure) = match ending {
+                Ending::Answered(response) => match self.judge(response, &lease, more) {
+                    Verdict::Pass(response, outcome) => {
+                        picked.head(now);
+                        return Ok(Reply { response, lease, picked: Some((picked, outcome)), span });
+                    }
+                    Verdict::NotProcessed(reason) => {
+                        picked.head(now);
+                        picked.finished(Outcome::ConnectFailure, now);
+                        tried.connect_failed(&endpoint);
+                        failed_span(self.worker, span, "refused");
+                        self.may_connect_again(&tried, Failure::upstream(503, "refused", reason), &mut last)?;
+                        continue;
+                    }
+                    Verdict::Again(response, outcome) => {
+                        picked.head(now);
+                        if !more || !self.budget() {
+                            return Ok(Reply { response, lease, picked: Some((picked, outcome)), span });
+                        }
+                        (outcome, Failure::upstream(503, "upstream-status", "the status is to be retried"))
+                    }
+                    Verdict::Reset => (Outcome::GatewayError, Failure::upstream(503, "reset", "the application broke off")),
+                },
+                Ending::NotProcessed(reason) => {
+                    picked.finished(Outcome::ConnectFailure, now);
+                    tried.connect_failed(&endpoint);
+                    failed_span(self.worker, span, "refused");
+                    self.may_connect_again(&tried, Failure::upstream(503, "refused", reason), &mut last)?;
+                    continue;
+                }
+                Ending::Broken(reason) => (Outcome::GatewayError, Failure::upstream(503, "reset", reason)),
+                Ending::Late => (Outcome::GatewayError, Failure::upstream(504, "late", "no response head came in time")),
+                Ending::Client => return Err(Failure::client(400, "client-body", "the request's body broke off")),
+            };
+            failed_span(self.worker, span, failure.flag());
+            picked.finished(outcome, now);
+            tried.failed(&endpoint);
+            drop(lease);
+            let status_retried = failure.flag() == "upstream-status";
+            if !more || !self.body.is_whole() || (!status_retried && !self.budget()) {
+                return Err(failure);
+            }
+            retries += 1;
+            last = Some(failure);
+            tokio::time::sleep(backoff(&self.retry(), retries, self.worker.chance())).await;
+        }
+    }
+
+    fn pick(&self, tried: &Tried, retries: u32) -> Result<Picked, NoEndpoint> {
+        let ask = Ask {
+            now: self.worker.proxy.now(),
+            chance: self.worker.chance(),
+            tried,
+            may_probe: retries == 0 && self.may_retry(0),
+        };
+        match self.callee.balancer.pick(&ask) {
+            Pick::Endpoint(picked) => Ok(picked),
+            Pick::None(reason) => Err(reason),
+        }
+    }
+
+    /// After a connect in vain: on to the next endpoint, or the end.
+    fn may_connect_again(&self, tried: &Tried, failure: Failure, last: &mut Option<Failure>) -> Result<(), Failure> {
+        let on = self.on(RetryOn::Refused);
+        if on && tried.may_connect() && self.body.is_whole() {
+            *last = Some(failure);
+            return Ok(());
+        }
+        Err(failure)
+    }
+
+    fn retry(&self) -> api::wire::Retry {
+        let mut retry = self.service.traffic.retry.clone().unwrap_or_default();
+        if let Some(base) = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.backoff_ms) {
+            retry.backoff_base_ms = base;
+            retry.backoff_max_ms = retry.backoff_max_ms.max(base);
+        }
+        retry
+    }
+
+    fn on(&self, what: RetryOn) -> bool {
+        self.service.traffic.retry.as_ref().is_some_and(|retry| retry.on.contains(&(what as i32)))
+    }
+
+    /// Whether another try may follow this one, should it break off or be late.
+    fn may_retry(&self, retries: u32) -> bool {
+        let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
+        let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
+        (self.outgoing.idempotent || self.outgoing.grpc) && retries < attempts && self.body.is_whole()
+    }
+
+    fn budget(&self) -> bool {
+        self.callee.budget.take(&self.retry(), self.worker.proxy.now())
+    }
+
+    /// One try, over a connection that stands.
+    async fn once(
+        &self,
+        exchange: &mut Exchange,
+        picked: &mut Picked,
+        lease: &mut Lease,
+        more: bool,
+    ) -> (Ending, Option<Span>) {
+        let mut span = None;
+        let mut traceparent = None;
+        if let Some(trace) = &exchange.trace
+            && trace.context.sampled
+        {
+            let context = with_ids(|ids| trace.context.child(ids));
+            traceparent = HeaderValue::try_from(context.traceparent()).ok();
+            span = Span::begin(&context, trace.parent, Kind::Client, exchange.method().to_string(), std::time::SystemTime::now());
+            if let Some(span) = &mut span {
+                self.describe(span, picked.endpoint(), lease, exchange.tries);
+            }
+        }
+        let request = self.outgoing.request(self.body.body(), lease.is_h2(), traceparent);
+        picked.sent(self.worker.proxy.now());
+        let limit = self.limit(picked, more);
+        let sent = match limit {
+            None => lease.send(request).await,
+            Some(limit) => match tokio::time::timeout(limit, lease.send(request)).await {
+                Ok(sent) => sent,
+                Err(_) => return (Ending::Late, span),
+            },
+        };
+        (self.ending(sent, lease), span)
+    }
+
+    fn ending(&self, sent: Result<Response<Incoming>, Unsent>, lease: &Lease) -> Ending {
+        let Unsent { error, returned } = match sent {
+            Ok(response) => return Ending::Answered(response),
+            Err(unsent) => unsent,
+        };
+        let reason = process::logs::causes(&error);
+        let alert = !lease.facts.proven.get() && dial::is_refusal(&error);
+        if self.body.client_failed() {
+            Ending::Client
+        } else if returned || alert || is_unprocessed(&error) {
+            Ending::NotProcessed(reason)
+        } else {
+            Ending::Broken(reason)
+        }
+    }
+
+    fn limit(&self, picked: &Picked, more: bool) -> Option<Duration> {
+        let positive = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
+        let timeouts = self.service.traffic.timeouts.as_ref();
+        let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
+        let first_byte = first_byte.filter(|_| more && self.on(RetryOn::FirstByte));
+        [first_byte, picked.probe.filter(|_| more), self.backend_timeout].into_iter().flatten().min()
+    }
+
+    /// A connection to the endpoint: one that stands, or a new one.
+    async fn lease(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, DialError> {
+        let slot = self.worker.pool.endpoint(endpoint);
+        limit(&slot, &self.service.traffic);
+        let remote = endpoint.gateway.is_some();
+        let h2 = match (endpoint.wire.mtls, self.outgoing.upgrade.is_some()) {
+            (_, true) => false,
+            (true, false) => remote || self.outgoing.h2,
+            (false, false) => self.speaks_h2,
+        };
+        if let Some(lease) = slot.take(h2) {
+            return Ok(lease);
+        }
+        let tls = match endpoint.wire.mtls {
+            true => Some(slot.tls(h2, || dial::tls_config(self.worker, endpoint, &self.service.identities, h2))?),
+            false => None,
+        };
+        let timeouts = self.service.traffic.timeouts.as_ref();
+        let millis = timeouts.map_or(0, |t| if remote { t.connect_remote_ms } else { t.connect_ms });
+        let timeout = if millis > 0 { Duration::from_millis(millis) } else { CONNECT };
+        let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout };
+        slot.connect(self.worker, route, h2).await
+    }
+
+    fn judge(&self, response: Response<Incoming>, lease: &Lease, more: bool) -> Verdict {
+        let map = response.headers();
+        if lease.facts.peer.is_some() {
+            if let Some(reason) = map.get(headers::REFUSED) {
+                return Verdict::NotProcessed(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes())));
+            }
+            if map.contains_key(headers::RESET) && more && self.outgoing.idempotent {
+                return Verdict::Reset;
+            }
+        }
+        let outcome = outcome(response.status(), map);
+        if self.is_retried(response.status(), map) { Verdict::Again(response, outcome) } else { Verdict::Pass(response, outcome) }
+    }
+
+    fn is_retried(&self, status: StatusCode, map: &HeaderMap) -> bool {
+        let Some(retry) = &self.service.traffic.retry else { return false };
+        let code = u32::from(status.as_u16());
+        let own = self.rule.and_then(|rule| rule.retry.as_ref());
+        let listed = own.map_or(&retry.statuses, |own| &own.codes).contains(&code);
+        let grpc = self.outgoing.grpc.then(|| map.get("grpc-status")).flatten();
+        let grpc = grpc.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
+        (listed && self.outgoing.idempotent) || grpc.is_some_and(|status| retry.grpc_statuses.contains(&status))
+    }
+
+    fn describe(&self, span: &mut Span, endpoint: &Endpoint, lease: &Lease, tries: u32) {
+        span.set("server.address", endpoint.address.ip().to_string());
+        span.set("server.port", i64::from(endpoint.address.port()));
+        span.set("http.request.method", self.outgoing.method().to_string());
+        span.set("url.path", self.outgoing.path().to_owned());
+        span.set("weft.service", self.service.name.to_string());
+        span.set("weft.peer.cluster", endpoint.wire.cluster.clone());
+        span.set("weft.peer.workload", endpoint.wire.workload.clone());
+        span.set("weft.locality.priority", i64::from(endpoint.priority));
+        if let Some(gateway) = lease.facts.gateway {
+            span.set("weft.gateway", gateway.to_string());
+        }
+        if tries > 1 {
+            span.set("http.request.resend_count", i64::from(tries - 1));
+        }
+    }
+}
+
+enum Verdict {
+    Pass(Response<Incoming>, Outcome),
+    Again(Response<Incoming>, Outcome),
+    NotProcessed(String),
+    Reset,
+}
+
+/// What a response tells of its endpoint.
+fn outcome(status: StatusCode, map: &HeaderMap) -> Outcome {
+    match status.as_u16() {
+        502..=504 => Outcome::GatewayError,
+        429 => Outcome::Busy,
+        500.. => Outcome::ServerError,
+        _ if map.get("grpc-status").is_some_and(|status| status == "8") => Outcome::Busy,
+        _ => Outcome::Success,
+    }
+}
+
+fn failed_span(worker: &Worker, span: Option<Span>, flag: &'static str) {
+    if let Some(mut span) = span {
+        span.fail(flag);
+        span.end(std::time::SystemTime::now());
+        worker.proxy.telemetry.spans.record(span);
+    }
+}
+
+/// Whether HTTP/2 says that the stream was not processed (RFC 9113, 8.7): REFUSED_STREAM, or above a GOAWAY that
+/// tells of no error.
+fn is_unprocessed(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| {
+        let reason = error.reason();
+        reason == Some(h2::Reason::REFUSED_STREAM)
+            || (error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR))
+    })
+}
+
+fn limit(slot: &Slot, traffic: &TrafficPolicy) {
+    let idle = traffic.timeouts.as_ref().map_or(0, |timeouts| timeouts.idle_ms);
+    slot.limit(traffic.max_idle_per_endpoint, Duration::from_millis(idle));
+}
+
+/// Sends to one address in plaintext: the application beside this proxy, or a host outside the mesh.
+pub async fn to_address(
+    worker: &Rc<Worker>,
+    address: std::net::SocketAddr,
+    h2: bool,
+    outgoing: &Outgoing,
+    body: &Replayable,
+) -> Result<Reply, AddressError> {
+    let slot = worker.pool.plain(address);
+    let mut fresh = false;
+    for _ in 0..STALE_MAX {
+        let standing = if fresh { None } else { slot.take(h2) };
+        let mut lease = match standing {
+            Some(lease) => lease,
+            None => {
+                let route = Route { address, endpoint: None, tls: None, timeout: CONNECT };
+                slot.connect(worker, route, h2).await.map_err(AddressError::Connect)?
+            }
+        };
+        let Unsent { error, returned } = match lease.send(outgoing.request(body.body(), h2, None)).await {
+            Ok(response) => return Ok(Reply { response, lease, picked: None, span: None }),
+            Err(unsent) => unsent,
+        };
+        if body.client_failed() {
+            return Err(AddressError::Client);
+        }
+        // A connection that was closed while it idled: nothing tells that the other end is not there.
+        let again = lease.reused && body.is_whole() && (returned || is_unprocessed(&error) || outgoing.idempotent);
+        if !again {
+            return Err(AddressError::Broken(process::logs::causes(&error)));
+        }
+        fresh = !returned;
+    }
+    Err(AddressError::Broken("every connection was closed before the request was sent".into()))
+}
+
+/// Why an address gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AddressError {
+    /// Nothing was sent.
+    #[error(transparent)]
+    Connect(DialError),
+    /// It broke off before the head of an answer.
+    #[error("{0}")]
+    Broken(String),
+    /// The caller broke off.
+    #[error("the request's body broke off")]
+    Client,
+}
+
+/// Whether the connection was asked to end by this header.
+pub fn closes(map: &HeaderMap) -> bool {
+    map.get_all(header::CONNECTION).iter().any(|value| headers::lists(value, "close"))
+}
+
+/// The time that is over at `limit` after `started`.
+pub fn deadline(started: Instant, limit: Option<Duration>) -> Option<tokio::time::Instant> {
+    limit.map(|limit| tokio::time::Instant::from_std(started + limit))
+}

@@ -1,0 +1,27 @@
+//! HTTP/1.1 towards callers: a check of the raw head before hyper, so that both always agree where a message ends.
+//!
+//! hyper's server drops `Content-Length` beside `Transfer-Encoding` without a word; whoever stands before or
+//! behind may see two requests where it saw one. So what is ambiguous never reaches it. A codec of our own
+//! would replace hyper here and nowhere else.
+//!
+//! Invariant: a request that carried `Upgrade`, or a CONNECT, is the last that is read as HTTP from its
+//! connection: what follows it is a tunnel, or is never read.
+
+mod framing;
+mod guard;
+
+pub use framing::{Broken, Framing};
+pub use guard::Guard;
+
+use http::{HeaderMap, Method, header};
+
+/// The most bytes of a head; larger ones are answered with 431 by hyper.
+pub const HEAD_BYTES: usize = 64 * 1024;
+
+/// The most headers of a head.
+pub const HEADERS: usize = 128;
+
+/// Whether the connection ends with the answer to this request, unless that answer makes it a tunnel.
+pub fn is_last(method: &Method, headers: &HeaderMap) -> bool {
+    *method == Method::CONNECT || headers.contains_key(header::UPGRADE)
+}

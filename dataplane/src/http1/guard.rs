@@ -1,0 +1,73 @@
+//! The stream as hyper reads it: untouched while the framing is right, ended in a way that makes it answer 400.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::Framing;
+
+/// What no parser takes, wherever in a head or in a chunk's size it stands: hyper answers 400 and closes.
+const POISON: &[u8] = b"\0";
+
+/// Checks what is read; what is written passes.
+#[derive(Debug)]
+pub struct Guard<S> {
+    stream: S,
+    framing: Framing,
+    broken: bool,
+}
+
+impl<S> Guard<S> {
+    /// Guards a stream from its first byte on.
+    pub fn new(stream: S) -> Self {
+        Guard { stream, framing: Framing::default(), broken: false }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.broken {
+            return Poll::Ready(Ok(()));
+        }
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
+        if let Err(broken) = this.framing.follow(&buffer.filled()[before..]) {
+            tracing::debug!(rule = broken.rule, "a request is refused for its framing");
+            this.broken = true;
+            buffer.set_filled(before + broken.at);
+            buffer.put_slice(POISON);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guard<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,100 @@
+//! Listeners: each worker has its own on every address, and the kernel deals connections out among them.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use process::{logs::Limit, shutdown::Shutdown};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::{
+    connection::{self, Entrance},
+    worker::Worker,
+};
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 4096;
+
+/// After a failed accept, mostly for lack of file descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+static FAILURES: Limit = Limit::new(1);
+
+/// Opens a listener that shares its address with those of the other workers.
+pub fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts until `shutdown`; then takes what the kernel has accepted already, and closes.
+pub async fn run(worker: Rc<Worker>, listener: TcpListener, entrance: Entrance, shutdown: Shutdown) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => break,
+        };
+        match accepted {
+            Ok((stream, remote)) => begin(&worker, stream, remote, entrance, &shutdown),
+            Err(error) => {
+                if FAILURES.pass(Instant::now()).is_some() {
+                    tracing::warn!(%error, "cannot accept a connection; are there file descriptors left?");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((stream, remote)) = listener.accept() {
+        let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+        if let Ok(stream) = stream {
+            begin(&worker, stream, remote, entrance, &shutdown);
+        }
+    }
+}
+
+fn begin(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance, shutdown: &Shutdown) {
+    let serving = connection::run(worker.clone(), stream, remote, entrance, shutdown.clone());
+    worker.spawn(shutdown.track("connection".into(), serving));
+}
+
+/// Keeps the listeners of an ingress gateway those that the runtime names.
+pub async fn follow_gateways(worker: Rc<Worker>, address: IpAddr, shutdown: Shutdown) {
+    let mut changes = worker.proxy.changes();
+    let mut open_ports = std::collections::BTreeMap::<u16, Shutdown>::new();
+    loop {
+        let wanted: Vec<u16> = worker.proxy.state().map_or(Vec::new(), |state| state.runtime.listener_ports().collect());
+        open_ports.retain(|port, listener| {
+            let stays = wanted.contains(port);
+            if !stays {
+                listener.cancel();
+            }
+            stays
+        });
+        for port in wanted {
+            if open_ports.contains_key(&port) {
+                continue;
+            }
+            match open((address, port).into()) {
+                Ok(listener) => {
+                    let own = shutdown.child();
+                    worker.spawn(own.track("listener".into(), run(worker.clone(), listener, Entrance::Ingress { port }, own.clone())));
+                    open_ports.insert(port, own);
+                }
+                Err(error) => tracing::error!(%address, port, %error, "a gateway's listener cannot be opened"),
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}

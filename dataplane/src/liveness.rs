@@ -1,0 +1,173 @@
+//! Finds connections whose other end is gone without a word.
+//!
+//! A connection is given up when data is unacknowledged and no ACK has come for 3 s (TCP_INFO). A closed window is
+//! back-pressure, not death, and is acknowledged all the time; TCP_USER_TIMEOUT would take it for death.
+
+use std::{
+    collections::HashMap,
+    io,
+    os::fd::{AsRawFd, RawFd},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+/// How long data may stay unacknowledged.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// The upstream connections of one worker.
+#[derive(Debug, Default)]
+pub struct Liveness(Mutex<HashMap<RawFd, Seen>>);
+
+/// Since when nothing of what was sent has been acknowledged, and how much had been then.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    stuck: Option<(Instant, u64)>,
+}
+
+/// What the kernel says of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Acks {
+    unacked: u32,
+    bytes_acked: u64,
+    last_ack: Duration,
+}
+
+/// A stream that is watched until it is dropped.
+#[derive(Debug)]
+pub struct Watched {
+    stream: TcpStream,
+    watch: Arc<Liveness>,
+}
+
+impl Liveness {
+    /// Watches a stream.
+    pub fn watch(self: &Arc<Self>, stream: TcpStream) -> Watched {
+        self.lock().insert(stream.as_raw_fd(), Seen::default());
+        Watched { stream, watch: self.clone() }
+    }
+
+    /// Looks at all connections; shuts down the dead ones, whose owners then see them closed. How many there were.
+    pub fn sweep(&self, now: Instant) -> usize {
+        let mut dead = 0;
+        // Under the lock no stream is dropped, so every descriptor in the map is still the one that was put there.
+        for (descriptor, seen) in self.lock().iter_mut() {
+            let Ok(acks) = acks(*descriptor) else { continue };
+            if seen.judge(acks, now) {
+                dead += 1;
+                let _ = nix::sys::socket::shutdown(*descriptor, nix::sys::socket::Shutdown::Both);
+            }
+        }
+        dead
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RawFd, Seen>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    /// Whether the connection is dead.
+    fn judge(&mut self, acks: Acks, now: Instant) -> bool {
+        let stuck = match self.stuck {
+            _ if acks.unacked == 0 => None,
+            Some((since, before)) if before == acks.bytes_acked => Some((since, before)),
+            Some(_) | None => Some((now, acks.bytes_acked)),
+        };
+        self.stuck = stuck;
+        stuck.is_some_and(|(since, _)| now.duration_since(since) >= SILENCE && acks.last_ack >= SILENCE)
+    }
+}
+
+fn acks(descriptor: RawFd) -> io::Result<Acks> {
+    let mut info = std::mem::MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes into `info`, which is that large; all zeroes is a valid value
+    // of a structure of integers, so what an older kernel leaves out is read as zero.
+    let info = unsafe {
+        let pointer = info.as_mut_ptr().cast();
+        if libc::getsockopt(descriptor, libc::IPPROTO_TCP, libc::TCP_INFO, pointer, &mut length) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        info.assume_init()
+    };
+    Ok(Acks {
+        unacked: info.tcpi_unacked,
+        bytes_acked: info.tcpi_bytes_acked,
+        last_ack: Duration::from_millis(u64::from(info.tcpi_last_ack_recv)),
+    })
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // Before the field is dropped and its descriptor may become another's.
+        self.watch.lock().remove(&self.stream.as_raw_fd());
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_is_who_acknowledges_nothing_for_three_seconds() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let acks = |unacked, bytes_acked, last_ack| Acks { unacked, bytes_acked, last_ack: Duration::from_millis(last_ack) };
+        let mut seen = Seen::default();
+        assert!(!seen.judge(acks(0, 10, 60_000), at(0)), "idle for a minute is no death");
+        assert!(!seen.judge(acks(1, 10, 60_500), at(500)), "just sent after a long pause");
+        assert!(!seen.judge(acks(1, 10, 62_500), at(2500)));
+        assert!(seen.judge(acks(1, 10, 63_500), at(3500)));
+        assert!(!seen.judge(acks(1, 11, 10), at(3600)), "it moves");
+        assert!(!seen.judge(acks(1, 11, 200), at(9000)), "a closed window is acknowledged");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_is_watched_no_more() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let liveness = Arc::new(Liveness::default());
+        let watched = liveness.watch(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        assert_eq!((liveness.sweep(Instant::now()), liveness.lock().len()), (0, 1));
+        drop(watched);
+        assert_eq!(liveness.lock().len(), 0);
+    }
+}

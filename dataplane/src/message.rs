@@ -1,0 +1,121 @@
+//! A request as it is sent on: made once, sent as often as it must be.
+
+use std::borrow::Cow;
+
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Uri, Version, header,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+
+use crate::{body::Body, failure::Failure, headers};
+
+/// What is sent upstream.
+pub struct Outgoing {
+    method: Method,
+    path: PathAndQuery,
+    authority: HeaderValue,
+    headers: HeaderMap,
+    /// Whether the caller spoke HTTP/2.
+    pub h2: bool,
+    /// The protocol that the request wants to change to.
+    pub upgrade: Option<HeaderValue>,
+    /// Whether sending it twice is as sending it once (RFC 9110, 9.2.2).
+    pub idempotent: bool,
+    /// Whether it is gRPC.
+    pub grpc: bool,
+}
+
+
+/// The authority of a request: of its target if that has one, which then overrules `Host` (RFC 9112, 3.2.2).
+pub fn authority(uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
+    let bad = |reason: &'static str| Failure::client(400, "bad-request", reason);
+    if let Some(authority) = uri.authority() {
+        return HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the authority is malformed"));
+    }
+    let mut hosts = map.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if !host.is_empty() => Ok(host.clone()),
+        (Some(_), None) | (None, _) => Err(bad("the request has no host")),
+        (Some(_), Some(_)) => Err(bad("the request has two hosts")),
+    }
+}
+
+impl Outgoing {
+    /// From the head of a request that came, with `path` judged and perhaps rewritten.
+    pub fn new(parts: http::request::Parts, path: &str, authority: HeaderValue) -> Result<Self, Failure> {
+        let http::request::Parts { method, uri, mut headers, version, .. } = parts;
+        let upgrade = headers::upgrade(&headers).filter(|_| version != Version::HTTP_2);
+        headers::remove_hop_by_hop(&mut headers);
+        headers.remove(header::HOST);
+        let grpc = headers
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        Ok(Outgoing {
+            idempotent: method.is_idempotent(),
+            path: path_and_query(&uri, path)?,
+            h2: version == Version::HTTP_2,
+            method,
+            authority,
+            headers,
+            upgrade,
+            grpc,
+        })
+    }
+
+    /// The headers, to be changed on the way.
+    pub fn headers_mut(&mut self) -> &mut HeaderMap {
+        &mut self.headers
+    }
+
+    /// The method.
+    pub fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// The path that is sent.
+    pub fn path(&self) -> &str {
+        self.path.path()
+    }
+
+    /// The request of one try.
+    pub fn request(&self, body: Body, h2: bool, traceparent: Option<HeaderValue>) -> Request<Body> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        let mut map = self.headers.clone();
+        if let Some(traceparent) = traceparent {
+            map.insert(headers::TRACEPARENT, traceparent);
+        }
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(self.path.clone());
+        let named = || Authority::try_from(self.authority.as_bytes()).ok();
+        if h2 && let Some(authority) = named() {
+            uri.scheme = Some(Scheme::HTTP);
+            uri.authority = Some(authority);
+            *request.version_mut() = Version::HTTP_2;
+        } else {
+            map.insert(header::HOST, self.authority.clone());
+        }
+        if let Some(protocol) = &self.upgrade {
+            map.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            map.insert(header::UPGRADE, protocol.clone());
+        }
+        *request.headers_mut() = map;
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        request
+    }
+}
+
+/// What is forwarded is the path that was judged.
+fn path_and_query(uri: &Uri, path: &str) -> Result<PathAndQuery, Failure> {
+    if let Some(own) = uri.path_and_query()
+        && own.path() == path
+    {
+        return Ok(own.clone());
+    }
+    let text = match uri.query() {
+        Some(query) => Cow::Owned(format!("{path}?{query}")),
+        None => Cow::Borrowed(path),
+    };
+    let malformed = |_| Failure::client(400, "bad-request", "the path cannot be sent on");
+    PathAndQuery::try_from(&*text).map_err(malformed)
+}

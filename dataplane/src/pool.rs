@@ -1,0 +1,337 @@
+//! One worker's upstream connections: idle HTTP/1.1 ones, and HTTP/2 ones that many requests share.
+//!
+//! Invariant: a connection serves one endpoint for as long as it lives, and is given up when the endpoint's chain is
+//! no longer believed.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use api::{
+    endpoint::EndpointId,
+    identity::{UnixTime, Verified},
+};
+use futures_util::future::{FutureExt, LocalBoxFuture, Shared};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ClientConfig;
+
+use crate::{
+    balance::Endpoint,
+    body::Body,
+    dial::{self, DialError, Dialled, Route},
+    http1::{HEAD_BYTES, HEADERS},
+    worker::{LocalExecutor, Worker},
+};
+
+/// Idle connections to one endpoint or application are kept at most this long unless the policy says less: shorter
+/// than any server of ours closes them, so that a request is seldom sent into a closing connection.
+const IDLE: Duration = Duration::from_secs(20);
+
+/// Idle connections where no policy says how many.
+const MAX_IDLE: usize = 64;
+
+/// Requests that share an HTTP/2 connection before another is opened.
+const STREAMS: u32 = 100;
+
+/// Flow-control windows of HTTP/2 connections.
+const WINDOW: u32 = 1 << 20;
+
+/// How often an HTTP/2 connection under use is asked whether it lives.
+const PING: Duration = Duration::from_secs(5);
+
+/// All upstream connections of a worker.
+#[derive(Default)]
+pub struct Pool {
+    endpoints: RefCell<HashMap<EndpointId, Rc<Slot>>>,
+    plain: RefCell<HashMap<SocketAddr, Rc<Slot>>>,
+}
+
+/// The connections to one place.
+#[derive(Default)]
+pub struct Slot {
+    idle: RefCell<Vec<Idle>>,
+    shared: RefCell<Vec<Rc<H2>>>,
+    connecting: RefCell<Option<Connecting>>,
+    /// For HTTP/1.1 and HTTP/2, made once.
+    tls: [RefCell<Option<Arc<ClientConfig>>>; 2],
+    max_idle: Cell<Option<usize>>,
+    idle_for: Cell<Option<Duration>>,
+    used: Cell<Option<Instant>>,
+}
+
+type Connecting = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
+
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    facts: Rc<Facts>,
+    since: Instant,
+}
+
+struct H2 {
+    sender: http2::SendRequest<Body>,
+    facts: Rc<Facts>,
+    active: Cell<u32>,
+    since: Cell<Instant>,
+}
+
+/// What is known of one connection.
+pub struct Facts {
+    /// Who is at the other end, over mTLS.
+    pub peer: Option<Arc<Verified>>,
+    /// The gateway that it goes through.
+    pub gateway: Option<SocketAddr>,
+    /// Whether a response has come over it.
+    pub proven: Cell<bool>,
+    /// When the peer was verified. That its certificate expires later does not end the connection.
+    verified_at: UnixTime,
+}
+
+impl Facts {
+    fn new(peer: Option<Arc<Verified>>, gateway: Option<SocketAddr>) -> Rc<Self> {
+        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now() })
+    }
+}
+
+/// The right to send one request over a connection; ends with the response's body.
+pub struct Lease {
+    /// The connection.
+    pub facts: Rc<Facts>,
+    /// Whether it had been used before.
+    pub reused: bool,
+    slot: Rc<Slot>,
+    sender: Option<Sender>,
+}
+
+enum Sender {
+    H1(http1::SendRequest<Body>),
+    H2(Rc<H2>),
+}
+
+/// How a request failed to bring a response.
+pub struct Unsent {
+    /// What happened.
+    pub error: hyper::Error,
+    /// The request, when nothing of it left.
+    pub returned: bool,
+}
+
+impl Pool {
+    /// The connections to an endpoint.
+    pub fn endpoint(&self, endpoint: &Endpoint) -> Rc<Slot> {
+        if let Some(slot) = self.endpoints.borrow().get(&endpoint.id) {
+            return slot.clone();
+        }
+        self.endpoints.borrow_mut().entry(endpoint.id.clone()).or_default().clone()
+    }
+
+    /// The connections to an address in plaintext.
+    pub fn plain(&self, address: SocketAddr) -> Rc<Slot> {
+        if let Some(slot) = self.plain.borrow().get(&address) {
+            return slot.clone();
+        }
+        self.plain.borrow_mut().entry(address).or_default().clone()
+    }
+
+    /// Closes what idles too long, and what is no longer believed.
+    pub fn sweep(&self, worker: &Worker, now: Instant) {
+        self.endpoints.borrow_mut().retain(|_, slot| slot.sweep(worker, now));
+        self.plain.borrow_mut().retain(|_, slot| slot.sweep(worker, now));
+    }
+
+    /// Connections by place, for the admin view: idle and shared.
+    pub fn counts(&self) -> (usize, usize) {
+        let count = |slots: &mut dyn Iterator<Item = &Rc<Slot>>| {
+            slots.fold((0, 0), |(idle, shared), slot| (idle + slot.idle.borrow().len(), shared + slot.shared.borrow().len()))
+        };
+        let (endpoints, plain) = (self.endpoints.borrow(), self.plain.borrow());
+        let (a, b) = (count(&mut endpoints.values()), count(&mut plain.values()));
+        (a.0 + b.0, a.1 + b.1)
+    }
+}
+
+impl Slot {
+    /// What the policy says of idle connections.
+    pub fn limit(&self, max_idle: u32, idle: Duration) {
+        self.max_idle.set((max_idle > 0).then_some(max_idle as usize));
+        self.idle_for.set((!idle.is_zero()).then_some(idle.min(IDLE)));
+    }
+
+    /// TLS towards this place, made by `make` at first.
+    pub fn tls(
+        &self,
+        h2: bool,
+        make: impl FnOnce() -> Result<Arc<ClientConfig>, DialError>,
+    ) -> Result<Arc<ClientConfig>, DialError> {
+        let mut slot = self.tls[usize::from(h2)].borrow_mut();
+        if let Some(config) = &*slot {
+            return Ok(config.clone());
+        }
+        Ok(slot.insert(make()?).clone())
+    }
+
+    /// A connection that stands already.
+    pub fn take(self: &Rc<Self>, h2: bool) -> Option<Lease> {
+        if h2 { self.take_h2() } else { self.take_h1() }
+    }
+
+    fn take_h1(self: &Rc<Self>) -> Option<Lease> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|one| !one.sender.is_closed());
+        let at = idle.iter().rposition(|one| one.sender.is_ready())?;
+        let one = idle.swap_remove(at);
+        Some(Lease { facts: one.facts, reused: true, slot: self.clone(), sender: Some(Sender::H1(one.sender)) })
+    }
+
+    fn take_h2(self: &Rc<Self>) -> Option<Lease> {
+        let mut shared = self.shared.borrow_mut();
+        shared.retain(|one| !one.sender.is_closed());
+        let one = shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
+        one.active.set(one.active.get() + 1);
+        let reused = one.facts.proven.get();
+        Some(Lease { facts: one.facts.clone(), reused, slot: self.clone(), sender: Some(Sender::H2(one.clone())) })
+    }
+
+    /// A new connection. Requests that want HTTP/2 at the same time share one.
+    pub async fn connect(self: &Rc<Self>, worker: &Rc<Worker>, route: Route<'_>, h2: bool) -> Result<Lease, DialError> {
+        if !h2 {
+            let dialled = dial::dial(worker, &route).await?;
+            return self.start_h1(worker, dialled, route.address).await;
+        }
+        loop {
+            if let Some(lease) = self.take_h2() {
+                return Ok(lease);
+            }
+            let standing = self.connecting.borrow().clone();
+            let connecting = match standing {
+                Some(connecting) => connecting,
+                None => self.begin_h2(worker, &route),
+            };
+            let connected = connecting.clone().await;
+            let mut slot = self.connecting.borrow_mut();
+            if slot.as_ref().is_some_and(|one| one.ptr_eq(&connecting)) {
+                *slot = None;
+            }
+            drop(slot);
+            connected?;
+        }
+    }
+
+    fn begin_h2(self: &Rc<Self>, worker: &Rc<Worker>, route: &Route<'_>) -> Connecting {
+        let (slot, worker) = (self.clone(), worker.clone());
+        let (address, tls, timeout) = (route.address, route.tls.clone(), route.timeout);
+        let endpoint = route.endpoint.cloned();
+        let connect = async move {
+            let route = Route { address, endpoint: endpoint.as_ref(), tls, timeout };
+            let dialled = dial::dial(&worker, &route).await?;
+            slot.start_h2(&worker, dialled, address).await
+        };
+        let connecting = connect.boxed_local().shared();
+        *self.connecting.borrow_mut() = Some(connecting.clone());
+        connecting
+    }
+
+    async fn start_h1(self: &Rc<Self>, worker: &Worker, dialled: Dialled, address: SocketAddr) -> Result<Lease, DialError> {
+        let mut builder = http1::Builder::new();
+        builder.max_headers(HEADERS).max_buf_size(HEAD_BYTES * 4);
+        let facts = Facts::new(dialled.peer, dialled.gateway);
+        let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
+        let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
+        worker.spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        Ok(Lease { facts, reused: false, slot: self.clone(), sender: Some(Sender::H1(sender)) })
+    }
+
+    async fn start_h2(self: &Rc<Self>, worker: &Worker, dialled: Dialled, address: SocketAddr) -> Result<(), DialError> {
+        let mut builder = http2::Builder::new(LocalExecutor);
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW * 4)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING);
+        let facts = Facts::new(dialled.peer, dialled.gateway);
+        let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
+        let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
+        worker.spawn(async move {
+            let _ = connection.await;
+        });
+        let h2 = H2 { sender, facts, active: Cell::new(0), since: Cell::new(Instant::now()) };
+        self.shared.borrow_mut().push(Rc::new(h2));
+        Ok(())
+    }
+
+    fn put(&self, idle: Idle) {
+        let mut all = self.idle.borrow_mut();
+        if all.len() < self.max_idle.get().unwrap_or(MAX_IDLE) && !idle.sender.is_closed() {
+            all.push(idle);
+        }
+    }
+
+    /// Whether there is still something to keep.
+    fn sweep(self: &Rc<Self>, worker: &Worker, now: Instant) -> bool {
+        let idle_for = self.idle_for.get().unwrap_or(IDLE);
+        let fresh = |since: Instant| now.saturating_duration_since(since) < idle_for;
+        let believed = |facts: &Facts| {
+            let bundle = worker.proxy.identity.bundle();
+            facts.peer.as_ref().is_none_or(|peer| peer.still_holds(&bundle, facts.verified_at).is_ok())
+        };
+        self.idle.borrow_mut().retain(|one| !one.sender.is_closed() && fresh(one.since) && believed(&one.facts));
+        self.shared.borrow_mut().retain(|one| {
+            !one.sender.is_closed() && (one.active.get() > 0 || fresh(one.since.get())) && believed(&one.facts)
+        });
+        let empty = self.idle.borrow().is_empty() && self.shared.borrow().is_empty();
+        if !empty || Rc::strong_count(self) > 1 {
+            self.used.set(Some(now));
+        }
+        !empty || self.used.get().is_some_and(fresh)
+    }
+}
+
+impl Lease {
+    /// Whether requests go as HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        matches!(self.sender, Some(Sender::H2(_)))
+    }
+
+    /// Sends a request and waits for the head of its response.
+    pub async fn send(&mut self, request: http::Request<Body>) -> Result<http::Response<hyper::body::Incoming>, Unsent> {
+        let sent = match &mut self.sender {
+            Some(Sender::H1(sender)) => sender.try_send_request(request).await,
+            Some(Sender::H2(h2)) => h2.sender.clone().try_send_request(request).await,
+            None => unreachable!("a lease is only emptied by its end"),
+        };
+        match sent {
+            Ok(response) => {
+                self.facts.proven.set(true);
+                Ok(response)
+            }
+            Err(mut error) => {
+                let returned = error.take_message().is_some();
+                Err(Unsent { error: error.into_error(), returned })
+            }
+        }
+    }
+
+    /// The response has come to its end: the connection may serve another request.
+    pub fn end(mut self, now: Instant) {
+        if let Some(Sender::H1(sender)) = self.sender.take_if(|sender| matches!(sender, Sender::H1(_))) {
+            self.slot.put(Idle { sender, facts: self.facts.clone(), since: now });
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(Sender::H2(h2)) = &self.sender {
+            h2.active.set(h2.active.get() - 1);
+            h2.since.set(Instant::now());
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! One proxy from its start to its end: identity, the last good view, workers, the control stream, the drain.
+
+use std::{
+    io,
+    rc::Rc,
+    sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::Context;
+use api::wire;
+use process::{
+    access_log::{AccessLog, Sink},
+    admin::{self, Readiness, Routes},
+    metrics::Registry,
+    shutdown::Shutdown,
+    tls::Identity,
+    trace::{Collector, Exporter},
+};
+use tokio::{net::TcpListener, runtime::LocalOptions, sync::mpsc};
+
+use crate::{
+    account::{Meters, Telemetry},
+    admin::{Later, routes},
+    config::{Config, Role},
+    connection::Entrance,
+    control::{self, hosts::Hosts, kept, protocol::Session},
+    listen,
+    passthrough::{self, Passthrough},
+    proxy::Proxy,
+    worker::Worker,
+};
+
+/// After the farewell, until the others have surely heard of it: requests that still come are turned away politely.
+const GRACE: Duration = Duration::from_millis(300);
+
+/// What is left to tell at the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How often endpoints are judged.
+const JUDGE: Duration = Duration::from_secs(1);
+
+/// Runs a proxy until `end` is cancelled, and drains it. For the control thread.
+pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
+    let (registry, readiness, later) = (Registry::new(), Readiness::default(), Later::default());
+    let waiting = [readiness.task("credentials"), readiness.task("view"), readiness.task("listeners")];
+    let background = Shutdown::new();
+    let listener = TcpListener::bind(config.admin).await.with_context(|| format!("admin address {}", config.admin))?;
+    let admin_routes = routes(Routes::new(&registry, &readiness), later.clone(), end.clone());
+    background.spawn("admin", admin::run(listener, admin_routes, background.clone()));
+
+    let identity = tokio::select! {
+        identity = control::identity(&config) => identity?,
+        () = end.cancelled() => return Ok(()),
+    };
+    let [credentials, view, listeners] = waiting;
+    drop(credentials);
+
+    let telemetry = telemetry(&config, &identity, &registry, &background)?;
+    let (hosts, questions) = Hosts::new();
+    let (session, refused) = Session::new(hello(&config), kept::read(&config.state_dir)?);
+    if let Err(reasons) = refused {
+        tracing::warn!(reasons = ?reasons, "the view on disk is of no use any more");
+    }
+    let proxy = Proxy::new(config, identity, hosts, telemetry);
+    let _ = later.set(proxy.clone());
+    if let Some(runtime) = session.current() {
+        tracing::info!(revision = &*runtime.revision, "the last good view is in force");
+        proxy.install(runtime.clone());
+    }
+    let control = Shutdown::new();
+    control.spawn("control stream", control::run(proxy.clone(), session, questions, control.clone()));
+    background.spawn("renewal", control::renew::run(proxy.clone(), background.clone()));
+    background.spawn("judging", judge(proxy.clone(), background.clone()));
+
+    let mut changes = proxy.changes();
+    while proxy.state().is_none() {
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = end.cancelled() => return Ok(()),
+        }
+    }
+    drop(view);
+    let threads = Threads::start(&proxy, &registry).await?;
+    drop(listeners);
+    tracing::info!(role = ?proxy.config.role.wire(), workload = proxy.config.workload, "ready");
+
+    end.cancelled().await;
+    let _draining = readiness.task("draining");
+    threads.drain(&proxy, &control).await;
+    let _ = background.drain(LAST_WORDS).await;
+    Ok(())
+}
+
+fn hello(config: &Config) -> wire::Hello {
+    let public = match &config.role {
+        Role::EastWest { public, .. } => public.to_string(),
+        Role::Sidecar { .. } | Role::Ingress { .. } => String::new(),
+    };
+    let ports = config.role.apps().iter();
+    wire::Hello {
+        instance: format!("{}-{:08x}", config.workload, rand::random::<u32>()),
+        role: config.role.wire() as i32,
+        level: wire::LEVEL,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        address: config.role.address(),
+        ports: ports.map(|app| wire::AppPort { port: app.port.into(), address: app.address.to_string() }).collect(),
+        public_address: public,
+        zone: config.zone.clone(),
+        ..Default::default()
+    }
+}
+
+fn telemetry(config: &Config, identity: &Identity, registry: &Registry, background: &Shutdown) -> anyhow::Result<Telemetry> {
+    let id = identity.credentials().id().clone();
+    let log = match &config.access_log {
+        None => None,
+        Some(log) => {
+            let opened = AccessLog::open(Sink::File(log.path.clone()), background);
+            let opened = opened.with_context(|| format!("access log {}", log.path.display()))?;
+            opened.register(registry);
+            Some((opened, log.sample))
+        }
+    };
+    let verified = identity.verify(identity.credentials().chain(), api::identity::UnixTime::now());
+    let spans = match &config.tracing.endpoint {
+        None => Exporter::disabled(),
+        Some(endpoint) => Exporter::start(
+            &Collector {
+                endpoint: endpoint.clone(),
+                source: Some(config.source),
+                service: id.service_account().map_or_else(|| config.workload.clone(), ToString::to_string),
+                namespace: id.namespace().map(ToString::to_string).unwrap_or_default(),
+                instance: config.workload.clone(),
+                cluster: verified.map(|verified| verified.cluster.to_string()).unwrap_or_default(),
+            },
+            background,
+        )?,
+    };
+    spans.register(registry);
+    // Without a receiver a trace is passed on but none is kept that begins here.
+    let trace_share = if spans.is_enabled() { config.tracing.sample } else { 0.0 };
+    Ok(Telemetry { meters: Meters::new(registry), log, spans, trace_share })
+}
+
+async fn judge(proxy: Arc<Proxy>, shutdown: Shutdown) {
+    let mut ticks = tokio::time::interval(JUDGE);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => proxy.sweep(),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// The workers' threads, and how they end.
+struct Threads {
+    /// What comes from others.
+    front: Shutdown,
+    /// What the application sends, which may go on while the front drains.
+    back: Shutdown,
+    stop: Shutdown,
+    all: Vec<JoinHandle<()>>,
+}
+
+impl Threads {
+    async fn start(proxy: &Arc<Proxy>, registry: &Registry) -> anyhow::Result<Self> {
+        let mut threads = Threads { front: Shutdown::new(), back: Shutdown::new(), stop: Shutdown::new(), all: Vec::new() };
+        let (opened, mut answers) = mpsc::channel(proxy.config.workers);
+        let gateway = OnceLock::new();
+        for index in 0..proxy.config.workers {
+            let doors = Doors {
+                proxy: proxy.clone(),
+                front: threads.front.clone(),
+                back: threads.back.clone(),
+                passthrough: match &proxy.config.role {
+                    Role::EastWest { .. } => Some(gateway.get_or_init(|| passthrough_of(proxy, registry)).clone()),
+                    Role::Sidecar { .. } | Role::Ingress { .. } => None,
+                },
+            };
+            let (opened, stop) = (opened.clone(), threads.stop.clone());
+            let body = move || work(doors, &opened, &stop);
+            threads.all.push(thread::Builder::new().name(format!("worker-{index}")).spawn(body)?);
+        }
+        for _ in 0..proxy.config.workers {
+            answers.recv().await.context("a worker ended at once")?.context("a listener cannot be opened")?;
+        }
+        if let Some(gateway) = gateway.into_inner() {
+            threads.stop.spawn("passthrough table", follow(proxy.clone(), gateway, threads.stop.clone()));
+        }
+        Ok(threads)
+    }
+
+    /// Farewell, then the front, then the back.
+    async fn drain(self, proxy: &Proxy, control: &Shutdown) {
+        proxy.draining.store(true, Relaxed);
+        let whole = proxy.config.drain;
+        let _ = control.drain(LAST_WORDS.min(whole)).await;
+        tokio::time::sleep(GRACE.min(whole / 4)).await;
+        for (what, doors) in [("front", &self.front), ("back", &self.back)] {
+            if let Err(unfinished) = doors.drain(whole / 2).await {
+                tracing::warn!(%unfinished, what, "closed what had not ended in time");
+            }
+        }
+        self.stop.cancel();
+        let _ = tokio::task::spawn_blocking(move || self.all.into_iter().for_each(|thread| drop(thread.join()))).await;
+    }
+}
+
+fn passthrough_of(proxy: &Proxy, registry: &Registry) -> Arc<Passthrough> {
+    let settings = passthrough::Settings { source: Some(proxy.config.source), drain: proxy.config.drain / 2, ..Default::default() };
+    let gateway = Passthrough::new(settings, registry);
+    update(proxy, &gateway);
+    gateway
+}
+
+fn update(proxy: &Proxy, gateway: &Passthrough) {
+    let Some(state) = proxy.state() else { return };
+    for error in gateway.update(&state.runtime.passthrough) {
+        tracing::error!(%error, "an endpoint is left out");
+    }
+}
+
+async fn follow(proxy: Arc<Proxy>, gateway: Arc<Passthrough>, shutdown: Shutdown) {
+    let mut changes = proxy.changes();
+    loop {
+        update(&proxy, &gateway);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// What one worker opens.
+struct Doors {
+    proxy: Arc<Proxy>,
+    front: Shutdown,
+    back: Shutdown,
+    passthrough: Option<Arc<Passthrough>>,
+}
+
+/// The whole life of a worker's thread.
+fn work(doors: Doors, opened: &mpsc::Sender<io::Result<()>>, stop: &Shutdown) {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let local = match built {
+        Ok(local) => local,
+        Err(error) => return drop(opened.blocking_send(Err(error))),
+    };
+    local.block_on(async {
+        let worker = Worker::new(doors.proxy.clone());
+        let result = doors.open(&worker);
+        let failed = result.is_err();
+        let _ = opened.send(result).await;
+        if !failed {
+            worker.clone().tend(stop.clone()).await;
+        }
+    });
+}
+
+impl Doors {
+    fn open(self, worker: &Rc<Worker>) -> io::Result<()> {
+        let serve = |address, entrance, shutdown: &Shutdown| -> io::Result<()> {
+            let listener = listen::open(address)?;
+            worker.spawn(shutdown.track("listener".into(), listen::run(worker.clone(), listener, entrance, shutdown.clone())));
+            Ok(())
+        };
+        match (&self.proxy.config.role, self.passthrough) {
+            (Role::Sidecar { inbound, outbound, .. }, _) => {
+                serve(*inbound, Entrance::Inbound, &self.front)?;
+                serve(*outbound, Entrance::Outbound, &self.back)?;
+            }
+            (Role::Ingress { listen }, _) => {
+                let following = listen::follow_gateways(worker.clone(), *listen, self.front.clone());
+                worker.spawn(self.front.track("gateways".into(), following));
+            }
+            (Role::EastWest { listen, .. }, Some(gateway)) => {
+                let running = passthrough::run(listen::open(*listen)?, gateway, self.front.clone());
+                worker.spawn(self.front.track("east-west listener".into(), running));
+            }
+            (Role::EastWest { .. }, None) => {}
+        }
+        Ok(())
+    }
+}

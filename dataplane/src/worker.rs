@@ -1,0 +1,114 @@
+//! One thread that carries requests: its upstream connections, its chance, its decision ids.
+//!
+//! Nothing in it is shared with another thread, so nothing in it needs a lock.
+
+use std::{
+    cell::Cell,
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::HeaderValue;
+use process::{
+    shutdown::Shutdown,
+    tls::{self, Clients},
+};
+use rustls::ServerConfig;
+
+use crate::{account::Handles, balance, liveness::Liveness, pool::Pool, proxy::Proxy};
+
+/// How often connections are looked at.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// One worker.
+pub struct Worker {
+    /// What all workers share.
+    pub proxy: Arc<Proxy>,
+    /// Its upstream connections.
+    pub pool: Pool,
+    /// Watches them.
+    pub liveness: Arc<Liveness>,
+    /// How it accepts mTLS.
+    pub tls: Arc<ServerConfig>,
+    /// Its metrics, found without hashing labels.
+    pub handles: Handles,
+    chance: Cell<u64>,
+    prefix: u32,
+    decisions: Cell<u64>,
+}
+
+impl Worker {
+    /// A worker of this thread.
+    pub fn new(proxy: Arc<Proxy>) -> Rc<Self> {
+        let tls = tls::server(&proxy.identity, Clients::Members, &["h2", "http/1.1"]);
+        Rc::new(Worker {
+            proxy,
+            tls,
+            pool: Pool::default(),
+            liveness: Arc::default(),
+            handles: Handles::default(),
+            chance: Cell::new(rand::random()),
+            prefix: rand::random(),
+            decisions: Cell::new(0),
+        })
+    }
+
+    /// A random number; cheap, and not secret.
+    pub fn chance(&self) -> u64 {
+        let next = self.chance.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.chance.set(next);
+        balance::mix(next)
+    }
+
+    /// True for this share of the calls.
+    pub fn chosen(&self, share: f64) -> bool {
+        share >= 1.0 || (share > 0.0 && balance::unit(self.chance()) < share)
+    }
+
+    /// The id of the next decision: a prefix that no other worker has, and a count.
+    pub fn decision(&self) -> HeaderValue {
+        let count = self.decisions.get();
+        self.decisions.set(count + 1);
+        HeaderValue::try_from(format!("{:08x}-{count:x}", self.prefix)).unwrap_or(HeaderValue::from_static("-"))
+    }
+
+    /// Runs something on this thread.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        tokio::task::spawn_local(task);
+    }
+
+    /// Looks after connections until `shutdown`.
+    pub async fn tend(self: Rc<Self>, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let now = Instant::now();
+            let dead = self.liveness.sweep(now);
+            if dead > 0 {
+                tracing::warn!(connections = dead, "nothing was acknowledged for 3 s: given up");
+            }
+            self.pool.sweep(&self, now);
+        }
+    }
+}
+
+/// Runs the tasks of hyper on this thread.
+#[derive(Debug, Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F> hyper::rt::Executor<F> for LocalExecutor
+where
+    F: Future + 'static,
+{
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
+    }
+}

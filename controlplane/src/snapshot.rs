@@ -6,9 +6,13 @@
 //! Invariant: no `async fn`, no clock, no random number here. Time is a field of [`Inputs`].
 
 mod build;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod guard;
 mod route;
 mod service;
+#[cfg(test)]
+mod tests;
 mod traffic;
 mod view;
 

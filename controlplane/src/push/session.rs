@@ -152,3 +152,6 @@ impl Session {
         push.into_iter().map(|frame| Action::Send(to_proxy::Message::Frame(frame))).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

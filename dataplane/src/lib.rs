@@ -37,3 +37,5 @@ pub mod worker;
 
 #[cfg(test)]
 mod fixture;
+#[cfg(test)]
+mod tales;

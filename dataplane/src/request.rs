@@ -14,6 +14,7 @@ use crate::{
     account::{Exchange, Trace},
     body::{Body, Replayable},
     caller::{Caller, Side},
+    control::hosts::WAIT,
     failure::{Failure, Word},
     forward::{self, AddressError, Call, Reply},
     headers, http1,
@@ -109,7 +110,7 @@ async fn answer(
             Decision::Refuse(refusal) => return Err(refused(exchange, refusal)),
         };
         absent = worker.proxy.hosts.is_absent(&host, Instant::now())
-            || !worker.proxy.hosts.ask(&host, || knows(worker, &host)).await;
+            || !worker.proxy.hosts.ask(&host, WAIT, || knows(worker, &host)).await;
         if let Some(newer) = worker.proxy.state().filter(|_| !absent) {
             state = newer;
             obey(exchange, &state);

@@ -155,7 +155,7 @@ async fn judge(proxy: Arc<Proxy>, shutdown: Shutdown) {
 }
 
 /// The workers' threads, and how they end.
-struct Threads {
+pub(crate) struct Threads {
     /// What comes from others.
     front: Shutdown,
     /// What the application sends, which may go on while the front drains.
@@ -165,7 +165,7 @@ struct Threads {
 }
 
 impl Threads {
-    async fn start(proxy: &Arc<Proxy>, registry: &Registry) -> anyhow::Result<Self> {
+    pub(crate) async fn start(proxy: &Arc<Proxy>, registry: &Registry) -> anyhow::Result<Self> {
         let mut threads = Threads { front: Shutdown::new(), back: Shutdown::new(), stop: Shutdown::new(), all: Vec::new() };
         let (opened, mut answers) = mpsc::channel(proxy.config.workers);
         let gateway = OnceLock::new();
@@ -193,7 +193,7 @@ impl Threads {
     }
 
     /// Farewell, then the front, then the back.
-    async fn drain(self, proxy: &Proxy, control: &Shutdown) {
+    pub(crate) async fn drain(self, proxy: &Proxy, control: &Shutdown) {
         proxy.draining.store(true, Relaxed);
         let whole = proxy.config.drain;
         let _ = control.drain(LAST_WORDS.min(whole)).await;

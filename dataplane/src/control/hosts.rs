@@ -59,9 +59,9 @@ impl Hosts {
         self.news.send_modify(|count| *count += 1);
     }
 
-    /// Asks for `host` and waits until `known` says so, or its absence is; at most [`WAIT`], after which it counts
-    /// as absent. Whether it is known.
-    pub async fn ask(&self, host: &str, known: impl Fn() -> bool) -> bool {
+    /// Asks for `host` and waits until `known` says so, or its absence is; at most `wait`, after which it counts as
+    /// absent. Whether it is known.
+    pub async fn ask(&self, host: &str, wait: Duration, known: impl Fn() -> bool) -> bool {
         let mut news = self.news.subscribe();
         let _ = self.wanted.try_send(host.to_owned());
         let told = async {
@@ -74,7 +74,7 @@ impl Hosts {
                 }
             }
         };
-        match tokio::time::timeout(WAIT, told).await {
+        match tokio::time::timeout(wait, told).await {
             Ok(known) => known,
             Err(_) => {
                 self.absent(vec![host.to_owned()], Instant::now());
@@ -90,25 +90,25 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_word_comes_or_the_time_is_over() {
         let (hosts, mut questions) = Hosts::new();
         let known = Cell::new(false);
-        let (answer, ()) = tokio::join!(hosts.ask("a", || known.get()), async {
+        let (answer, ()) = tokio::join!(hosts.ask("a", WAIT, || known.get()), async {
             assert_eq!(questions.recv().await.as_deref(), Some("a"));
             known.set(true);
             hosts.learnt();
         });
         assert!(answer);
 
-        let (answer, ()) = tokio::join!(hosts.ask("b", || false), async {
+        let (answer, ()) = tokio::join!(hosts.ask("b", WAIT, || false), async {
             questions.recv().await;
             hosts.absent(vec!["b".into()], Instant::now());
         });
         assert!(!answer && hosts.is_absent("b", Instant::now()));
         assert!(!hosts.is_absent("b", Instant::now() + REMEMBERED));
 
-        assert!(!hosts.ask("c", || false).await, "nobody answers");
+        assert!(!hosts.ask("c", Duration::ZERO, || false).await, "nobody answers");
         assert!(hosts.is_absent("c", Instant::now()), "the next request does not wait");
     }
 }

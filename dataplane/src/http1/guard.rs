@@ -10,37 +10,43 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Framing;
 
-/// What no parser takes, wherever in a head or in a chunk's size it stands: hyper answers 400 and closes.
-const POISON: &[u8] = b"\0";
+/// What no parser takes, wherever in a head or in a chunk's size it stands, and what ends a head, since hyper looks at
+/// one that came in pieces only when its end is there: it answers 400 and closes.
+const POISON: &[u8] = b"\0\r\n\r\n";
 
 /// Checks what is read; what is written passes.
 #[derive(Debug)]
 pub struct Guard<S> {
     stream: S,
     framing: Framing,
-    broken: bool,
+    /// What is left to read, once the framing is broken; then comes the end.
+    poison: Option<&'static [u8]>,
 }
 
 impl<S> Guard<S> {
     /// Guards a stream from its first byte on.
     pub fn new(stream: S) -> Self {
-        Guard { stream, framing: Framing::default(), broken: false }
+        Guard { stream, framing: Framing::default(), poison: None }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Guard<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.broken {
+        if let Some(poison) = &mut this.poison {
+            let (now, later) = poison.split_at(poison.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            *poison = later;
             return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if let Err(broken) = this.framing.follow(&buffer.filled()[before..]) {
             tracing::debug!(rule = broken.rule, "a request is refused for its framing");
-            this.broken = true;
             buffer.set_filled(before + broken.at);
-            buffer.put_slice(POISON);
+            let (now, later) = POISON.split_at(POISON.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            this.poison = Some(later);
         }
         Poll::Ready(Ok(()))
     }

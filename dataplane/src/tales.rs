@@ -1,0 +1,384 @@
+//! Tales of whole requests through real proxies, over real sockets and mTLS.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use api::wire::MtlsMode;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::BoxBody};
+use hyper::{body::Frame, body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+use crate::{
+    config::Role,
+    fixture::{Running, Sidecar, endpoint, free, sidecar},
+};
+
+type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// An application: it says who it is, and does what the path says.
+struct App {
+    address: SocketAddr,
+    name: String,
+    requests: Arc<AtomicUsize>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn whole(text: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {
+    Full::new(text.into()).boxed()
+}
+
+async fn behave(name: String, requests: Arc<AtomicUsize>, mut request: Request<Incoming>) -> Result<Answer, std::io::Error> {
+    requests.fetch_add(1, SeqCst);
+    match request.uri().path() {
+        "/reset" => Err(std::io::Error::other("as asked")),
+        "/hang" => std::future::pending().await,
+        "/headers" => {
+            let lines: Vec<_> = request.headers().iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+            Ok(Response::new(whole(format!("{}\n{}", request.uri(), lines.join("\n")))))
+        }
+        "/lies" => Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap()),
+        "/echo" => {
+            let body = request.into_body().collect().await.map_err(std::io::Error::other)?;
+            let trailers = body.trailers().cloned();
+            let frames = [Some(Frame::data(body.to_bytes())), trailers.map(Frame::trailers)];
+            let frames = frames.into_iter().flatten().map(Ok);
+            let body = StreamBody::new(futures_util::stream::iter(frames)).boxed();
+            Ok(Response::builder().header("content-type", "application/grpc").body(body).unwrap())
+        }
+        "/socket" => {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let mut stream = TokioIo::new(upgrade.await.unwrap());
+                let mut bytes = [0; 5];
+                stream.read_exact(&mut bytes).await.unwrap();
+                stream.write_all(&bytes.map(|b| b.to_ascii_uppercase())).await.unwrap();
+            });
+            let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+            Ok(response.body(whole("")).unwrap())
+        }
+        _ => Ok(Response::new(whole(name))),
+    }
+}
+
+impl App {
+    async fn start(name: &str) -> Self {
+        Self::start_at(name, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    async fn start_at(name: &str, address: SocketAddr) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
+        let (address, requests) = (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+        let (said, counted) = (name.to_owned(), requests.clone());
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let (said, counted) = (said.clone(), counted.clone());
+                let service = service_fn(move |request| behave(said.clone(), counted.clone(), request));
+                connections.spawn(async move {
+                    let mut preface = [0; 4];
+                    stream.peek(&mut preface).await.unwrap();
+                    if preface == *b"PRI " {
+                        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                        let _ = builder.serve_connection(TokioIo::new(stream), service).await;
+                    } else {
+                        let builder = hyper::server::conn::http1::Builder::new();
+                        let _ = builder.serve_connection(TokioIo::new(stream), service).with_upgrades().await;
+                    }
+                });
+            }
+        });
+        App { address, name: name.to_owned(), requests, task }
+    }
+
+    fn requests(&self) -> usize {
+        self.requests.load(SeqCst)
+    }
+
+    /// Its sidecar, STRICT.
+    fn sidecar(&self) -> Sidecar {
+        sidecar(&self.name).serving(self.address, MtlsMode::Strict)
+    }
+}
+
+/// A service `reviews` of some endpoints, each an application with its sidecar, and a caller.
+struct Shop {
+    apps: Vec<App>,
+    reviews: Vec<Running>,
+    front: Running,
+}
+
+fn endpoints(sidecars: &[Running]) -> Vec<api::wire::Endpoint> {
+    let one = |(index, running): (usize, &Running)| {
+        endpoint("east", &format!("reviews-{index}"), "reviews", running.inbound)
+    };
+    sidecars.iter().enumerate().map(one).collect()
+}
+
+impl Shop {
+    async fn open(count: usize) -> Self {
+        let mut apps = Vec::new();
+        let mut reviews = Vec::new();
+        for index in 0..count {
+            let app = App::start(&format!("reviews-{index}")).await;
+            reviews.push(app.sidecar().start().await);
+            apps.push(app);
+        }
+        let front = sidecar("front").calling("reviews", endpoints(&reviews)).start().await;
+        Shop { apps, reviews, front }
+    }
+
+    fn requests(&self) -> usize {
+        self.apps.iter().map(App::requests).sum()
+    }
+
+    async fn get(&self, path: &str) -> (u16, String) {
+        ask(self.front.outbound, Request::get(format!("http://reviews{path}"))).await
+    }
+
+    async fn post(&self, path: &str) -> (u16, String) {
+        ask(self.front.outbound, Request::post(format!("http://reviews{path}"))).await
+    }
+}
+
+async fn send(address: SocketAddr, request: Request<Full<Bytes>>) -> Response<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let (head, body) = sender.send_request(request).await.unwrap().into_parts();
+    Response::from_parts(head, body.collect().await.unwrap().to_bytes())
+}
+
+async fn ask(address: SocketAddr, request: http::request::Builder) -> (u16, String) {
+    let response = send(address, request.header("host", "ignored").body(Full::default()).unwrap()).await;
+    (response.status().as_u16(), String::from_utf8(response.into_body().to_vec()).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_goes_from_sidecar_to_sidecar() {
+    let shop = Shop::open(1).await;
+    assert_eq!(shop.get("/").await, (200, "reviews-0".into()));
+    let (status, told) = shop.get("/headers?a=b").await;
+    assert_eq!(status, 200);
+    for line in [
+        "/headers?a=b\n",
+        "host: reviews",
+        "x-request-id: ",
+        "traceparent: 00-",
+        "URI=spiffe://test.example/ns/shop/sa/front",
+        "By=spiffe://test.example/ns/shop/sa/reviews",
+    ] {
+        assert!(told.contains(line), "{line} in {told}");
+    }
+    assert_eq!(shop.get("/a/%2e%2e/../headers").await.0, 400, "it climbs above its root");
+    assert!(shop.get("/x//y/../headers").await.1 == "reviews-0", "normalised to /x/headers");
+    let metrics = shop.reviews[0].registry.text().unwrap();
+    let count = "http_server_request_duration_seconds_count{http_request_method=\"GET\",http_response_status_code=\"200\"";
+    let line = metrics.lines().find(|line| line.starts_with(count)).expect("a server histogram");
+    for label in ["source_workload=\"front\"", "destination_workload=\"reviews-0\"", "weft_mtls=\"true\"", "source_cluster=\"east\""] {
+        assert!(line.contains(label), "{label} in {line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_denies_and_the_answer_shows_only_its_id() {
+    let shop = Shop::open(1).await;
+    let denying = shop.apps[0].sidecar().denying(r#"source.serviceAccount == "front" && request.method == "GET""#);
+    shop.reviews[0].obey(&denying);
+    let response = send(shop.front.outbound, Request::get("http://reviews/").body(Full::default()).unwrap()).await;
+    assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    let decision = response.headers()["weft-decision"].to_str().unwrap().to_owned();
+    let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+    assert_eq!((&body["error"], &body["decision"]), (&"denied by policy".into(), &decision.into()));
+    assert_eq!(shop.requests(), 0);
+    assert_eq!(shop.post("/").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_dies_is_gone_around() {
+    let mut shop = Shop::open(3).await;
+    for _ in 0..10 {
+        assert_eq!(shop.get("/").await.0, 200);
+    }
+    // An application dies: its sidecar refuses, and any request goes elsewhere.
+    shop.apps.remove(0);
+    for _ in 0..30 {
+        assert_eq!(shop.get("/").await.0, 200);
+        assert_eq!(shop.post("/").await.0, 200);
+    }
+    // A sidecar goes: it drains, then nothing listens there.
+    shop.reviews[1].drain().await;
+    for _ in 0..30 {
+        assert_eq!(shop.get("/").await.0, 200);
+        assert_eq!(shop.post("/").await.0, 200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_post_is_never_sent_twice_and_a_get_is() {
+    let shop = Shop::open(3).await;
+    assert_eq!(shop.post("/reset").await.0, 503);
+    assert_eq!(shop.requests(), 1);
+    let response = send(shop.front.outbound, Request::get("http://reviews/reset").body(Full::default()).unwrap()).await;
+    assert_eq!((response.status().as_u16(), shop.requests()), (503, 4), "three tries, each elsewhere");
+    assert!(!response.headers().contains_key("weft-reset"), "one that gave up says neither word");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_cannot_speak_as_a_proxy() {
+    let shop = Shop::open(2).await;
+    let response = send(shop.front.outbound, Request::get("http://reviews/lies").body(Full::default()).unwrap()).await;
+    assert_eq!((response.status().as_u16(), shop.requests()), (503, 1));
+    assert!(!response.headers().contains_key("weft-refused"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hung_application_costs_the_time_of_a_first_byte() {
+    let shop = Shop::open(2).await;
+    let started = Instant::now();
+    let hang = shop.get("/hang");
+    let answered = tokio::time::timeout(Duration::from_secs(3), hang).await;
+    assert!(answered.is_err(), "the last try has no limit");
+    assert!(started.elapsed() >= Duration::from_secs(3));
+    assert_eq!(shop.requests(), 3, "two were given up after 500 ms each");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_becomes_a_tunnel() {
+    let shop = Shop::open(1).await;
+    let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();
+    let head = "GET /socket HTTP/1.1\r\nhost: reviews\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket"), "{head}");
+    stream.write_all(b"hello").await.unwrap();
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"HELLO");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_ambiguous_is_answered_with_400_and_closed() {
+    let shop = Shop::open(1).await;
+    for bad in [
+        "POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: reviews\r\nhost: other\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: reviews\r\na: b\r\n c\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: reviews\r\na : b\r\n\r\n",
+        "GET / HTTP/1.1\nhost: reviews\n\n",
+    ] {
+        let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();
+        stream.write_all(bad.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 400", "{bad:?}");
+    }
+    assert_eq!(shop.requests(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn grpc_passes_with_its_trailers() {
+    let shop = Shop::open(1).await;
+    let stream = TcpStream::connect(shop.front.outbound).await.unwrap();
+    let executor = TokioExecutor::new();
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let request = Request::post("http://reviews/echo")
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .body(StreamBody::new(futures_util::stream::iter(frames)))
+        .unwrap();
+    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
+    assert_eq!(body.to_bytes(), "hello");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn east_reaches_west_through_its_gateway_and_fails_over() {
+    let (here, there) = (App::start("reviews-here").await, App::start("reviews-there").await);
+    let east = here.sidecar().start().await;
+    let west = sidecar("reviews-there").in_cluster("west").serving(there.address, MtlsMode::Strict).start().await;
+    let far = endpoint("west", "reviews-there", "reviews", west.inbound);
+    let near = endpoint("east", "reviews-here", "reviews", east.inbound);
+    let mut gateway = sidecar("gateway").in_cluster("west");
+    gateway.passthrough = vec![api::wire::PassthroughEndpoint {
+        id: far.id.clone(),
+        address: far.address.clone(),
+        services: vec!["shop/reviews".into()],
+    }];
+    let listen = free();
+    let gateway = gateway.start_as(Role::EastWest { listen, public: listen }).await;
+    let mut caller = sidecar("front").calling("reviews", vec![near, far]);
+    caller.gateways.push(("west".into(), gateway.inbound.to_string()));
+    let front = caller.start().await;
+    for _ in 0..10 {
+        assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-here".into()));
+    }
+    drop(here);
+    for _ in 0..20 {
+        assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-there".into()));
+        assert_eq!(ask(front.outbound, Request::post("http://reviews/")).await, (200, "reviews-there".into()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plaintext_passes_only_where_it_may() {
+    let app = App::start("reviews-0").await;
+    let strict = app.sidecar().start().await;
+    let mut stream = TcpStream::connect(strict.inbound).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: reviews\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer).await;
+    assert!(answer.is_empty(), "closed without a word");
+
+    let permissive = sidecar("reviews-0").serving(app.address, MtlsMode::Permissive).start().await;
+    assert_eq!(ask(permissive.inbound, Request::get("/")).await, (200, "reviews-0".into()));
+    let (_, told) = ask(
+        permissive.inbound,
+        Request::get("/headers").header("x-forwarded-client-cert", "URI=spiffe://forged").header("x-forwarded-for", "9.9.9.9"),
+    )
+    .await;
+    assert!(!told.contains("forged") && told.contains("x-forwarded-for: 127.0.0.1"), "{told}");
+    assert_eq!(app.requests(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_with_another_identity_gets_no_request() {
+    let app = App::start("ratings-0").await;
+    let other = sidecar("ratings-0").serving(app.address, MtlsMode::Strict).start().await;
+    // The view says that this is `reviews`; the certificate says `ratings`.
+    let mut lied = endpoint("east", "ratings-0", "reviews", other.inbound);
+    let front = sidecar("front").calling("reviews", vec![lied.clone()]).start().await;
+    assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await.0, 503);
+    lied.identity = crate::fixture::spiffe("ratings");
+    lied.cluster = "west".into();
+    let front = sidecar("front").calling("ratings", vec![lied]).start().await;
+    assert_eq!(ask(front.outbound, Request::get("http://ratings/")).await.0, 503, "the wrong cluster");
+    assert_eq!(app.requests(), 0);
+}

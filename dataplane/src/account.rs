@@ -187,7 +187,13 @@ impl Exchange {
     }
 
     /// The response that is passed on; its connection and its endpoint are let go at its end.
-    pub fn answered(&mut self, status: u16, lease: Lease, picked: Option<(Picked, Outcome)>, span: Option<Span>) {
+    pub fn answered(
+        &mut self,
+        status: u16,
+        lease: Lease,
+        picked: Option<(Picked, Outcome)>,
+        span: Option<Span>,
+    ) {
         self.status = status;
         self.gateway = lease.facts.gateway;
         self.upstream_mtls = lease.facts.peer.is_some();

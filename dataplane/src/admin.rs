@@ -58,7 +58,11 @@ fn runtime(runtime: &Runtime) -> Value {
     let services: Vec<_> = runtime
         .services()
         .map(|service| {
-            let ports: Vec<_> = service.ports.iter().map(|port| json!({ "port": port.port, "target": port.target })).collect();
+            let ports: Vec<_> = service
+                .ports
+                .iter()
+                .map(|port| json!({ "port": port.port, "target": port.target }))
+                .collect();
             json!({ "name": service.name.to_string(), "ports": ports,
                     "identities": service.identities.iter().map(ToString::to_string).collect::<Vec<_>>() })
         })

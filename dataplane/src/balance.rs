@@ -26,8 +26,8 @@ pub use choice::{Ask, Tried};
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use gateway::{Gateway, Gateways, Network};
 pub use live::Outcome;
-pub use runtime::locality::Place;
 pub use retry::{Budget, backoff};
+pub use runtime::locality::Place;
 pub use table::Input;
 
 /// Nanoseconds since the process began. Never 0, which stands for *never* in the atomics.

@@ -111,7 +111,10 @@ impl HttpBody for Body {
                 None => exchange.ended(),
             }
         }
-        if frame.is_some() && self.source_is_over() && let Some(exchange) = &mut self.exchange {
+        if frame.is_some()
+            && self.source_is_over()
+            && let Some(exchange) = &mut self.exchange
+        {
             exchange.ended();
         }
         Poll::Ready(frame)
@@ -126,7 +129,7 @@ impl HttpBody for Body {
             Source::Empty => SizeHint::with_exact(0),
             Source::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Source::Incoming(incoming) => incoming.size_hint(),
-            Source::Replay(replay) => replay.shared.borrow().size.clone(),
+            Source::Replay(replay) => replay.shared.borrow().size,
         }
     }
 }

@@ -73,7 +73,9 @@ pub struct Identified {
 impl Identified {
     /// From a verified chain; none for a control plane or a signer, which call no workloads.
     pub fn new(verified: Arc<Verified>, own: &str) -> Option<Self> {
-        let SpiffeId::Workload { trust_domain, namespace, service_account } = &verified.id else { return None };
+        let SpiffeId::Workload { trust_domain, namespace, service_account } = &verified.id else {
+            return None;
+        };
         let principal = verified.id.to_string();
         let header = format!("By={own};Hash={};URI={principal}", verified.leaf);
         let peer = Arc::new(Peer {

@@ -190,7 +190,8 @@ impl Said {
     pub fn mean(self) -> Result<Config, Mistakes> {
         let mut wrong = Wrong::default();
         let role = wrong.role(&self);
-        let control_planes = self.control_planes.iter().filter_map(|text| wrong.parse("controlPlanes", text)).collect();
+        let control_planes =
+            self.control_planes.iter().filter_map(|text| wrong.parse("controlPlanes", text)).collect();
         if self.control_planes.is_empty() {
             wrong.say::<()>("controlPlanes: name at least one `IP:PORT`");
         }
@@ -200,9 +201,12 @@ impl Said {
         if !(1..=MAX_WORKERS).contains(&workers) {
             wrong.say::<()>(format!("workers: 1 to {MAX_WORKERS}, not {workers}"));
         }
-        let log = self.access_log.map(|log| Log { sample: wrong.share("accessLog.sample", log.sample), path: log.path });
+        let log = self
+            .access_log
+            .map(|log| Log { sample: wrong.share("accessLog.sample", log.sample), path: log.path });
         let tracing = self.tracing.unwrap_or(SaidTracing { endpoint: None, sample: None });
-        let tracing = Tracing { sample: wrong.share("tracing.sample", tracing.sample), endpoint: tracing.endpoint };
+        let tracing =
+            Tracing { sample: wrong.share("tracing.sample", tracing.sample), endpoint: tracing.endpoint };
         let state_dir = self.state_dir.or_else(|| wrong.say("stateDir: missing"));
         match (role, source, admin, state_dir, wrong.0.is_empty()) {
             (Some(role), Some(source), Some(admin), Some(state_dir), true) => Ok(Config {
@@ -255,8 +259,10 @@ impl Wrong {
     fn role(&mut self, said: &Said) -> Option<Role> {
         match said.role.as_deref() {
             Some("sidecar") => {
-                let (inbound, outbound) =
-                    (self.need("inbound", said.inbound.as_deref()), self.need("outbound", said.outbound.as_deref()));
+                let (inbound, outbound) = (
+                    self.need("inbound", said.inbound.as_deref()),
+                    self.need("outbound", said.outbound.as_deref()),
+                );
                 let apps = said.apps.iter().filter_map(|app| {
                     Some(App { port: app.port, address: self.parse("apps.address", &app.address)? })
                 });
@@ -302,9 +308,19 @@ mod tests {
 
     #[test]
     fn all_mistakes_are_told_at_once() {
-        let mistakes = mean(r#"{"role":"sidecar","source":"here","workers":0,"tracing":{"sample":2}}"#).unwrap_err();
+        let mistakes =
+            mean(r#"{"role":"sidecar","source":"here","workers":0,"tracing":{"sample":2}}"#).unwrap_err();
         let fields: Vec<_> = mistakes.0.iter().map(|m| m.split(':').next().unwrap()).collect();
-        let all = ["inbound", "outbound", "controlPlanes", "source", "admin", "workers", "tracing.sample", "stateDir"];
+        let all = [
+            "inbound",
+            "outbound",
+            "controlPlanes",
+            "source",
+            "admin",
+            "workers",
+            "tracing.sample",
+            "stateDir",
+        ];
         assert_eq!(fields, all);
         assert!(mean(r#"{"role":"router"}"#).unwrap_err().0[0].contains("none of sidecar"));
     }

@@ -3,7 +3,13 @@
 //! Invariant: a ClientHello for the mesh's domain brings a valid certificate, in every mode. Plaintext reaches an
 //! application only where some port of it allows that, and each request is judged by its own port's mode.
 
-use std::{io, net::SocketAddr, pin::pin, rc::Rc, time::{Duration, Instant}};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use api::{endpoint::ServerName, identity::UnixTime, wire};
 use hyper::{
@@ -71,7 +77,13 @@ enum Opening {
 }
 
 /// Serves one connection to its end.
-pub async fn run(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance, shutdown: Shutdown) {
+pub async fn run(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    entrance: Entrance,
+    shutdown: Shutdown,
+) {
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let Ok(Ok(opening)) = timeout(HELLO * 12, opening(&stream)).await else { return };
@@ -89,7 +101,9 @@ pub async fn run(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, entr
             Some(_) => refused(remote, "plaintext where every port is STRICT"),
             None => {}
         },
-        (Entrance::Outbound, opening) => http(&worker, stream, plain(Side::Outbound), opening, shutdown).await,
+        (Entrance::Outbound, opening) => {
+            http(&worker, stream, plain(Side::Outbound), opening, shutdown).await
+        }
         (Entrance::Ingress { port }, opening) => {
             http(&worker, stream, plain(Side::Ingress { port }), opening, shutdown).await;
         }
@@ -103,7 +117,10 @@ fn refused(remote: SocketAddr, reason: &str) {
 }
 
 fn takes_plaintext(runtime: &Runtime) -> bool {
-    runtime.inbound().iter().any(|one| matches!(one.mtls, wire::MtlsMode::Permissive | wire::MtlsMode::Disable))
+    runtime
+        .inbound()
+        .iter()
+        .any(|one| matches!(one.mtls, wire::MtlsMode::Permissive | wire::MtlsMode::Disable))
 }
 
 /// Looks at the first bytes without taking them.
@@ -131,13 +148,17 @@ async fn inbound_tls(
 ) -> Result<(), String> {
     let state = worker.proxy.state().ok_or("no view has come yet")?;
     let accepting = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-    let start = timeout(HELLO, accepting).await.map_err(|_| "no ClientHello in time")?.map_err(|error| error.to_string())?;
+    let start = timeout(HELLO, accepting)
+        .await
+        .map_err(|_| "no ClientHello in time")?
+        .map_err(|error| error.to_string())?;
     let sni = start.client_hello().server_name().unwrap_or_default().to_owned();
     let Some(port) = port_of(&state.runtime, &sni) else {
         unrecognized(start).await;
         return Err(format!("nothing here is called `{sni}`"));
     };
-    let shaken = timeout(HELLO, start.into_stream(worker.tls.clone())).await.map_err(|_| "no handshake in time")?;
+    let shaken =
+        timeout(HELLO, start.into_stream(worker.tls.clone())).await.map_err(|_| "no handshake in time")?;
     let stream = shaken.map_err(|error| match tls::rejection_of(&error) {
         Some(rejection) => rejection.to_string(),
         None => error.to_string(),
@@ -146,7 +167,8 @@ async fn inbound_tls(
     let verified = worker.proxy.identity.peer_of(connection).map_err(|rejection| rejection.to_string())?;
     let opening = if connection.alpn_protocol() == Some(b"h2") { Opening::Http2 } else { Opening::Other };
     let id = verified.id.clone();
-    let peer = Identified::new(verified, &state.runtime.workload.principal).ok_or_else(|| format!("{id} is no workload"))?;
+    let peer = Identified::new(verified, &state.runtime.workload.principal)
+        .ok_or_else(|| format!("{id} is no workload"))?;
     drop(state);
     let side = Side::Inbound { port: Some(port) };
     let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1" };
@@ -205,9 +227,9 @@ where
 {
     let worker = worker.clone();
     let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
+    // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
     let mut builder = http1::Builder::new();
     builder
-        .pipeline_flush(true)
         .max_headers(HEADERS)
         .max_buf_size(HEAD_BYTES * 4)
         .timer(TokioTimer::new())

@@ -73,12 +73,19 @@ pub async fn run(proxy: Arc<Proxy>, session: Session, questions: mpsc::Receiver<
 }
 
 /// A channel to the control plane of this proxy's own cluster at `address`.
-async fn channel(identity: &Arc<Identity>, address: SocketAddr, source: std::net::IpAddr) -> Result<Channel, String> {
+async fn channel(
+    identity: &Arc<Identity>,
+    address: SocketAddr,
+    source: std::net::IpAddr,
+) -> Result<Channel, String> {
     let own = identity.credentials();
-    let verified = identity.verify(own.chain(), api::identity::UnixTime::now()).map_err(|error| error.to_string())?;
+    let verified =
+        identity.verify(own.chain(), api::identity::UnixTime::now()).map_err(|error| error.to_string())?;
     let domain = SpiffeId::trust_domain(&verified.id);
     let config = tls::client(identity, Expect::control_plane(domain, &verified.cluster), &["h2"]);
-    rpc::connect(address, Some(source), config, SERVER_NAME.to_owned()).await.map_err(|error| error.to_string())
+    rpc::connect(address, Some(source), config, SERVER_NAME.to_owned())
+        .await
+        .map_err(|error| error.to_string())
 }
 
 /// Pauses that double, with jitter, so that a thousand proxies do not come back at once.
@@ -151,13 +158,22 @@ impl Control {
         Ok((outgoing, answer.map_err(|status| status.message().to_owned())?.into_inner()))
     }
 
-    async fn carry_out(&mut self, actions: Vec<Action>, outgoing: &mpsc::Sender<wire::FromProxy>) -> Result<(), String> {
+    async fn carry_out(
+        &mut self,
+        actions: Vec<Action>,
+        outgoing: &mpsc::Sender<wire::FromProxy>,
+    ) -> Result<(), String> {
         for action in actions {
             match action {
                 Action::Send(message) => {
                     if let Message::Nack(nack) = &message {
-                        let reasons: Vec<_> = nack.reasons.iter().map(|r| format!("{}: {}", r.resource, r.message)).collect();
-                        tracing::error!(version = nack.version, reasons = reasons.join("; "), "a view is refused");
+                        let reasons: Vec<_> =
+                            nack.reasons.iter().map(|r| format!("{}: {}", r.resource, r.message)).collect();
+                        tracing::error!(
+                            version = nack.version,
+                            reasons = reasons.join("; "),
+                            "a view is refused"
+                        );
                     }
                     let sent = outgoing.try_send(wire::FromProxy { message: Some(message) });
                     sent.map_err(|_| "the control plane does not read what it is sent".to_owned())?;
@@ -200,8 +216,12 @@ pub async fn identity(config: &crate::config::Config) -> anyhow::Result<Arc<Iden
         Ok(None) => {}
         Err(error) => tracing::warn!(error = logs::causes(&error), "the credentials on disk are of no use"),
     }
-    let path = config.token_file.as_ref().ok_or_else(|| anyhow::anyhow!("no usable credentials and no tokenFile"))?;
-    let text = process::files::read(path, 64 * 1024)?.ok_or_else(|| anyhow::anyhow!("{}: no such file", path.display()))?;
+    let path = config
+        .token_file
+        .as_ref()
+        .ok_or_else(|| anyhow::anyhow!("no usable credentials and no tokenFile"))?;
+    let text = process::files::read(path, 64 * 1024)?
+        .ok_or_else(|| anyhow::anyhow!("{}: no such file", path.display()))?;
     let token = enrol::Token::read(&String::from_utf8_lossy(&text))?;
     let mut pause = Pause::default();
     for address in config.control_planes.iter().cycle() {

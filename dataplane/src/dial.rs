@@ -69,7 +69,12 @@ pub enum DialError {
 }
 
 /// How TLS to an endpoint is spoken: expecting who it is, in the cluster it is in.
-pub fn tls_config(worker: &Worker, endpoint: &Endpoint, identities: &[SpiffeId], h2: bool) -> Result<Arc<ClientConfig>, DialError> {
+pub fn tls_config(
+    worker: &Worker,
+    endpoint: &Endpoint,
+    identities: &[SpiffeId],
+    h2: bool,
+) -> Result<Arc<ClientConfig>, DialError> {
     let named = &endpoint.wire.identity;
     let unknown = || DialError::Identity(endpoint.address, named.clone());
     let id: SpiffeId = named.parse().map_err(|_| unknown())?;
@@ -84,13 +89,15 @@ pub fn tls_config(worker: &Worker, endpoint: &Endpoint, identities: &[SpiffeId],
 
 /// Connects.
 pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialError> {
-    let (stream, gateway) = match route.endpoint.and_then(|endpoint| Some((endpoint, endpoint.gateway.as_ref()?))) {
-        None => (tcp(worker, route.address, route.timeout).await?, None),
-        Some((endpoint, network)) => {
-            let (stream, gateway) = through_gateway(worker, network, &endpoint.wire.network, route.timeout).await?;
-            (stream, Some(gateway))
-        }
-    };
+    let (stream, gateway) =
+        match route.endpoint.and_then(|endpoint| Some((endpoint, endpoint.gateway.as_ref()?))) {
+            None => (tcp(worker, route.address, route.timeout).await?, None),
+            Some((endpoint, network)) => {
+                let (stream, gateway) =
+                    through_gateway(worker, network, &endpoint.wire.network, route.timeout).await?;
+                (stream, Some(gateway))
+            }
+        };
     let stream = worker.liveness.watch(stream);
     let (Some(config), Some(endpoint)) = (&route.tls, route.endpoint) else {
         return Ok(Dialled { stream: Stream::Plain(stream), peer: None, gateway, h2: false });
@@ -98,7 +105,9 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
     let broken = |reason: String| DialError::Tls(route.address, reason);
     let name = ServerName::try_from(endpoint.id.sni()).map_err(|error| broken(error.to_string()))?;
     let shaken = timeout(route.timeout, TlsConnector::from(config.clone()).connect(name, stream)).await;
-    let stream = shaken.map_err(|_| DialError::Slow(route.address, route.timeout))?.map_err(|e| broken(e.to_string()))?;
+    let stream = shaken
+        .map_err(|_| DialError::Slow(route.address, route.timeout))?
+        .map_err(|e| broken(e.to_string()))?;
     let connection = stream.get_ref().1;
     let peer = worker.proxy.identity.peer_of(connection).map_err(|error| broken(error.to_string()))?;
     let h2 = connection.alpn_protocol() == Some(b"h2");
@@ -191,7 +200,11 @@ macro_rules! each {
 }
 
 impl AsyncRead for Stream {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         each!(self, poll_read, context, buffer)
     }
 }

@@ -60,7 +60,12 @@ impl Failure {
 
     /// Turned away before the application saw it.
     pub fn refused(word: &'static str, reason: impl Into<Cow<'static, str>>) -> Self {
-        Failure::Upstream { status: 503, flag: "refused", reason: reason.into(), word: Some(Word::Refused(word)) }
+        Failure::Upstream {
+            status: 503,
+            flag: "refused",
+            reason: reason.into(),
+            word: Some(Word::Refused(word)),
+        }
     }
 
     /// The status that the caller sees.
@@ -74,7 +79,9 @@ impl Failure {
     /// The short word for log and metrics.
     pub fn flag(&self) -> &'static str {
         match self {
-            Failure::Client { flag, .. } | Failure::Upstream { flag, .. } | Failure::Ours { flag, .. } => flag,
+            Failure::Client { flag, .. } | Failure::Upstream { flag, .. } | Failure::Ours { flag, .. } => {
+                flag
+            }
         }
     }
 
@@ -96,8 +103,12 @@ impl Failure {
         let reason = match self {
             Failure::Upstream { word, reason, .. } => {
                 match word {
-                    Some(Word::Refused(word)) => drop(map.insert(headers::REFUSED, HeaderValue::from_static(word))),
-                    Some(Word::Reset) => drop(map.insert(headers::RESET, HeaderValue::from_static("application"))),
+                    Some(Word::Refused(word)) => {
+                        drop(map.insert(headers::REFUSED, HeaderValue::from_static(word)))
+                    }
+                    Some(Word::Reset) => {
+                        drop(map.insert(headers::RESET, HeaderValue::from_static("application")))
+                    }
                     None => {}
                 }
                 reason

@@ -46,7 +46,8 @@ impl Authority {
         let intermediate = |name: &str| {
             let key = IntermediateKey::generate().unwrap();
             let cluster: ClusterName = name.parse().unwrap();
-            let signed = root.sign_intermediate(&key.request().unwrap(), &cluster, DAY, UnixTime::now()).unwrap();
+            let signed =
+                root.sign_intermediate(&key.request().unwrap(), &cluster, DAY, UnixTime::now()).unwrap();
             key.certified(signed).unwrap()
         };
         let (east, west) = (intermediate("east"), intermediate("west"));
@@ -78,7 +79,8 @@ fn trust_domain() -> TrustDomain {
 }
 
 pub fn spiffe(account: &str) -> String {
-    let (namespace, account): (Namespace, ServiceAccount) = ("shop".parse().unwrap(), account.parse().unwrap());
+    let (namespace, account): (Namespace, ServiceAccount) =
+        ("shop".parse().unwrap(), account.parse().unwrap());
     SpiffeId::workload(&trust_domain(), &namespace, &account).to_string()
 }
 
@@ -199,7 +201,12 @@ impl Sidecar {
             namespace: "shop".into(),
             name: service.into(),
             hosts: vec![service.to_owned(), format!("{service}.shop")],
-            ports: vec![wire::ServicePort { port: 80, target: 8080, protocol: wire::Protocol::Http as i32, ..Default::default() }],
+            ports: vec![wire::ServicePort {
+                port: 80,
+                target: 8080,
+                protocol: wire::Protocol::Http as i32,
+                ..Default::default()
+            }],
             identities: vec![spiffe(service)],
             traffic: Some(traffic()),
         };
@@ -232,7 +239,10 @@ impl Sidecar {
             ..Default::default()
         };
         put("mesh".into(), Body::Mesh(mesh));
-        put("trust".into(), Body::Trust(wire::Trust { bundle: serde_json::to_vec(&AUTHORITY.bundle()).unwrap() }));
+        put(
+            "trust".into(),
+            Body::Trust(wire::Trust { bundle: serde_json::to_vec(&AUTHORITY.bundle()).unwrap() }),
+        );
         for (service, endpoints) in &self.services {
             put(format!("service/shop/{}", service.name), Body::Service(service.clone()));
             let mut endpoints = endpoints.clone();
@@ -250,7 +260,10 @@ impl Sidecar {
             networks.networks.entry(network.clone()).or_default().addresses.push(address.clone());
         }
         put("networks".into(), Body::Networks(networks));
-        put("passthrough".into(), Body::Passthrough(wire::Passthrough { endpoints: self.passthrough.clone() }));
+        put(
+            "passthrough".into(),
+            Body::Passthrough(wire::Passthrough { endpoints: self.passthrough.clone() }),
+        );
         view
     }
 
@@ -298,14 +311,26 @@ impl Sidecar {
             drain: Duration::from_secs(2),
         };
         let registry = Registry::new();
-        let telemetry =
-            Telemetry { meters: Meters::new(&registry), log: None, spans: Exporter::disabled(), trace_share: 0.0 };
+        let telemetry = Telemetry {
+            meters: Meters::new(&registry),
+            log: None,
+            spans: Exporter::disabled(),
+            trace_share: 0.0,
+        };
         let identity = AUTHORITY.identity(&self.cluster, &account(&self.name));
         let (hosts, questions) = Hosts::new();
         let proxy = Proxy::new(config, identity, hosts, telemetry);
         install(&proxy, &self);
         let threads = Threads::start(&proxy, &registry).await.unwrap();
-        Running { proxy, threads: Some(threads), inbound, outbound, registry, _dir: dir, _questions: questions }
+        Running {
+            proxy,
+            threads: Some(threads),
+            inbound,
+            outbound,
+            registry,
+            _dir: dir,
+            _questions: questions,
+        }
     }
 }
 

@@ -90,8 +90,14 @@ impl Call<'_> {
         loop {
             let mut picked = match self.pick(&tried, retries) {
                 Ok(picked) => picked,
-                Err(NoEndpoint::Empty) => return Err(Failure::upstream(503, "no-endpoints", NoEndpoint::Empty.to_string())),
-                Err(NoEndpoint::Exhausted) => return Err(last.unwrap_or_else(|| Failure::upstream(503, "no-endpoints", NoEndpoint::Exhausted.to_string()))),
+                Err(NoEndpoint::Empty) => {
+                    return Err(Failure::upstream(503, "no-endpoints", NoEndpoint::Empty.to_string()));
+                }
+                Err(NoEndpoint::Exhausted) => {
+                    return Err(last.unwrap_or_else(|| {
+                        Failure::upstream(503, "no-endpoints", NoEndpoint::Exhausted.to_string())
+                    }));
+                }
             };
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
@@ -136,7 +142,9 @@ impl Call<'_> {
                         }
                         (outcome, Failure::upstream(503, "upstream-status", "the status is to be retried"))
                     }
-                    Verdict::Reset => (Outcome::GatewayError, Failure::upstream(503, "reset", "the application broke off")),
+                    Verdict::Reset => {
+                        (Outcome::GatewayError, Failure::upstream(503, "reset", "the application broke off"))
+                    }
                 },
                 Ending::NotProcessed(reason) => {
                     picked.finished(Outcome::ConnectFailure, now);
@@ -146,8 +154,12 @@ impl Call<'_> {
                     continue;
                 }
                 Ending::Broken(reason) => (Outcome::GatewayError, Failure::upstream(503, "reset", reason)),
-                Ending::Late => (Outcome::GatewayError, Failure::upstream(504, "late", "no response head came in time")),
-                Ending::Client => return Err(Failure::client(400, "client-body", "the request's body broke off")),
+                Ending::Late => {
+                    (Outcome::GatewayError, Failure::upstream(504, "late", "no response head came in time"))
+                }
+                Ending::Client => {
+                    return Err(Failure::client(400, "client-body", "the request's body broke off"));
+                }
             };
             failed_span(self.worker, span, failure.flag());
             picked.finished(outcome, now);
@@ -177,7 +189,12 @@ impl Call<'_> {
     }
 
     /// After a connect in vain: on to the next endpoint, or the end.
-    fn may_connect_again(&self, tried: &Tried, failure: Failure, last: &mut Option<Failure>) -> Result<(), Failure> {
+    fn may_connect_again(
+        &self,
+        tried: &Tried,
+        failure: Failure,
+        last: &mut Option<Failure>,
+    ) -> Result<(), Failure> {
         let on = self.on(RetryOn::Refused);
         if on && tried.may_connect() && self.body.is_whole() {
             *last = Some(failure);
@@ -225,7 +242,13 @@ impl Call<'_> {
         {
             let context = with_ids(|ids| trace.context.child(ids));
             traceparent = HeaderValue::try_from(context.traceparent()).ok();
-            span = Span::begin(&context, trace.parent, Kind::Client, exchange.method().to_string(), std::time::SystemTime::now());
+            span = Span::begin(
+                &context,
+                trace.parent,
+                Kind::Client,
+                exchange.method().to_string(),
+                std::time::SystemTime::now(),
+            );
             if let Some(span) = &mut span {
                 self.describe(span, picked.endpoint(), lease, exchange.tries);
             }
@@ -281,7 +304,9 @@ impl Call<'_> {
             return Ok(lease);
         }
         let tls = match endpoint.wire.mtls {
-            true => Some(slot.tls(h2, || dial::tls_config(self.worker, endpoint, &self.service.identities, h2))?),
+            true => {
+                Some(slot.tls(h2, || dial::tls_config(self.worker, endpoint, &self.service.identities, h2))?)
+            }
             false => None,
         };
         let timeouts = self.service.traffic.timeouts.as_ref();
@@ -295,14 +320,21 @@ impl Call<'_> {
         let map = response.headers();
         if lease.facts.peer.is_some() {
             if let Some(reason) = map.get(headers::REFUSED) {
-                return Verdict::NotProcessed(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes())));
+                return Verdict::NotProcessed(format!(
+                    "refused: {}",
+                    String::from_utf8_lossy(reason.as_bytes())
+                ));
             }
             if map.contains_key(headers::RESET) && more && self.outgoing.idempotent {
                 return Verdict::Reset;
             }
         }
         let outcome = outcome(response.status(), map);
-        if self.is_retried(response.status(), map) { Verdict::Again(response, outcome) } else { Verdict::Pass(response, outcome) }
+        if self.is_retried(response.status(), map) {
+            Verdict::Again(response, outcome)
+        } else {
+            Verdict::Pass(response, outcome)
+        }
     }
 
     fn is_retried(&self, status: StatusCode, map: &HeaderMap) -> bool {
@@ -312,7 +344,8 @@ impl Call<'_> {
         let listed = own.map_or(&retry.statuses, |own| &own.codes).contains(&code);
         let grpc = self.outgoing.grpc.then(|| map.get("grpc-status")).flatten();
         let grpc = grpc.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-        (listed && self.outgoing.idempotent) || grpc.is_some_and(|status| retry.grpc_statuses.contains(&status))
+        (listed && self.outgoing.idempotent)
+            || grpc.is_some_and(|status| retry.grpc_statuses.contains(&status))
     }
 
     fn describe(&self, span: &mut Span, endpoint: &Endpoint, lease: &Lease, tries: u32) {
@@ -402,7 +435,8 @@ pub async fn to_address(
             return Err(AddressError::Client);
         }
         // A connection that was closed while it idled: nothing tells that the other end is not there.
-        let again = lease.reused && body.is_whole() && (returned || is_unprocessed(&error) || outgoing.idempotent);
+        let again =
+            lease.reused && body.is_whole() && (returned || is_unprocessed(&error) || outgoing.idempotent);
         if !again {
             return Err(AddressError::Broken(process::logs::causes(&error)));
         }

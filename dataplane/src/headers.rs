@@ -79,7 +79,8 @@ pub fn remove_ours(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| name.as_str().starts_with(OURS)) {
         return;
     }
-    let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
     for name in ours {
         headers.remove(name);
     }

@@ -61,7 +61,13 @@ pub async fn run(worker: Rc<Worker>, listener: TcpListener, entrance: Entrance, 
     }
 }
 
-fn begin(worker: &Rc<Worker>, stream: TcpStream, remote: SocketAddr, entrance: Entrance, shutdown: &Shutdown) {
+fn begin(
+    worker: &Rc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    entrance: Entrance,
+    shutdown: &Shutdown,
+) {
     let serving = connection::run(worker.clone(), stream, remote, entrance, shutdown.clone());
     worker.spawn(shutdown.track("connection".into(), serving));
 }
@@ -71,7 +77,8 @@ pub async fn follow_gateways(worker: Rc<Worker>, address: IpAddr, shutdown: Shut
     let mut changes = worker.proxy.changes();
     let mut open_ports = std::collections::BTreeMap::<u16, Shutdown>::new();
     loop {
-        let wanted: Vec<u16> = worker.proxy.state().map_or(Vec::new(), |state| state.runtime.listener_ports().collect());
+        let wanted: Vec<u16> =
+            worker.proxy.state().map_or(Vec::new(), |state| state.runtime.listener_ports().collect());
         open_ports.retain(|port, listener| {
             let stays = wanted.contains(port);
             if !stays {
@@ -86,10 +93,15 @@ pub async fn follow_gateways(worker: Rc<Worker>, address: IpAddr, shutdown: Shut
             match open((address, port).into()) {
                 Ok(listener) => {
                     let own = shutdown.child();
-                    worker.spawn(own.track("listener".into(), run(worker.clone(), listener, Entrance::Ingress { port }, own.clone())));
+                    worker.spawn(own.track(
+                        "listener".into(),
+                        run(worker.clone(), listener, Entrance::Ingress { port }, own.clone()),
+                    ));
                     open_ports.insert(port, own);
                 }
-                Err(error) => tracing::error!(%address, port, %error, "a gateway's listener cannot be opened"),
+                Err(error) => {
+                    tracing::error!(%address, port, %error, "a gateway's listener cannot be opened")
+                }
             }
         }
         tokio::select! {

@@ -112,13 +112,21 @@ impl Drop for Watched {
 }
 
 impl AsyncRead for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -151,7 +159,11 @@ mod tests {
     fn dead_is_who_acknowledges_nothing_for_three_seconds() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
-        let acks = |unacked, bytes_acked, last_ack| Acks { unacked, bytes_acked, last_ack: Duration::from_millis(last_ack) };
+        let acks = |unacked, bytes_acked, last_ack| Acks {
+            unacked,
+            bytes_acked,
+            last_ack: Duration::from_millis(last_ack),
+        };
         let mut seen = Seen::default();
         assert!(!seen.judge(acks(0, 10, 60_000), at(0)), "idle for a minute is no death");
         assert!(!seen.judge(acks(1, 10, 60_500), at(500)), "just sent after a long pause");

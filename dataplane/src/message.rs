@@ -25,7 +25,6 @@ pub struct Outgoing {
     pub grpc: bool,
 }
 
-
 /// The authority of a request: of its target if that has one, which then overrules `Host` (RFC 9112, 3.2.2).
 pub fn authority(uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
     let bad = |reason: &'static str| Failure::client(400, "bad-request", reason);

@@ -147,7 +147,9 @@ impl Pool {
     /// Connections by place, for the admin view: idle and shared.
     pub fn counts(&self) -> (usize, usize) {
         let count = |slots: &mut dyn Iterator<Item = &Rc<Slot>>| {
-            slots.fold((0, 0), |(idle, shared), slot| (idle + slot.idle.borrow().len(), shared + slot.shared.borrow().len()))
+            slots.fold((0, 0), |(idle, shared), slot| {
+                (idle + slot.idle.borrow().len(), shared + slot.shared.borrow().len())
+            })
         };
         let (endpoints, plain) = (self.endpoints.borrow(), self.plain.borrow());
         let (a, b) = (count(&mut endpoints.values()), count(&mut plain.values()));
@@ -185,20 +187,36 @@ impl Slot {
         idle.retain(|one| !one.sender.is_closed());
         let at = idle.iter().rposition(|one| one.sender.is_ready())?;
         let one = idle.swap_remove(at);
-        Some(Lease { facts: one.facts, reused: true, slot: self.clone(), sender: Some(Sender::H1(one.sender)) })
+        Some(Lease {
+            facts: one.facts,
+            reused: true,
+            slot: self.clone(),
+            sender: Some(Sender::H1(one.sender)),
+        })
     }
 
     fn take_h2(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|one| !one.sender.is_closed());
-        let one = shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
+        let one =
+            shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
         one.active.set(one.active.get() + 1);
         let reused = one.facts.proven.get();
-        Some(Lease { facts: one.facts.clone(), reused, slot: self.clone(), sender: Some(Sender::H2(one.clone())) })
+        Some(Lease {
+            facts: one.facts.clone(),
+            reused,
+            slot: self.clone(),
+            sender: Some(Sender::H2(one.clone())),
+        })
     }
 
     /// A new connection. Requests that want HTTP/2 at the same time share one.
-    pub async fn connect(self: &Rc<Self>, worker: &Rc<Worker>, route: Route<'_>, h2: bool) -> Result<Lease, DialError> {
+    pub async fn connect(
+        self: &Rc<Self>,
+        worker: &Rc<Worker>,
+        route: Route<'_>,
+        h2: bool,
+    ) -> Result<Lease, DialError> {
         if !h2 {
             let dialled = dial::dial(worker, &route).await?;
             return self.start_h1(worker, dialled, route.address).await;
@@ -236,7 +254,12 @@ impl Slot {
         connecting
     }
 
-    async fn start_h1(self: &Rc<Self>, worker: &Worker, dialled: Dialled, address: SocketAddr) -> Result<Lease, DialError> {
+    async fn start_h1(
+        self: &Rc<Self>,
+        worker: &Worker,
+        dialled: Dialled,
+        address: SocketAddr,
+    ) -> Result<Lease, DialError> {
         let mut builder = http1::Builder::new();
         builder.max_headers(HEADERS).max_buf_size(HEAD_BYTES * 4);
         let facts = Facts::new(dialled.peer, dialled.gateway);
@@ -248,7 +271,12 @@ impl Slot {
         Ok(Lease { facts, reused: false, slot: self.clone(), sender: Some(Sender::H1(sender)) })
     }
 
-    async fn start_h2(self: &Rc<Self>, worker: &Worker, dialled: Dialled, address: SocketAddr) -> Result<(), DialError> {
+    async fn start_h2(
+        self: &Rc<Self>,
+        worker: &Worker,
+        dialled: Dialled,
+        address: SocketAddr,
+    ) -> Result<(), DialError> {
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
             .timer(TokioTimer::new())
@@ -282,9 +310,13 @@ impl Slot {
             let bundle = worker.proxy.identity.bundle();
             facts.peer.as_ref().is_none_or(|peer| peer.still_holds(&bundle, facts.verified_at).is_ok())
         };
-        self.idle.borrow_mut().retain(|one| !one.sender.is_closed() && fresh(one.since) && believed(&one.facts));
+        self.idle
+            .borrow_mut()
+            .retain(|one| !one.sender.is_closed() && fresh(one.since) && believed(&one.facts));
         self.shared.borrow_mut().retain(|one| {
-            !one.sender.is_closed() && (one.active.get() > 0 || fresh(one.since.get())) && believed(&one.facts)
+            !one.sender.is_closed()
+                && (one.active.get() > 0 || fresh(one.since.get()))
+                && believed(&one.facts)
         });
         let empty = self.idle.borrow().is_empty() && self.shared.borrow().is_empty();
         if !empty || Rc::strong_count(self) > 1 {
@@ -301,7 +333,10 @@ impl Lease {
     }
 
     /// Sends a request and waits for the head of its response.
-    pub async fn send(&mut self, request: http::Request<Body>) -> Result<http::Response<hyper::body::Incoming>, Unsent> {
+    pub async fn send(
+        &mut self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<hyper::body::Incoming>, Unsent> {
         let sent = match &mut self.sender {
             Some(Sender::H1(sender)) => sender.try_send_request(request).await,
             Some(Sender::H2(h2)) => h2.sender.clone().try_send_request(request).await,

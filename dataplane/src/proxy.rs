@@ -139,10 +139,19 @@ impl Proxy {
         found
     }
 
-    fn update(&self, balancer: &Balancer, own: &Place, runtime: &Runtime, service: &Service, port: &ServicePort) {
+    fn update(
+        &self,
+        balancer: &Balancer,
+        own: &Place,
+        runtime: &Runtime,
+        service: &Service,
+        port: &ServicePort,
+    ) {
         let all = runtime.endpoints.get(&service.name).map_or(&[][..], |all| &all.endpoints);
-        let endpoints: Vec<_> = all.iter().filter(|one| one.port == u32::from(port.target)).cloned().collect();
-        let unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        let endpoints: Vec<_> =
+            all.iter().filter(|one| one.port == u32::from(port.target)).cloned().collect();
+        let unix_seconds =
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let input = Input {
             own,
             policy: &service.traffic,
@@ -173,8 +182,12 @@ impl Proxy {
         let now = self.now();
         let mut bad = Vec::new();
         self.each_balancer(|_, balancer| {
-            let reports = balancer.report(now).into_iter().filter(|one| matches!(one.state, "ejected" | "suspect"));
-            bad.extend(reports.map(|one| wire::EndpointHealth { endpoint: one.endpoint, reason: one.state.to_owned() }));
+            let reports =
+                balancer.report(now).into_iter().filter(|one| matches!(one.state, "ejected" | "suspect"));
+            bad.extend(
+                reports
+                    .map(|one| wire::EndpointHealth { endpoint: one.endpoint, reason: one.state.to_owned() }),
+            );
         });
         bad.dedup_by(|a, b| a.endpoint == b.endpoint);
         bad

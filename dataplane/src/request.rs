@@ -2,7 +2,9 @@
 //!
 //! Invariant: a request loads what it obeys once and keeps it. What is forwarded is the path that was judged.
 
-use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed, time::Instant};
+use std::{
+    borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed, time::Instant,
+};
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -66,7 +68,10 @@ async fn answer(
     request: Request<Incoming>,
     tunnel: Option<OnUpgrade>,
 ) -> Result<Answer, Failure> {
-    let mut state = worker.proxy.state().ok_or(Failure::Ours { flag: "not-ready", reason: "no view has come yet".into() })?;
+    let mut state = worker
+        .proxy
+        .state()
+        .ok_or(Failure::Ours { flag: "not-ready", reason: "no view has come yet".into() })?;
     let (mut parts, body) = request.into_parts();
     obey(exchange, &state);
     let inbound = matches!(caller.side, Side::Inbound { .. });
@@ -136,7 +141,10 @@ fn read_facts<'a>(
 ) -> Facts<'a> {
     let text = |value: &'a HeaderValue| value.to_str().unwrap_or_default();
     Facts {
-        source: facts::Source { peer: caller.peer.as_ref().map(|identified| &*identified.peer), address: caller.remote },
+        source: facts::Source {
+            peer: caller.peer.as_ref().map(|identified| &*identified.peer),
+            address: caller.remote,
+        },
         destination: facts::Destination { guarded: &runtime.workload.guarded, address: caller.local },
         request: Some(facts::Request {
             method: parts.method.as_str(),
@@ -169,7 +177,8 @@ fn application_port(caller: &Caller, runtime: &Runtime, authority: &HeaderValue)
                 [only] => Some(only),
                 all => all.iter().find(|one| Some(one.port) == named),
             };
-            let found = found.ok_or_else(|| Failure::client(404, "no-route", "no port of this workload is meant"));
+            let found =
+                found.ok_or_else(|| Failure::client(404, "no-route", "no port of this workload is meant"));
             Ok(found?.port)
         }
         Side::Outbound | Side::Ingress { .. } => Ok(0),
@@ -188,7 +197,13 @@ fn request_id(worker: &Worker, map: &mut HeaderMap) -> HeaderValue {
 
 /// The trace that the request belongs to, and this hop's server span. Without a trace one begins here; at the edge
 /// it is decided anew whether it is kept.
-fn trace(worker: &Worker, caller: &Caller, exchange: &Exchange, map: &mut HeaderMap, asked: &Asked<'_>) -> Option<Trace> {
+fn trace(
+    worker: &Worker,
+    caller: &Caller,
+    exchange: &Exchange,
+    map: &mut HeaderMap,
+    asked: &Asked<'_>,
+) -> Option<Trace> {
     let share = worker.proxy.telemetry.trace_share;
     let state = map.get(headers::TRACESTATE).map(HeaderValue::as_bytes);
     let came = map.get(headers::TRACEPARENT).and_then(|value| Context::parse(value.as_bytes(), state));
@@ -236,7 +251,11 @@ fn refused(exchange: &mut Exchange, refusal: Refusal<'_>) -> Failure {
     exchange.follows(refusal.rule);
     exchange.judged(refusal.judgement);
     let (status, flag) = (refusal.status, refusal.flag.as_str());
-    if status >= 500 { Failure::upstream(status, flag, refusal.reason) } else { Failure::client(status, flag, refusal.reason) }
+    if status >= 500 {
+        Failure::upstream(status, flag, refusal.reason)
+    } else {
+        Failure::client(status, flag, refusal.reason)
+    }
 }
 
 fn redirected(status: u16, location: &str, exchange: &Exchange) -> Response<Body> {
@@ -280,9 +299,9 @@ async fn forward(
         let sent = send(&ways, exchange, &plan, &outgoing);
         match deadline {
             None => sent.await,
-            Some(at) => tokio::time::timeout_at(at, sent)
-                .await
-                .unwrap_or_else(|_| Err(Failure::upstream(504, "request-timeout", "the time of the whole request is over"))),
+            Some(at) => tokio::time::timeout_at(at, sent).await.unwrap_or_else(|_| {
+                Err(Failure::upstream(504, "request-timeout", "the time of the whole request is over"))
+            }),
         }
     };
     let mut reply = replied?;
@@ -302,7 +321,9 @@ async fn forward(
             head.headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
             return Ok((Response::from_parts(head, Body::default()), Some(tunnel::Ends { below, above })));
         }
-        (None, Some(_)) => return Err(Failure::upstream(502, "bad-upgrade", "it switched protocols without being asked")),
+        (None, Some(_)) => {
+            return Err(Failure::upstream(502, "bad-upgrade", "it switched protocols without being asked"));
+        }
         (_, None) => None,
     };
     Ok((Response::from_parts(head, Body::incoming(incoming).until(deadline)), ends))
@@ -319,7 +340,12 @@ fn change<'a>(map: &mut HeaderMap, changes: impl Iterator<Item = &'a HeaderChang
     changes.for_each(|change| change.apply(map));
 }
 
-async fn send(ways: &Ways<'_>, exchange: &mut Exchange, plan: &Plan<'_>, outgoing: &Outgoing) -> Result<Reply, Failure> {
+async fn send(
+    ways: &Ways<'_>,
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    outgoing: &Outgoing,
+) -> Result<Reply, Failure> {
     let body = exchange.body.take().unwrap_or_else(Replayable::none);
     let sent = match &plan.target {
         Target::Application(inbound) => {
@@ -328,7 +354,8 @@ async fn send(ways: &Ways<'_>, exchange: &mut Exchange, plan: &Plan<'_>, outgoin
         }
         Target::Service { service, port } => {
             exchange.service = Some(service.name.clone());
-            let missing = || Failure::Ours { flag: "no-balancer", reason: "the service's port is not balanced".into() };
+            let missing =
+                || Failure::Ours { flag: "no-balancer", reason: "the service's port is not balanced".into() };
             let callee = ways.state.callee(service, port).ok_or_else(missing)?;
             let _place = Place::take(callee, service.traffic.limit_requests)?;
             let call = Call {
@@ -364,7 +391,11 @@ impl<'a> Place<'a> {
     fn take(callee: &'a Callee, limit: u32) -> Result<Self, Failure> {
         let place = Place(callee);
         if callee.requests.fetch_add(1, Relaxed) >= limit && limit > 0 {
-            return Err(Failure::upstream(503, "limit", "as many requests are under way as `limits.requests` allows"));
+            return Err(Failure::upstream(
+                503,
+                "limit",
+                "as many requests are under way as `limits.requests` allows",
+            ));
         }
         Ok(place)
     }
@@ -412,9 +443,13 @@ async fn to_host(
         exchange.tries += 1;
         match forward::to_address(worker, address, false, outgoing, body).await {
             Ok(reply) => return Ok(reply),
-            Err(AddressError::Connect(error)) => last = Failure::upstream(502, "connect-failed", error.to_string()),
+            Err(AddressError::Connect(error)) => {
+                last = Failure::upstream(502, "connect-failed", error.to_string())
+            }
             Err(AddressError::Broken(reason)) => return Err(Failure::upstream(502, "reset", reason)),
-            Err(AddressError::Client) => return Err(Failure::client(400, "client-body", "the request's body broke off")),
+            Err(AddressError::Client) => {
+                return Err(Failure::client(400, "client-body", "the request's body broke off"));
+            }
         }
     }
     Err(last)

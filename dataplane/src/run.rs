@@ -46,7 +46,8 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     let (registry, readiness, later) = (Registry::new(), Readiness::default(), Later::default());
     let waiting = [readiness.task("credentials"), readiness.task("view"), readiness.task("listeners")];
     let background = Shutdown::new();
-    let listener = TcpListener::bind(config.admin).await.with_context(|| format!("admin address {}", config.admin))?;
+    let listener =
+        TcpListener::bind(config.admin).await.with_context(|| format!("admin address {}", config.admin))?;
     let admin_routes = routes(Routes::new(&registry, &readiness), later.clone(), end.clone());
     background.spawn("admin", admin::run(listener, admin_routes, background.clone()));
 
@@ -105,14 +106,21 @@ fn hello(config: &Config) -> wire::Hello {
         level: wire::LEVEL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         address: config.role.address(),
-        ports: ports.map(|app| wire::AppPort { port: app.port.into(), address: app.address.to_string() }).collect(),
+        ports: ports
+            .map(|app| wire::AppPort { port: app.port.into(), address: app.address.to_string() })
+            .collect(),
         public_address: public,
         zone: config.zone.clone(),
         ..Default::default()
     }
 }
 
-fn telemetry(config: &Config, identity: &Identity, registry: &Registry, background: &Shutdown) -> anyhow::Result<Telemetry> {
+fn telemetry(
+    config: &Config,
+    identity: &Identity,
+    registry: &Registry,
+    background: &Shutdown,
+) -> anyhow::Result<Telemetry> {
     let id = identity.credentials().id().clone();
     let log = match &config.access_log {
         None => None,
@@ -166,7 +174,8 @@ pub(crate) struct Threads {
 
 impl Threads {
     pub(crate) async fn start(proxy: &Arc<Proxy>, registry: &Registry) -> anyhow::Result<Self> {
-        let mut threads = Threads { front: Shutdown::new(), back: Shutdown::new(), stop: Shutdown::new(), all: Vec::new() };
+        let mut threads =
+            Threads { front: Shutdown::new(), back: Shutdown::new(), stop: Shutdown::new(), all: Vec::new() };
         let (opened, mut answers) = mpsc::channel(proxy.config.workers);
         let gateway = OnceLock::new();
         for index in 0..proxy.config.workers {
@@ -175,7 +184,9 @@ impl Threads {
                 front: threads.front.clone(),
                 back: threads.back.clone(),
                 passthrough: match &proxy.config.role {
-                    Role::EastWest { .. } => Some(gateway.get_or_init(|| passthrough_of(proxy, registry)).clone()),
+                    Role::EastWest { .. } => {
+                        Some(gateway.get_or_init(|| passthrough_of(proxy, registry)).clone())
+                    }
                     Role::Sidecar { .. } | Role::Ingress { .. } => None,
                 },
             };
@@ -204,12 +215,18 @@ impl Threads {
             }
         }
         self.stop.cancel();
-        let _ = tokio::task::spawn_blocking(move || self.all.into_iter().for_each(|thread| drop(thread.join()))).await;
+        let _ =
+            tokio::task::spawn_blocking(move || self.all.into_iter().for_each(|thread| drop(thread.join())))
+                .await;
     }
 }
 
 fn passthrough_of(proxy: &Proxy, registry: &Registry) -> Arc<Passthrough> {
-    let settings = passthrough::Settings { source: Some(proxy.config.source), drain: proxy.config.drain / 2, ..Default::default() };
+    let settings = passthrough::Settings {
+        source: Some(proxy.config.source),
+        drain: proxy.config.drain / 2,
+        ..Default::default()
+    };
     let gateway = Passthrough::new(settings, registry);
     update(proxy, &gateway);
     gateway
@@ -243,7 +260,8 @@ struct Doors {
 
 /// The whole life of a worker's thread.
 fn work(doors: Doors, opened: &mpsc::Sender<io::Result<()>>, stop: &Shutdown) {
-    let built = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let built =
+        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let local = match built {
         Ok(local) => local,
         Err(error) => return drop(opened.blocking_send(Err(error))),
@@ -261,11 +279,15 @@ fn work(doors: Doors, opened: &mpsc::Sender<io::Result<()>>, stop: &Shutdown) {
 
 impl Doors {
     fn open(self, worker: &Rc<Worker>) -> io::Result<()> {
-        let serve = |address, entrance, shutdown: &Shutdown| -> io::Result<()> {
-            let listener = listen::open(address)?;
-            worker.spawn(shutdown.track("listener".into(), listen::run(worker.clone(), listener, entrance, shutdown.clone())));
-            Ok(())
-        };
+        let serve =
+            |address, entrance, shutdown: &Shutdown| -> io::Result<()> {
+                let listener = listen::open(address)?;
+                worker.spawn(shutdown.track(
+                    "listener".into(),
+                    listen::run(worker.clone(), listener, entrance, shutdown.clone()),
+                ));
+                Ok(())
+            };
         match (&self.proxy.config.role, self.passthrough) {
             (Role::Sidecar { inbound, outbound, .. }, _) => {
                 serve(*inbound, Entrance::Inbound, &self.front)?;

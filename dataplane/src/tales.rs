@@ -46,16 +46,23 @@ fn whole(text: impl Into<Bytes>) -> BoxBody<Bytes, Infallible> {
     Full::new(text.into()).boxed()
 }
 
-async fn behave(name: String, requests: Arc<AtomicUsize>, mut request: Request<Incoming>) -> Result<Answer, std::io::Error> {
+async fn behave(
+    name: String,
+    requests: Arc<AtomicUsize>,
+    mut request: Request<Incoming>,
+) -> Result<Answer, std::io::Error> {
     requests.fetch_add(1, SeqCst);
     match request.uri().path() {
         "/reset" => Err(std::io::Error::other("as asked")),
         "/hang" => std::future::pending().await,
         "/headers" => {
-            let lines: Vec<_> = request.headers().iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
+            let lines: Vec<_> =
+                request.headers().iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
             Ok(Response::new(whole(format!("{}\n{}", request.uri(), lines.join("\n")))))
         }
-        "/lies" => Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap()),
+        "/lies" => {
+            Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())
+        }
         "/echo" => {
             let body = request.into_body().collect().await.map_err(std::io::Error::other)?;
             let trailers = body.trailers().cloned();
@@ -72,7 +79,10 @@ async fn behave(name: String, requests: Arc<AtomicUsize>, mut request: Request<I
                 stream.read_exact(&mut bytes).await.unwrap();
                 stream.write_all(&bytes.map(|b| b.to_ascii_uppercase())).await.unwrap();
             });
-            let response = Response::builder().status(101).header("connection", "upgrade").header("upgrade", "websocket");
+            let response = Response::builder()
+                .status(101)
+                .header("connection", "upgrade")
+                .header("upgrade", "websocket");
             Ok(response.body(whole("")).unwrap())
         }
         _ => Ok(Response::new(whole(name))),
@@ -194,7 +204,12 @@ async fn a_request_goes_from_sidecar_to_sidecar() {
     let metrics = shop.reviews[0].registry.text().unwrap();
     let count = "http_server_request_duration_seconds_count{http_request_method=\"GET\",http_response_status_code=\"200\"";
     let line = metrics.lines().find(|line| line.starts_with(count)).expect("a server histogram");
-    for label in ["source_workload=\"front\"", "destination_workload=\"reviews-0\"", "weft_mtls=\"true\"", "source_cluster=\"east\""] {
+    for label in [
+        "source_workload=\"front\"",
+        "destination_workload=\"reviews-0\"",
+        "weft_mtls=\"true\"",
+        "source_cluster=\"east\"",
+    ] {
         assert!(line.contains(label), "{label} in {line}");
     }
 }
@@ -202,9 +217,11 @@ async fn a_request_goes_from_sidecar_to_sidecar() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_denies_and_the_answer_shows_only_its_id() {
     let shop = Shop::open(1).await;
-    let denying = shop.apps[0].sidecar().denying(r#"source.serviceAccount == "front" && request.method == "GET""#);
+    let denying =
+        shop.apps[0].sidecar().denying(r#"source.serviceAccount == "front" && request.method == "GET""#);
     shop.reviews[0].obey(&denying);
-    let response = send(shop.front.outbound, Request::get("http://reviews/").body(Full::default()).unwrap()).await;
+    let response =
+        send(shop.front.outbound, Request::get("http://reviews/").body(Full::default()).unwrap()).await;
     assert_eq!(response.status(), StatusCode::FORBIDDEN);
     let decision = response.headers()["weft-decision"].to_str().unwrap().to_owned();
     let body: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
@@ -238,7 +255,8 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
     let shop = Shop::open(3).await;
     assert_eq!(shop.post("/reset").await.0, 503);
     assert_eq!(shop.requests(), 1);
-    let response = send(shop.front.outbound, Request::get("http://reviews/reset").body(Full::default()).unwrap()).await;
+    let response =
+        send(shop.front.outbound, Request::get("http://reviews/reset").body(Full::default()).unwrap()).await;
     assert_eq!((response.status().as_u16(), shop.requests()), (503, 4), "three tries, each elsewhere");
     assert!(!response.headers().contains_key("weft-reset"), "one that gave up says neither word");
 }
@@ -246,7 +264,8 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_application_cannot_speak_as_a_proxy() {
     let shop = Shop::open(2).await;
-    let response = send(shop.front.outbound, Request::get("http://reviews/lies").body(Full::default()).unwrap()).await;
+    let response =
+        send(shop.front.outbound, Request::get("http://reviews/lies").body(Full::default()).unwrap()).await;
     assert_eq!((response.status().as_u16(), shop.requests()), (503, 1));
     assert!(!response.headers().contains_key("weft-refused"));
 }
@@ -285,16 +304,16 @@ async fn what_is_ambiguous_is_answered_with_400_and_closed() {
     let shop = Shop::open(1).await;
     for bad in [
         "POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        "GET / HTTP/1.1\r\nhost: reviews\r\nhost: other\r\n\r\n",
+        "GET / HTTP/1.1\r\nconnection: close\r\nhost: reviews\r\nhost: other\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: reviews\r\na: b\r\n c\r\n\r\n",
         "GET / HTTP/1.1\r\nhost: reviews\r\na : b\r\n\r\n",
         "GET / HTTP/1.1\nhost: reviews\n\n",
     ] {
         let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();
         stream.write_all(bad.as_bytes()).await.unwrap();
-        let mut answer = [0; 12];
-        stream.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 400", "{bad:?}");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 400"), "{bad:?}: {}", String::from_utf8_lossy(&answer));
     }
     assert_eq!(shop.requests(), 0);
 }
@@ -304,11 +323,13 @@ async fn grpc_passes_with_its_trailers() {
     let shop = Shop::open(1).await;
     let stream = TcpStream::connect(shop.front.outbound).await.unwrap();
     let executor = TokioExecutor::new();
-    let (mut sender, connection) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let frames = [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
+    let frames =
+        [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
     let request = Request::post("http://reviews/echo")
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
@@ -323,7 +344,8 @@ async fn grpc_passes_with_its_trailers() {
 async fn east_reaches_west_through_its_gateway_and_fails_over() {
     let (here, there) = (App::start("reviews-here").await, App::start("reviews-there").await);
     let east = here.sidecar().start().await;
-    let west = sidecar("reviews-there").in_cluster("west").serving(there.address, MtlsMode::Strict).start().await;
+    let west =
+        sidecar("reviews-there").in_cluster("west").serving(there.address, MtlsMode::Strict).start().await;
     let far = endpoint("west", "reviews-there", "reviews", west.inbound);
     let near = endpoint("east", "reviews-here", "reviews", east.inbound);
     let mut gateway = sidecar("gateway").in_cluster("west");
@@ -343,7 +365,10 @@ async fn east_reaches_west_through_its_gateway_and_fails_over() {
     drop(here);
     for _ in 0..20 {
         assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-there".into()));
-        assert_eq!(ask(front.outbound, Request::post("http://reviews/")).await, (200, "reviews-there".into()));
+        assert_eq!(
+            ask(front.outbound, Request::post("http://reviews/")).await,
+            (200, "reviews-there".into())
+        );
     }
 }
 
@@ -361,7 +386,9 @@ async fn plaintext_passes_only_where_it_may() {
     assert_eq!(ask(permissive.inbound, Request::get("/")).await, (200, "reviews-0".into()));
     let (_, told) = ask(
         permissive.inbound,
-        Request::get("/headers").header("x-forwarded-client-cert", "URI=spiffe://forged").header("x-forwarded-for", "9.9.9.9"),
+        Request::get("/headers")
+            .header("x-forwarded-client-cert", "URI=spiffe://forged")
+            .header("x-forwarded-for", "9.9.9.9"),
     )
     .await;
     assert!(!told.contains("forged") && told.contains("x-forwarded-for: 127.0.0.1"), "{told}");

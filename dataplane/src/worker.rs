@@ -71,7 +71,8 @@ impl Worker {
     pub fn decision(&self) -> HeaderValue {
         let count = self.decisions.get();
         self.decisions.set(count + 1);
-        HeaderValue::try_from(format!("{:08x}-{count:x}", self.prefix)).unwrap_or(HeaderValue::from_static("-"))
+        HeaderValue::try_from(format!("{:08x}-{count:x}", self.prefix))
+            .unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// Runs something on this thread.

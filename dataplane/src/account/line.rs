@@ -74,7 +74,8 @@ pub(super) fn write(log: &AccessLog, exchange: &Exchange, took: Duration) {
     let (policy, policy_rule, policy_commit) = policy(exchange.by.as_ref());
     let part = |at: usize| exchange.route.as_ref().map_or("", |route| &*route[at]);
     let text = |value: &'_ http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    let (decision, host, request_id) = (text(&exchange.decision), text(&exchange.host), text(&exchange.request_id));
+    let (decision, host, request_id) =
+        (text(&exchange.decision), text(&exchange.host), text(&exchange.request_id));
     let line = Line {
         time: time.format(&time::format_description::well_known::Rfc3339).unwrap_or_default(),
         direction: exchange.caller.side.as_str(),

@@ -45,8 +45,16 @@ impl Meters {
     pub fn new(registry: &Registry) -> Self {
         let new = || Durations::new_with_constructor(request_seconds);
         Meters {
-            server: registry.register("http_server_request_duration_seconds", "Requests that were served here", new()),
-            client: registry.register("http_client_request_duration_seconds", "Requests that were sent to others", new()),
+            server: registry.register(
+                "http_server_request_duration_seconds",
+                "Requests that were served here",
+                new(),
+            ),
+            client: registry.register(
+                "http_client_request_duration_seconds",
+                "Requests that were sent to others",
+                new(),
+            ),
         }
     }
 }
@@ -109,7 +117,9 @@ fn labels(exchange: &Exchange, key: &Key) -> Labels {
     let text = |text: &str| -> Arc<str> { text.into() };
     let own = exchange.runtime.as_deref().map(Who::own).unwrap_or_default();
     let (source, destination) = match exchange.caller.side {
-        Side::Inbound { .. } => (exchange.caller.peer.as_ref().map(|one| Who::peer(&one.peer)).unwrap_or_default(), own),
+        Side::Inbound { .. } => {
+            (exchange.caller.peer.as_ref().map(|one| Who::peer(&one.peer)).unwrap_or_default(), own)
+        }
         Side::Outbound | Side::Ingress { .. } => (own, Who::called(exchange)),
     };
     Labels {

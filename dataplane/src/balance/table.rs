@@ -24,7 +24,6 @@ use super::{
     live::{Live, ramp},
 };
 
-
 /// Over how long the load comes back to a tier that had nothing to offer.
 const FAILBACK: Duration = Duration::from_secs(5);
 

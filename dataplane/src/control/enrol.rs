@@ -49,7 +49,8 @@ impl Token {
         let text = text.trim();
         let payload = text.strip_prefix("weftw1.").and_then(|rest| rest.split('.').next());
         let json = payload.and_then(|payload| BASE64URL_NOPAD.decode(payload.as_bytes()).ok());
-        let token: Token = json.and_then(|json| serde_json::from_slice(&json).ok()).ok_or(EnrolError::Token)?;
+        let token: Token =
+            json.and_then(|json| serde_json::from_slice(&json).ok()).ok_or(EnrolError::Token)?;
         Ok(Token { text: text.to_owned(), ..token })
     }
 }
@@ -66,7 +67,8 @@ pub async fn enrol(
     let request = wire::EnrolRequest { token: token.text.clone(), csr: key.request()? };
     let answer = ControlClient::new(channel).enrol(request).await;
     let signed = answer.map_err(|status| EnrolError::Refused(status.message().to_owned()))?.into_inner();
-    let bundle = serde_json::from_slice(&signed.bundle).map_err(|error| EnrolError::Answer(error.to_string()))?;
+    let bundle =
+        serde_json::from_slice(&signed.bundle).map_err(|error| EnrolError::Answer(error.to_string()))?;
     Ok(Identity::new(certified(key, signed)?, bundle))
 }
 
@@ -82,7 +84,8 @@ mod tests {
     #[test]
     fn a_token_tells_its_cluster_and_root() {
         let root = Hash::of(b"root");
-        let payload = format!(r#"{{"id":"00","cluster":"west","root":"{root}","namespace":"shop","expires":1}}"#);
+        let payload =
+            format!(r#"{{"id":"00","cluster":"west","root":"{root}","namespace":"shop","expires":1}}"#);
         let text = format!(" weftw1.{}.bWFj\n", BASE64URL_NOPAD.encode(payload.as_bytes()));
         let token = Token::read(&text).unwrap();
         assert_eq!((token.cluster.as_str(), token.root), ("west", root));

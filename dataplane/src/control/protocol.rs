@@ -60,8 +60,13 @@ pub enum Action {
 impl Session {
     /// Begins with what was kept on disk, if it still compiles; the last good runtime is then in force at once.
     pub fn new(hello: wire::Hello, kept: Option<(View, String)>) -> (Self, Result<(), Vec<Reason>>) {
-        let mut session =
-            Session { hello, view: View::default(), current: None, gathering: Gathering::default(), hosts: BTreeSet::new() };
+        let mut session = Session {
+            hello,
+            view: View::default(),
+            current: None,
+            gathering: Gathering::default(),
+            hosts: BTreeSet::new(),
+        };
         let Some((view, revision)) = kept else { return (session, Ok(())) };
         match Runtime::compile(&view, &revision, None) {
             Ok(runtime) => {
@@ -113,8 +118,14 @@ impl Session {
         if digests != Some(view.digests()) {
             // What we hold is not what the control plane believes: begin from nothing.
             self.view = View::default();
-            let reason = Reason { resource: "view".into(), message: "the digests do not fit what was received".into() };
-            return vec![nack(version, &[reason]), Action::Reopen("digests differ: asking for the whole view again")];
+            let reason = Reason {
+                resource: "view".into(),
+                message: "the digests do not fit what was received".into(),
+            };
+            return vec![
+                nack(version, &[reason]),
+                Action::Reopen("digests differ: asking for the whole view again"),
+            ];
         }
         match Runtime::compile(&view, &revision, self.current.as_deref()) {
             Err(reasons) => vec![nack(version, &reasons)],
@@ -150,10 +161,9 @@ impl Session {
 }
 
 fn nack(version: u64, reasons: &[Reason]) -> Action {
-    let reasons = reasons.iter().map(|reason| wire::Reason {
-        resource: reason.resource.clone(),
-        message: reason.message.clone(),
-    });
+    let reasons = reasons
+        .iter()
+        .map(|reason| wire::Reason { resource: reason.resource.clone(), message: reason.message.clone() });
     Action::Send(Message::Nack(wire::Nack { version, reasons: reasons.collect() }))
 }
 
@@ -173,7 +183,10 @@ mod tests {
 
     fn push(session: &mut Session, version: u64, from: &View, to: &View) -> Vec<Action> {
         let frames = frames(version, diff(&from.held(), to), to.digests(), "c0ffee");
-        let take = |frame| session.on(Event::Received(wire::ToProxy { message: Some(wire::to_proxy::Message::Frame(frame)) }));
+        let take = |frame| {
+            session
+                .on(Event::Received(wire::ToProxy { message: Some(wire::to_proxy::Message::Frame(frame)) }))
+        };
         frames.into_iter().flat_map(take).collect()
     }
 
@@ -211,7 +224,11 @@ mod tests {
         assert_eq!(words(&actions), ["nack"]);
         assert_eq!(session.current().unwrap().digests, good.digests());
         let again = push(&mut session, 3, &good, &good);
-        assert_eq!(words(&again), ["install", "keep", "ack"], "the next good one is taken from where it stood");
+        assert_eq!(
+            words(&again),
+            ["install", "keep", "ack"],
+            "the next good one is taken from where it stood"
+        );
     }
 
     #[test]
@@ -228,7 +245,10 @@ mod tests {
         let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
         assert!(hello.held.is_empty());
         assert!(session.current().is_some(), "requests still obey the last good one");
-        assert_eq!(words(&push(&mut session, 1, &View { items: Default::default() }, &view)), ["install", "keep", "ack"]);
+        assert_eq!(
+            words(&push(&mut session, 1, &View { items: Default::default() }, &view)),
+            ["install", "keep", "ack"]
+        );
     }
 
     #[test]

@@ -237,7 +237,8 @@ mod tests {
         for cut in 0..=bytes.len() {
             let mut framing = Framing::default();
             let (first, second) = bytes.as_bytes().split_at(cut);
-            let verdict = framing.follow(first).and_then(|()| framing.follow(second)).map_err(|broken| broken.rule);
+            let verdict =
+                framing.follow(first).and_then(|()| framing.follow(second)).map_err(|broken| broken.rule);
             assert_eq!(verdict, expect, "{bytes:?} cut at {cut}");
         }
     }
@@ -247,13 +248,19 @@ mod tests {
     #[test]
     fn what_is_ambiguous_is_refused() {
         for (tail, rule) in [
-            ("content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n", "Transfer-Encoding beside Content-Length"),
+            (
+                "content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n",
+                "Transfer-Encoding beside Content-Length",
+            ),
             ("content-length: 3\r\ncontent-length: 4\r\n\r\n", "differing Content-Length"),
             ("content-length: +3\r\n\r\n", "a Content-Length that is no number"),
             ("content-length: 3, 3\r\n\r\n", "a Content-Length that is no number"),
             ("content-length: 99999999999999999\r\n\r\n", "a Content-Length that is no number"),
             ("transfer-encoding: gzip, chunked\r\n\r\n", "a Transfer-Encoding other than chunked"),
-            ("transfer-encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n", "a Transfer-Encoding other than chunked"),
+            (
+                "transfer-encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+                "a Transfer-Encoding other than chunked",
+            ),
             ("a: b\nc: d\r\n\r\n", "a bare LF"),
             ("a: b\r\n folded\r\n\r\n", "a folded header line (obs-fold)"),
             ("a: b\rc\r\n\r\n", "a bare CR"),
@@ -302,16 +309,17 @@ mod tests {
             bytes.extend(body);
             bytes
         });
-        let chunked = prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..4).prop_map(|chunks| {
-            let mut bytes = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
-            for chunk in chunks {
-                bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
-                bytes.extend(chunk);
-                bytes.extend(b"\r\n");
-            }
-            bytes.extend(b"0\r\n\r\n");
-            bytes
-        });
+        let chunked =
+            prop::collection::vec(prop::collection::vec(any::<u8>(), 1..20), 0..4).prop_map(|chunks| {
+                let mut bytes = format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n").into_bytes();
+                for chunk in chunks {
+                    bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+                    bytes.extend(chunk);
+                    bytes.extend(b"\r\n");
+                }
+                bytes.extend(b"0\r\n\r\n");
+                bytes
+            });
         prop_oneof![length, chunked]
     }
 

@@ -166,7 +166,8 @@ impl Role {
     pub fn address(&self) -> String {
         match self {
             Role::Sidecar { inbound, .. } => inbound.to_string(),
-            Role::Ingress { listen } => listen.to_string(),
+            // Its ports come and go with the gateways that it serves.
+            Role::Ingress { listen } => SocketAddr::new(*listen, 0).to_string(),
             Role::EastWest { listen, .. } => listen.to_string(),
         }
     }

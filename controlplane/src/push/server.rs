@@ -1,6 +1,11 @@
 //! The thin edge of the push protocol: gRPC in, [`Session`] in the middle, gRPC out; and the two calls that sign.
 
-use std::{pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use api::{
     delta::Held,
@@ -283,8 +288,11 @@ fn registered(enrolled: Enrolled, hello: wire::Hello) -> Result<Registered, Stri
         wire::Role::EastWest => Role::EastWest,
         wire::Role::Unspecified => return Err("a proxy says its role".into()),
     };
-    let address =
-        |text: &str| text.parse().map_err(|_| format!("`{text}` is not an address: expected ip:port"));
+    let address = |text: &str| {
+        // An ingress says where it is, and its listeners which ports.
+        let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0));
+        text.parse::<SocketAddr>().or(alone).map_err(|_| format!("`{text}` is not an address: expected ip:port"))
+    };
     let ports = hello.ports.iter().map(|one| {
         let port = u16::try_from(one.port).map_err(|_| format!("{} is no port", one.port))?;
         Ok((port, address(&one.address)?))

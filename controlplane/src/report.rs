@@ -115,7 +115,11 @@ fn proxy_status(proxy: &Proxy, snapshot: &Snapshot) -> ProxyStatus {
         kind: proxy.kind().into(),
         namespace: proxy.registered.namespace.clone(),
         service_account: proxy.registered.service_account.clone(),
-        address: proxy.registered.address.to_string(),
+        address: match proxy.registered.address {
+            // An ingress: its Gateways say the ports.
+            address if address.port() == 0 => address.ip().to_string(),
+            address => address.to_string(),
+        },
         state,
         since: seconds(proxy.since),
         commit: proxy.reached.clone(),

@@ -173,28 +173,49 @@ impl Registry {
         Ok(())
     }
 
-    /// A proxy's stream is away.
-    pub fn disconnect(&self, instance: &InstanceId, now: SystemTime) {
+    /// A proxy's stream is away; says whether that is news.
+    pub fn disconnect(&self, instance: &InstanceId, now: SystemTime) -> bool {
+        let mut news = false;
         self.update(instance, |proxy| {
-            if proxy.connected {
+            news = proxy.connected;
+            if news {
                 (proxy.connected, proxy.since) = (false, now);
             }
         });
+        news
     }
 
-    /// What a heartbeat says.
-    pub fn beat(&self, instance: &InstanceId, heartbeat: api::wire::Heartbeat) {
+    /// What a heartbeat says; gives what is new in it, in words.
+    pub fn beat(&self, instance: &InstanceId, heartbeat: api::wire::Heartbeat) -> Vec<String> {
+        let mut news = Vec::new();
         let (app_ready, draining) = (heartbeat.app_ready, heartbeat.draining);
+        let ejected: BTreeMap<_, _> =
+            heartbeat.ejected.into_iter().map(|one| (one.endpoint, one.reason)).collect();
         self.update(instance, |proxy| {
+            let before = &proxy.registered;
+            if proxy.registered.role == Role::Sidecar && before.app_ready != app_ready {
+                news.push(
+                    if app_ready { "its application answers" } else { "its application does not answer" }
+                        .into(),
+                );
+            }
+            if before.draining != draining && draining {
+                news.push("drains".into());
+            }
+            let fresh = ejected.iter().filter(|(endpoint, _)| !proxy.ejected.contains_key(*endpoint));
+            news.extend(fresh.map(|(endpoint, reason)| format!("holds {endpoint} to be bad: {reason}")));
+            let back = proxy.ejected.keys().filter(|endpoint| !ejected.contains_key(*endpoint));
+            news.extend(back.map(|endpoint| format!("takes {endpoint} to be good again")));
             (proxy.registered.app_ready, proxy.registered.draining) = (app_ready, draining);
             proxy.certificate_not_after = heartbeat.certificate_not_after;
-            proxy.ejected = heartbeat.ejected.into_iter().map(|one| (one.endpoint, one.reason)).collect();
+            proxy.ejected = ejected;
         });
         let known = self.workloads.borrow().get(instance).cloned();
         if let Some(known) = known.filter(|known| (known.app_ready, known.draining) != (app_ready, draining))
         {
             self.set_workload(Registered { app_ready, draining, ..known });
         }
+        news
     }
 
     /// A proxy obeys all of `commit`.

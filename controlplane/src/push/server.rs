@@ -232,7 +232,9 @@ impl Follower {
                 },
             };
         }
-        self.plane.registry.disconnect(&self.instance, SystemTime::now());
+        if self.plane.registry.disconnect(&self.instance, SystemTime::now()) {
+            self.plane.events.note(format!("proxy {}", self.instance), "its stream is away; its lease runs");
+        }
     }
 
     async fn on_message(&mut self, message: from_proxy::Message) -> Result<(), Ended> {
@@ -242,7 +244,9 @@ impl Follower {
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
             from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
             from_proxy::Message::Heartbeat(heartbeat) => {
-                self.plane.registry.beat(&self.instance, heartbeat);
+                for news in self.plane.registry.beat(&self.instance, heartbeat) {
+                    self.plane.events.note(format!("proxy {}", self.instance), news);
+                }
                 Vec::new()
             }
             from_proxy::Message::Farewell(_) => {
@@ -291,7 +295,9 @@ fn registered(enrolled: Enrolled, hello: wire::Hello) -> Result<Registered, Stri
     let address = |text: &str| {
         // An ingress says where it is, and its listeners which ports.
         let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0));
-        text.parse::<SocketAddr>().or(alone).map_err(|_| format!("`{text}` is not an address: expected ip:port"))
+        text.parse::<SocketAddr>()
+            .or(alone)
+            .map_err(|_| format!("`{text}` is not an address: expected ip:port"))
     };
     let ports = hello.ports.iter().map(|one| {
         let port = u16::try_from(one.port).map_err(|_| format!("{} is no port", one.port))?;

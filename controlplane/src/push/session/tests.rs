@@ -51,7 +51,8 @@ impl Proxy {
         let hosts: Subscription = hosts.iter().map(|host| (*host).to_owned()).collect();
         let held: Held = view.held();
         let (session, actions) = Session::begin(node(), held, hosts, snapshot);
-        let mut proxy = Proxy { session, view, reached: vec![], unknown: vec![], refused: vec![], open: None };
+        let mut proxy =
+            Proxy { session, view, reached: vec![], unknown: vec![], refused: vec![], open: None };
         proxy.hear(actions);
         proxy
     }

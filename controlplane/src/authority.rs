@@ -263,6 +263,17 @@ impl Authority {
         if lives(&intermediate, now) { Ok(None) } else { intermediate.request().map(Some) }
     }
 
+    /// Renews the primary's own intermediate when it is due; a remote asks over its link.
+    pub fn renew_own_intermediate(&self, lifetime: Duration, now: UnixTime) -> Result<(), TrustError> {
+        match (&self.primary, self.intermediate_request(now)?) {
+            (Some(_), Some(request)) => {
+                let signed = self.sign_intermediate(&request, &self.cluster, lifetime, now)?;
+                self.renew_intermediate(signed, now)
+            }
+            (_, None) | (None, Some(_)) => Ok(()),
+        }
+    }
+
     /// Takes the renewed intermediate into use; the leaves of the old one stay good, since the key is the same.
     pub fn renew_intermediate(
         &self,
@@ -281,10 +292,12 @@ impl Authority {
     }
 }
 
-/// Whether an intermediate is far enough from its end, whatever its lifetime.
+/// Whether an intermediate is far enough from its end: 30 days, or a third of its life where that is less.
 fn lives(intermediate: &Intermediate, now: UnixTime) -> bool {
-    intermediate.not_after().as_secs() > now.as_secs() + INTERMEDIATE_RENEWAL.as_secs().min(3600)
-        && intermediate.not_after().as_secs() > now.as_secs()
+    let Ok(validity) = api::identity::validity(intermediate.certificate()) else { return false };
+    let (begin, end) = (validity.start().as_secs(), validity.end().as_secs());
+    let margin = INTERMEDIATE_RENEWAL.as_secs().min((end - begin) / 3);
+    now.as_secs() + margin < end
 }
 
 fn own_credentials(

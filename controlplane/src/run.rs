@@ -323,8 +323,14 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
             }),
             Err(error) => tracing::warn!(%error, "leases could not be judged"),
         }
-        if let Err(error) = plane.authority.renew_own(unix_now()) {
-            tracing::warn!(%error, "this control plane's own certificate was not renewed");
+        let lifetimes = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.clone());
+        let lifetime = lifetimes.unwrap_or_default().intermediate.get();
+        let renewed = plane
+            .authority
+            .renew_own_intermediate(lifetime, unix_now())
+            .and_then(|()| plane.authority.renew_own(unix_now()));
+        if let Err(error) = renewed {
+            tracing::warn!(%error, "this control plane's own certificates were not renewed");
         }
     }
 }

@@ -2,11 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use api::{
-    identity::Bundle,
-    name::InstanceId,
-    wire,
-};
+use api::{identity::Bundle, name::InstanceId, wire};
 
 use super::{Configuration, Inputs, Place, Registered, Role, Said};
 
@@ -37,7 +33,10 @@ pub(crate) fn with_files(cluster: &str, files: &[(String, Vec<u8>)]) -> Inputs {
     });
     Inputs {
         cluster: cluster.parse().unwrap(),
-        own: Arc::new(Place { network: cluster.parse().unwrap(), locality: format!("eu-{cluster}/a").parse().unwrap() }),
+        own: Arc::new(Place {
+            network: cluster.parse().unwrap(),
+            locality: format!("eu-{cluster}/a").parse().unwrap(),
+        }),
         configuration: Arc::new(Configuration { commit: "c0ffee".into(), objects }),
         workloads: Arc::default(),
         peers: Arc::default(),

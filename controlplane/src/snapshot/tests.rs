@@ -36,7 +36,8 @@ fn asks(hosts: &[&str]) -> Subscription {
 
 fn endpoints(snapshot: &Snapshot, service: &str) -> Vec<String> {
     let entry = &snapshot.services[&service.parse().unwrap()];
-    let mut all: Vec<_> = entry.endpoints.iter().map(|one| format!("{}@{}", one.workload, one.cluster)).collect();
+    let mut all: Vec<_> =
+        entry.endpoints.iter().map(|one| format!("{}@{}", one.workload, one.cluster)).collect();
     all.sort();
     all
 }
@@ -45,8 +46,10 @@ fn endpoints(snapshot: &Snapshot, service: &str) -> Vec<String> {
 fn every_view_compiles() {
     let snapshot = build(&east());
     for node in snapshot.inputs.workloads.values() {
-        let view = snapshot.view(node, &asks(&["reviews", "catalogue.shop", "ratings.shop.svc.cluster.local"]));
-        Runtime::compile(&view, snapshot.commit(), None).unwrap_or_else(|reasons| panic!("{}: {reasons:?}", node.workload));
+        let view =
+            snapshot.view(node, &asks(&["reviews", "catalogue.shop", "ratings.shop.svc.cluster.local"]));
+        Runtime::compile(&view, snapshot.commit(), None)
+            .unwrap_or_else(|reasons| panic!("{}: {reasons:?}", node.workload));
     }
 }
 
@@ -59,7 +62,10 @@ fn a_proxy_is_told_what_it_serves_and_what_it_asked_for() {
     };
     assert_eq!(told(&[]), BTreeSet::new());
     assert_eq!(told(&["nobody"]), BTreeSet::new());
-    assert_eq!(told(&["ratings"]), ["endpoints/shop/ratings", "service/shop/ratings"].map(String::from).into());
+    assert_eq!(
+        told(&["ratings"]),
+        ["endpoints/shop/ratings", "service/shop/ratings"].map(String::from).into()
+    );
     let reviews = told(&["reviews"]);
     for wanted in ["routes/shop/reviews", "service/shop/reviews-v1", "endpoints/shop/reviews-v3"] {
         assert!(reviews.contains(wanted), "{wanted} is missing from {reviews:?}");
@@ -82,7 +88,9 @@ fn endpoints_come_and_go_without_touching_what_git_rules() {
     let before = build(&east());
     let more = shop().into_iter().chain([workload("reviews-v1-2", "reviews", "v1", 15)]);
     let after = build(&living(inputs("east"), more));
-    let node = |snapshot: &Snapshot| snapshot.inputs.workloads.values().find(|n| n.workload.as_str() == "front-1").cloned().unwrap();
+    let node = |snapshot: &Snapshot| {
+        snapshot.inputs.workloads.values().find(|n| n.workload.as_str() == "front-1").cloned().unwrap()
+    };
     let view = |snapshot: &Snapshot| snapshot.view(&node(snapshot), &asks(&["reviews"]));
     let (a, b) = (view(&before), view(&after));
     assert_eq!(a.digests().config, b.digests().config);
@@ -94,7 +102,12 @@ fn endpoints_come_and_go_without_touching_what_git_rules() {
 #[test]
 fn the_build_is_deterministic() {
     let views = |snapshot: &Snapshot| -> Vec<_> {
-        snapshot.inputs.workloads.values().map(|node| snapshot.view(node, &asks(&["reviews", "ratings"]))).collect()
+        snapshot
+            .inputs
+            .workloads
+            .values()
+            .map(|node| snapshot.view(node, &asks(&["reviews", "ratings"])))
+            .collect()
     };
     assert_eq!(views(&build(&east())), views(&build(&east())));
     assert_eq!(build(&east()).catalogue(), build(&east()).catalogue());
@@ -151,7 +164,8 @@ fn who_drains_or_is_not_ready_says_so() {
     starting.app_ready = false;
     let snapshot = build(&living(inputs("east"), [draining, starting]));
     let entry = &snapshot.services[&"shop/ratings".parse().unwrap()];
-    let mut health: Vec<_> = entry.endpoints.iter().map(|one| (one.workload.as_str(), one.health())).collect();
+    let mut health: Vec<_> =
+        entry.endpoints.iter().map(|one| (one.workload.as_str(), one.health())).collect();
     health.sort();
     assert_eq!(health, [("ratings-1", wire::Health::Draining), ("ratings-2", wire::Health::Unhealthy)]);
 }

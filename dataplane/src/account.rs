@@ -218,6 +218,17 @@ impl Exchange {
         self.flag = "broken-off";
     }
 
+    /// A try of a tunnel: let go when that ends.
+    pub fn holds(&mut self, status: u16, picked: Option<Picked>) {
+        self.status = status;
+        self.picked = picked.map(|picked| (picked, Outcome::Success));
+    }
+
+    /// A tunnel has ended, after so many bytes up and down.
+    pub fn tunnelled(&mut self, (_, down): (u64, u64)) {
+        self.bytes_out = down;
+    }
+
     /// Whether something is wrong with it that an operator wants to see whatever the share is.
     fn failed(&self) -> bool {
         self.status >= 500 || self.status == 0 || !self.flag.is_empty()

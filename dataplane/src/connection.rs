@@ -33,7 +33,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
 use crate::{
     caller::{Caller, Identified, Side},
     http1::{Guard, HEAD_BYTES, HEADERS},
-    request,
+    request, tunnel,
     worker::{LocalExecutor, Worker},
 };
 
@@ -166,14 +166,25 @@ async fn inbound_tls(
     let connection = stream.get_ref().1;
     let verified = worker.proxy.identity.peer_of(connection).map_err(|rejection| rejection.to_string())?;
     let opening = if connection.alpn_protocol() == Some(b"h2") { Opening::Http2 } else { Opening::Other };
+    let bytes = connection.alpn_protocol().is_none() && is_tcp(&state.runtime, port);
     let id = verified.id.clone();
     let peer = Identified::new(verified, &state.runtime.workload.principal)
         .ok_or_else(|| format!("{id} is no workload"))?;
     drop(state);
     let side = Side::Inbound { port: Some(port) };
     let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1" };
+    if bytes {
+        return tokio::select! {
+            ended = tunnel::to_application(worker, &caller, port, stream) => ended,
+            reason = distrusted(worker, &caller) => Err(reason),
+        };
+    }
     http(worker, stream, caller, opening, shutdown).await;
     Ok(())
+}
+
+fn is_tcp(runtime: &Runtime, port: u16) -> bool {
+    runtime.inbound().iter().any(|one| one.port == port && one.protocol == wire::Protocol::Tcp)
 }
 
 /// The application's port that a server name asks for.

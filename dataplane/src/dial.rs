@@ -68,12 +68,12 @@ pub enum DialError {
     Identity(SocketAddr, String),
 }
 
-/// How TLS to an endpoint is spoken: expecting who it is, in the cluster it is in.
+/// How TLS to an endpoint is spoken: expecting who it is, in the cluster it is in. Without ALPN it carries bytes.
 pub fn tls_config(
     worker: &Worker,
     endpoint: &Endpoint,
     identities: &[SpiffeId],
-    h2: bool,
+    alpn: &[&str],
 ) -> Result<Arc<ClientConfig>, DialError> {
     let named = &endpoint.wire.identity;
     let unknown = || DialError::Identity(endpoint.address, named.clone());
@@ -83,7 +83,6 @@ pub fn tls_config(
     }
     let cluster = endpoint.wire.cluster.parse().map_err(|_| unknown())?;
     let expect = Expect { ids: vec![id], cluster: Some(cluster) };
-    let alpn: &[&str] = if h2 { &["h2"] } else { &["http/1.1"] };
     Ok(tls::client(&worker.proxy.identity, expect, alpn))
 }
 

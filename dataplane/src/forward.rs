@@ -19,7 +19,7 @@ use crate::{
     account::Exchange,
     balance::{Ask, Endpoint, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
     body::Replayable,
-    dial::{self, DialError, Route},
+    dial::{self, DialError, Route, Stream},
     failure::Failure,
     headers,
     message::Outgoing,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Where no policy says otherwise.
-const CONNECT: Duration = Duration::from_secs(1);
+pub const CONNECT: Duration = Duration::from_secs(1);
 
 /// Connections that were closed under us before anything was sent; so many are tried before that counts.
 const STALE_MAX: usize = 8;
@@ -101,7 +101,7 @@ impl Call<'_> {
             };
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let mut lease = match self.lease(&endpoint).await {
+            let mut lease = match self.lease(&endpoint, picked.probe).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     // A gateway that cannot be reached tells nothing of the endpoint behind it.
@@ -290,8 +290,9 @@ impl Call<'_> {
         [first_byte, picked.probe.filter(|_| more), self.backend_timeout].into_iter().flatten().min()
     }
 
-    /// A connection to the endpoint: one that stands, or a new one.
-    async fn lease(&self, endpoint: &Arc<Endpoint>) -> Result<Lease, DialError> {
+    /// A connection to the endpoint: one that stands, or a new one. A probe may take no longer to connect than to be
+    /// answered.
+    async fn lease(&self, endpoint: &Arc<Endpoint>, probe: Option<Duration>) -> Result<Lease, DialError> {
         let slot = self.worker.pool.endpoint(endpoint);
         limit(&slot, &self.service.traffic);
         let remote = endpoint.gateway.is_some();
@@ -304,14 +305,17 @@ impl Call<'_> {
             return Ok(lease);
         }
         let tls = match endpoint.wire.mtls {
-            true => {
-                Some(slot.tls(h2, || dial::tls_config(self.worker, endpoint, &self.service.identities, h2))?)
-            }
+            true => Some(slot.tls(h2, || {
+                dial::tls_config(
+                    self.worker,
+                    endpoint,
+                    &self.service.identities,
+                    if h2 { &["h2"] } else { &["http/1.1"] },
+                )
+            })?),
             false => None,
         };
-        let timeouts = self.service.traffic.timeouts.as_ref();
-        let millis = timeouts.map_or(0, |t| if remote { t.connect_remote_ms } else { t.connect_ms });
-        let timeout = if millis > 0 { Duration::from_millis(millis) } else { CONNECT };
+        let timeout = connect_limit(&self.service.traffic, remote).min(probe.unwrap_or(Duration::MAX));
         let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout };
         slot.connect(self.worker, route, h2).await
     }
@@ -401,6 +405,60 @@ fn is_unprocessed(error: &hyper::Error) -> bool {
         reason == Some(h2::Reason::REFUSED_STREAM)
             || (error.is_go_away() && error.is_remote() && reason == Some(h2::Reason::NO_ERROR))
     })
+}
+
+fn connect_limit(traffic: &TrafficPolicy, remote: bool) -> Duration {
+    let timeouts = traffic.timeouts.as_ref();
+    let millis = timeouts.map_or(0, |t| if remote { t.connect_remote_ms } else { t.connect_ms });
+    if millis > 0 { Duration::from_millis(millis) } else { CONNECT }
+}
+
+/// A stream of bytes to an endpoint of a service, with what happens to connects in vain as for requests.
+pub async fn stream(
+    worker: &Rc<Worker>,
+    service: &Service,
+    callee: &Arc<Callee>,
+    exchange: &mut Exchange,
+) -> Result<(Stream, Picked), Failure> {
+    let mut tried = Tried::default();
+    loop {
+        let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_probe: false };
+        let mut picked = match callee.balancer.pick(&ask) {
+            Pick::Endpoint(picked) => picked,
+            Pick::None(reason) => return Err(Failure::upstream(503, "no-endpoints", reason.to_string())),
+        };
+        let endpoint = picked.endpoint().clone();
+        exchange.endpoint = Some(endpoint.clone());
+        let tls = match endpoint.wire.mtls {
+            true => dial::tls_config(worker, &endpoint, &service.identities, &[]).map(Some),
+            false => Ok(None),
+        };
+        let timeout = connect_limit(&service.traffic, endpoint.gateway.is_some());
+        let dialled = match tls {
+            Ok(tls) => {
+                let route = Route { address: endpoint.address, endpoint: Some(&endpoint), tls, timeout };
+                dial::dial(worker, &route).await
+            }
+            Err(error) => Err(error),
+        };
+        let error = match dialled {
+            Ok(dialled) => {
+                exchange.tries = 1;
+                exchange.gateway = dialled.gateway;
+                exchange.upstream_mtls = dialled.peer.is_some();
+                picked.head(worker.proxy.now());
+                return Ok((dialled.stream, picked));
+            }
+            Err(error) => error,
+        };
+        let outcome =
+            if matches!(error, DialError::Gateway(_)) { Outcome::Cancelled } else { Outcome::ConnectFailure };
+        picked.finished(outcome, worker.proxy.now());
+        tried.connect_failed(&endpoint);
+        if !tried.may_connect() {
+            return Err(Failure::upstream(503, "connect-failed", error.to_string()));
+        }
+    }
 }
 
 fn limit(slot: &Slot, traffic: &TrafficPolicy) {

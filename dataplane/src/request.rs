@@ -3,28 +3,40 @@
 //! Invariant: a request loads what it obeys once and keeps it. What is forwarded is the path that was judged.
 
 use std::{
-    borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, sync::atomic::Ordering::Relaxed, time::Instant,
+    borrow::Cow,
+    convert::Infallible,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
 };
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use policies::facts::{self, Facts};
 use process::trace::{Context, Kind, Span, with_ids};
-use runtime::{Decision, Plan, Refusal, Runtime, Target, path, route::HeaderChange, split_authority};
+use runtime::{
+    Decision, Plan, Refusal, Runtime, Service, ServicePort, Target, path, route::HeaderChange,
+    split_authority,
+};
 
 use crate::{
     account::{Exchange, Trace},
     body::{Body, Replayable},
     caller::{Caller, Side},
     control::hosts::WAIT,
+    dial::{self, Route, Stream},
     failure::{Failure, Word},
     forward::{self, AddressError, Call, Reply},
     headers, http1,
     message::{self, Outgoing},
     proxy::{Callee, State},
-    tunnel,
+    tunnel::{self, Above},
     worker::Worker,
 };
+
+/// The most addresses of a host outside the mesh that are tried.
+const ADDRESSES_MAX: usize = 4;
 
 /// Answers one request.
 pub async fn serve(
@@ -83,8 +95,7 @@ async fn answer(
     let uri = parts.uri.clone();
     let asked = Asked {
         authority: message::authority(&uri, &parts.headers)?,
-        path: path::normalise(uri.path(), state.runtime.mesh.paths)
-            .map_err(|error| Failure::client(400, "bad-path", error.to_string()))?,
+        path: judged_path(&parts.method, uri.path(), &state.runtime)?,
         query: uri.query().unwrap_or_default(),
     };
     exchange.host = asked.authority.clone();
@@ -105,6 +116,9 @@ async fn answer(
             Decision::Unknown { host } => host,
             Decision::Forward(plan) => {
                 let ways = Ways { worker, caller, state: &state, tunnel };
+                if parts.method == Method::CONNECT {
+                    return connect(ways, exchange, plan).await;
+                }
                 return forward(ways, exchange, plan, parts, &asked, replayable).await;
             }
             Decision::Answer { redirect, location, rule } => {
@@ -121,6 +135,15 @@ async fn answer(
             obey(exchange, &state);
         }
     }
+}
+
+/// The path that is judged and sent on. A CONNECT has none (RFC 9110, 9.3.6).
+fn judged_path<'a>(method: &Method, raw: &'a str, runtime: &Runtime) -> Result<Cow<'a, str>, Failure> {
+    if *method == Method::CONNECT {
+        return Ok(Cow::Borrowed("/"));
+    }
+    let bad = |error: path::BadPath| Failure::client(400, "bad-path", error.to_string());
+    path::normalise(raw, runtime.mesh.paths).map_err(bad)
 }
 
 fn knows(worker: &Worker, host: &str) -> bool {
@@ -319,7 +342,10 @@ async fn forward(
         (Some(below), Some(above)) => {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
-            return Ok((Response::from_parts(head, Body::default()), Some(tunnel::Ends { below, above })));
+            return Ok((
+                Response::from_parts(head, Body::default()),
+                Some(tunnel::Ends { below, above: Above::Upgrade(above) }),
+            ));
         }
         (None, Some(_)) => {
             return Err(Failure::upstream(502, "bad-upgrade", "it switched protocols without being asked"));
@@ -327,6 +353,54 @@ async fn forward(
         (_, None) => None,
     };
     Ok((Response::from_parts(head, Body::incoming(incoming).until(deadline)), ends))
+}
+
+/// A stream of bytes to a host that the application names; only where applications call out.
+async fn connect(ways: Ways<'_>, exchange: &mut Exchange, plan: Plan<'_>) -> Result<Answer, Failure> {
+    let Some(below) = ways.tunnel.filter(|_| ways.caller.side == Side::Outbound) else {
+        return Err(Failure::client(405, "connect", "CONNECT is for applications, over HTTP/1.1"));
+    };
+    exchange.follows(plan.rule);
+    let (stream, picked) = match &plan.target {
+        Target::Service { service, port } => {
+            exchange.service = Some(service.name.clone());
+            let callee = callee(ways.state, service, port)?;
+            let (stream, picked) = forward::stream(ways.worker, service, callee, exchange).await?;
+            (stream, Some(picked))
+        }
+        Target::Direct { host, port } => (to_host_stream(ways.worker, host, *port).await?, None),
+        Target::Application(_) => return Err(Failure::client(405, "connect", "CONNECT is for other hosts")),
+    };
+    exchange.holds(200, picked);
+    let mut response = Response::new(Body::default());
+    response.headers_mut().insert(headers::DECISION, exchange.decision.clone());
+    Ok((response, Some(tunnel::Ends { below, above: Above::Stream(Box::new(stream)) })))
+}
+
+async fn to_host_stream(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Stream, Failure> {
+    let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
+    for address in addresses(host, port).await? {
+        let route = Route { address, endpoint: None, tls: None, timeout: forward::CONNECT };
+        match dial::dial(worker, &route).await {
+            Ok(dialled) => return Ok(dialled.stream),
+            Err(error) => last = Failure::upstream(502, "connect-failed", error.to_string()),
+        }
+    }
+    Err(last)
+}
+
+/// What a name means outside the mesh; only so many of its addresses are tried.
+async fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| Failure::upstream(502, "no-such-host", error.to_string()))?;
+    Ok(found.take(ADDRESSES_MAX).collect())
+}
+
+fn callee<'a>(state: &'a State, service: &Service, port: &ServicePort) -> Result<&'a Arc<Callee>, Failure> {
+    let missing =
+        || Failure::Ours { flag: "no-balancer", reason: "the service's port is not balanced".into() };
+    state.callee(service, port).ok_or_else(missing)
 }
 
 /// Takes away what only a proxy may say, unless a proxy said it, and adds the decision's id.
@@ -354,9 +428,7 @@ async fn send(
         }
         Target::Service { service, port } => {
             exchange.service = Some(service.name.clone());
-            let missing =
-                || Failure::Ours { flag: "no-balancer", reason: "the service's port is not balanced".into() };
-            let callee = ways.state.callee(service, port).ok_or_else(missing)?;
+            let callee = callee(ways.state, service, port)?;
             let _place = Place::take(callee, service.traffic.limit_requests)?;
             let call = Call {
                 worker: ways.worker,
@@ -410,7 +482,7 @@ impl Drop for Place<'_> {
 async fn to_application(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     h2: bool,
     outgoing: &Outgoing,
     body: &Replayable,
@@ -435,11 +507,8 @@ async fn to_host(
     outgoing: &Outgoing,
     body: &Replayable,
 ) -> Result<Reply, Failure> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::net::lookup_host((host, port)).await;
-    let addresses = found.map_err(|error| Failure::upstream(502, "no-such-host", error.to_string()))?;
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
-    for address in addresses.take(4) {
+    for address in addresses(host, port).await? {
         exchange.tries += 1;
         match forward::to_address(worker, address, false, outgoing, body).await {
             Ok(reply) => return Ok(reply),

@@ -409,3 +409,43 @@ async fn an_endpoint_with_another_identity_gets_no_request() {
     assert_eq!(ask(front.outbound, Request::get("http://ratings/")).await.0, 503, "the wrong cluster");
     assert_eq!(app.requests(), 0);
 }
+
+async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(format!("CONNECT {authority} HTTP/1.1\r\nhost: {authority}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    (stream, String::from_utf8(head).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connect_carries_bytes_to_a_port_that_speaks_tcp() {
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let application = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    let mut serving = sidecar("reviews-0").serving(application, MtlsMode::Strict);
+    serving.ports[0].protocol = api::wire::Protocol::Tcp as i32;
+    let reviews = serving.clone().start().await;
+    let near = endpoint("east", "reviews-0", "reviews", reviews.inbound);
+    let front = sidecar("front").calling("reviews", vec![near]).start().await;
+    let (mut stream, head) = tunnelled(front.outbound, "reviews:80").await;
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    stream.write_all(b"bytes \r\n\n").await.unwrap();
+    let mut bytes = [0; 9];
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"bytes \r\n\n");
+
+    reviews.obey(&serving.denying(r#"source.serviceAccount == "front""#));
+    let (mut stream, _) = tunnelled(front.outbound, "reviews:80").await;
+    assert_eq!(stream.read(&mut bytes).await.unwrap_or(0), 0, "closed without a byte");
+}

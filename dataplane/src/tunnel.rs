@@ -1,31 +1,103 @@
-//! Bytes both ways, once an exchange has become something else: a WebSocket, a CONNECT.
+//! Bytes both ways, once an exchange has become something else: a WebSocket, a CONNECT, TCP from the start.
 
-use std::rc::Rc;
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use policies::facts::{Connection, Destination, Facts, Source};
+use runtime::{Decision, Target};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, copy_bidirectional},
+    net::TcpStream,
+    time::timeout,
+};
 
-use crate::{account::Exchange, worker::Worker};
+use crate::{account::Exchange, caller::Caller, dial::Stream, worker::Worker};
+
+/// How long the application may take to accept.
+const CONNECT: Duration = Duration::from_secs(1);
 
 /// Both ends of a tunnel that is about to be one.
 pub struct Ends {
     /// Towards the caller.
     pub below: OnUpgrade,
     /// Towards the endpoint.
-    pub above: OnUpgrade,
+    pub above: Above,
+}
+
+/// The end towards the endpoint.
+pub enum Above {
+    /// The response that switched protocols.
+    Upgrade(OnUpgrade),
+    /// A stream of its own.
+    Stream(Box<Stream>),
 }
 
 /// Copies until both directions have ended; the exchange is accounted for then.
-pub fn start(worker: &Rc<Worker>, ends: Ends, exchange: Box<Exchange>) {
+pub fn start(worker: &Rc<Worker>, ends: Ends, mut exchange: Box<Exchange>) {
     worker.spawn(async move {
-        let _exchange = exchange;
-        let (below, above) = match futures_util::future::try_join(ends.below, ends.above).await {
-            Ok(ends) => ends,
-            Err(error) => return tracing::debug!(%error, "an upgrade did not come about"),
-        };
-        let copied = tokio::io::copy_bidirectional(&mut TokioIo::new(below), &mut TokioIo::new(above)).await;
-        if let Err(error) = copied {
-            tracing::debug!(%error, "a tunnel broke off");
+        match copy(ends).await {
+            Ok(bytes) => exchange.tunnelled(bytes),
+            Err(error) => tracing::debug!(%error, "a tunnel broke off"),
         }
     });
+}
+
+async fn copy(ends: Ends) -> io::Result<(u64, u64)> {
+    let mut below = TokioIo::new(ends.below.await.map_err(io::Error::other)?);
+    match ends.above {
+        Above::Upgrade(above) => {
+            let mut above = TokioIo::new(above.await.map_err(io::Error::other)?);
+            copy_bidirectional(&mut below, &mut above).await
+        }
+        Above::Stream(mut above) => copy_bidirectional(&mut below, &mut *above).await,
+    }
+}
+
+/// Judges a connection that carries no HTTP, and passes its bytes to the application.
+pub async fn to_application<S>(
+    worker: &Worker,
+    caller: &Caller,
+    port: u16,
+    mut stream: S,
+) -> Result<(), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let address = judge(worker, caller, port)?;
+    let connected = timeout(CONNECT, TcpStream::connect(address)).await;
+    let mut application =
+        connected.map_err(|_| "the application does not answer")?.map_err(|error| error.to_string())?;
+    let _ = application.set_nodelay(true);
+    copy_bidirectional(&mut stream, &mut application).await.map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn judge(worker: &Worker, caller: &Caller, port: u16) -> Result<SocketAddr, String> {
+    let state = worker.proxy.state().ok_or("no view has come yet")?;
+    let mtls = caller.peer.is_some();
+    let facts = Facts {
+        source: Source {
+            peer: caller.peer.as_ref().map(|identified| &*identified.peer),
+            address: caller.remote,
+        },
+        destination: Destination { guarded: &state.runtime.workload.guarded, address: caller.local },
+        request: None,
+        connection: Connection {
+            mtls,
+            sni: &caller.sni,
+            protocol: "tcp",
+            tls_version: if mtls { "TLSv1.3" } else { "" },
+        },
+    };
+    match state.runtime.decide(caller.side.at(false, port), &facts, 0) {
+        Decision::Forward(plan) => match plan.target {
+            Target::Application(inbound) => Ok(inbound.address),
+            Target::Service { .. } | Target::Direct { .. } => Err("it is not for the application".to_owned()),
+        },
+        Decision::Refuse(refusal) => Err(refusal.reason.into_owned()),
+        Decision::Answer { .. } | Decision::Unknown { .. } => {
+            Err("it is no request that could be answered".to_owned())
+        }
+    }
 }

@@ -1,0 +1,49 @@
+//! What hangs delays the requests of one second, not of a whole timeout.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use weft_tests::harness::{Load, Mesh, client::clusters_of, up::Workload};
+
+use crate::BLOCKS;
+
+const GETS_PER_SECOND: u32 = 200;
+/// Only what is sent within this time may be late.
+const SUSPICION: Duration = Duration::from_millis(1500);
+/// What no healthy request takes here; below the shortest time in which a hung endpoint could matter.
+const USUAL: Duration = Duration::from_millis(900);
+/// The sample's `firstByte` for reviews, and what the rest of a request takes.
+const FIRST_BYTE: Duration = Duration::from_millis(3000 + 900);
+const RETURN_LIMIT: Duration = Duration::from_secs(90);
+const ROW: usize = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hung_applications_delay_the_requests_of_one_second() {
+    hang("applications", |one| one.pid).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hung_sidecars_delay_the_requests_of_one_second() {
+    hang("sidecars", |one| one.sidecar_pid).await;
+}
+
+async fn hang(what: &str, pid: impl Fn(&Workload) -> i32) {
+    let mesh = Mesh::up(&BLOCKS, &[]).await;
+    let load = Load::start(&mesh.cluster("east").ingress, GETS_PER_SECOND, 0);
+    load.more(ROW * 2).await;
+    let reviews = mesh.workloads("east", "reviews");
+
+    let stopped = load.mark(&format!("SIGSTOP of the {what} of all of east's reviews"));
+    reviews.iter().for_each(|one| mesh.signal(pid(one), Signal::SIGSTOP));
+    let west = |hops: &[_]| !clusters_of(hops, "reviews").contains("east");
+    load.until("west serves the reviews", Duration::from_secs(20), ROW, west).await;
+    load.more(ROW * 10).await;
+    load.mark("SIGCONT");
+    reviews.iter().for_each(|one| mesh.signal(pid(one), Signal::SIGCONT));
+    let east = |hops: &[_]| !clusters_of(hops, "reviews").contains("west");
+    load.until("the reviews come from east again", RETURN_LIMIT, ROW, east).await;
+
+    let tally = load.stop().await;
+    tally.report(&format!("{what} stopped"));
+    tally.no_get_failed().late_only_in(&[(stopped, stopped + SUSPICION)], USUAL, FIRST_BYTE);
+}

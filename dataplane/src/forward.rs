@@ -3,14 +3,18 @@
 //! What may be sent again is decided in one place ([`Ending`]): what was not processed may go elsewhere whatever it
 //! is; what broke off may when it is idempotent and can be replayed. Nothing else ever is.
 
+pub mod address;
+pub mod stream;
+
 use std::{
+    borrow::Cow,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use api::wire::{RetryOn, TrafficPolicy};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use api::wire::{Retry, RetryOn, TrafficPolicy};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use process::trace::{Kind, Span, with_ids};
 use runtime::{Service, route::Rule};
@@ -19,7 +23,7 @@ use crate::{
     account::Exchange,
     balance::{Ask, Endpoint, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
     body::Replayable,
-    dial::{self, DialError, Route, Stream},
+    dial::{self, DialError, Route},
     failure::Failure,
     headers,
     message::Outgoing,
@@ -27,12 +31,6 @@ use crate::{
     proxy::Callee,
     worker::Worker,
 };
-
-/// Where no policy says otherwise.
-pub const CONNECT: Duration = Duration::from_secs(1);
-
-/// Connections that were closed under us before anything was sent; so many are tried before that counts.
-const STALE_MAX: usize = 8;
 
 /// What a response is made from.
 pub struct Reply {
@@ -203,13 +201,17 @@ impl Call<'_> {
         Err(failure)
     }
 
-    fn retry(&self) -> api::wire::Retry {
-        let mut retry = self.service.traffic.retry.clone().unwrap_or_default();
-        if let Some(base) = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.backoff_ms) {
-            retry.backoff_base_ms = base;
-            retry.backoff_max_ms = retry.backoff_max_ms.max(base);
+    /// What the service says of retries, with the back-off of the route where that says one.
+    fn retry(&self) -> Cow<'_, Retry> {
+        let Some(retry) = &self.service.traffic.retry else { return Cow::Owned(Retry::default()) };
+        match self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.backoff_ms) {
+            None => Cow::Borrowed(retry),
+            Some(base) => Cow::Owned(Retry {
+                backoff_base_ms: base,
+                backoff_max_ms: retry.backoff_max_ms.max(base),
+                ..retry.clone()
+            }),
         }
-        retry
     }
 
     fn on(&self, what: RetryOn) -> bool {
@@ -410,116 +412,12 @@ fn is_unprocessed(error: &hyper::Error) -> bool {
 fn connect_limit(traffic: &TrafficPolicy, remote: bool) -> Duration {
     let timeouts = traffic.timeouts.as_ref();
     let millis = timeouts.map_or(0, |t| if remote { t.connect_remote_ms } else { t.connect_ms });
-    if millis > 0 { Duration::from_millis(millis) } else { CONNECT }
-}
-
-/// A stream of bytes to an endpoint of a service, with what happens to connects in vain as for requests.
-pub async fn stream(
-    worker: &Rc<Worker>,
-    service: &Service,
-    callee: &Arc<Callee>,
-    exchange: &mut Exchange,
-) -> Result<(Stream, Picked), Failure> {
-    let mut tried = Tried::default();
-    loop {
-        let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_probe: false };
-        let mut picked = match callee.balancer.pick(&ask) {
-            Pick::Endpoint(picked) => picked,
-            Pick::None(reason) => return Err(Failure::upstream(503, "no-endpoints", reason.to_string())),
-        };
-        let endpoint = picked.endpoint().clone();
-        exchange.endpoint = Some(endpoint.clone());
-        let tls = match endpoint.wire.mtls {
-            true => dial::tls_config(worker, &endpoint, &service.identities, &[]).map(Some),
-            false => Ok(None),
-        };
-        let timeout = connect_limit(&service.traffic, endpoint.gateway.is_some());
-        let dialled = match tls {
-            Ok(tls) => {
-                let route = Route { address: endpoint.address, endpoint: Some(&endpoint), tls, timeout };
-                dial::dial(worker, &route).await
-            }
-            Err(error) => Err(error),
-        };
-        let error = match dialled {
-            Ok(dialled) => {
-                exchange.tries = 1;
-                exchange.gateway = dialled.gateway;
-                exchange.upstream_mtls = dialled.peer.is_some();
-                picked.head(worker.proxy.now());
-                return Ok((dialled.stream, picked));
-            }
-            Err(error) => error,
-        };
-        let outcome =
-            if matches!(error, DialError::Gateway(_)) { Outcome::Cancelled } else { Outcome::ConnectFailure };
-        picked.finished(outcome, worker.proxy.now());
-        tried.connect_failed(&endpoint);
-        if !tried.may_connect() {
-            return Err(Failure::upstream(503, "connect-failed", error.to_string()));
-        }
-    }
+    if millis > 0 { Duration::from_millis(millis) } else { address::CONNECT }
 }
 
 fn limit(slot: &Slot, traffic: &TrafficPolicy) {
     let idle = traffic.timeouts.as_ref().map_or(0, |timeouts| timeouts.idle_ms);
     slot.limit(traffic.max_idle_per_endpoint, Duration::from_millis(idle));
-}
-
-/// Sends to one address in plaintext: the application beside this proxy, or a host outside the mesh.
-pub async fn to_address(
-    worker: &Rc<Worker>,
-    address: std::net::SocketAddr,
-    h2: bool,
-    outgoing: &Outgoing,
-    body: &Replayable,
-) -> Result<Reply, AddressError> {
-    let slot = worker.pool.plain(address);
-    let mut fresh = false;
-    for _ in 0..STALE_MAX {
-        let standing = if fresh { None } else { slot.take(h2) };
-        let mut lease = match standing {
-            Some(lease) => lease,
-            None => {
-                let route = Route { address, endpoint: None, tls: None, timeout: CONNECT };
-                slot.connect(worker, route, h2).await.map_err(AddressError::Connect)?
-            }
-        };
-        let Unsent { error, returned } = match lease.send(outgoing.request(body.body(), h2, None)).await {
-            Ok(response) => return Ok(Reply { response, lease, picked: None, span: None }),
-            Err(unsent) => unsent,
-        };
-        if body.client_failed() {
-            return Err(AddressError::Client);
-        }
-        // A connection that was closed while it idled: nothing tells that the other end is not there.
-        let again =
-            lease.reused && body.is_whole() && (returned || is_unprocessed(&error) || outgoing.idempotent);
-        if !again {
-            return Err(AddressError::Broken(process::logs::causes(&error)));
-        }
-        fresh = !returned;
-    }
-    Err(AddressError::Broken("every connection was closed before the request was sent".into()))
-}
-
-/// Why an address gave no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum AddressError {
-    /// Nothing was sent.
-    #[error(transparent)]
-    Connect(DialError),
-    /// It broke off before the head of an answer.
-    #[error("{0}")]
-    Broken(String),
-    /// The caller broke off.
-    #[error("the request's body broke off")]
-    Client,
-}
-
-/// Whether the connection was asked to end by this header.
-pub fn closes(map: &HeaderMap) -> bool {
-    map.get_all(header::CONNECTION).iter().any(|value| headers::lists(value, "close"))
 }
 
 /// The time that is over at `limit` after `started`.

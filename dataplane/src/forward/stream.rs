@@ -1,0 +1,63 @@
+//! A stream of bytes to an endpoint, for what is not HTTP.
+
+use std::{rc::Rc, sync::Arc};
+
+use runtime::Service;
+
+use super::connect_limit;
+use crate::{
+    account::Exchange,
+    balance::{Ask, Outcome, Pick, Picked, Tried},
+    dial::{self, DialError, Route, Stream},
+    failure::Failure,
+    proxy::Callee,
+    worker::Worker,
+};
+
+/// A stream of bytes to an endpoint of a service, with what happens to connects in vain as for requests.
+pub async fn open(
+    worker: &Rc<Worker>,
+    service: &Service,
+    callee: &Arc<Callee>,
+    exchange: &mut Exchange,
+) -> Result<(Stream, Picked), Failure> {
+    let mut tried = Tried::default();
+    loop {
+        let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_probe: false };
+        let mut picked = match callee.balancer.pick(&ask) {
+            Pick::Endpoint(picked) => picked,
+            Pick::None(reason) => return Err(Failure::upstream(503, "no-endpoints", reason.to_string())),
+        };
+        let endpoint = picked.endpoint().clone();
+        exchange.endpoint = Some(endpoint.clone());
+        let tls = match endpoint.wire.mtls {
+            true => dial::tls_config(worker, &endpoint, &service.identities, &[]).map(Some),
+            false => Ok(None),
+        };
+        let timeout = connect_limit(&service.traffic, endpoint.gateway.is_some());
+        let dialled = match tls {
+            Ok(tls) => {
+                let route = Route { address: endpoint.address, endpoint: Some(&endpoint), tls, timeout };
+                dial::dial(worker, &route).await
+            }
+            Err(error) => Err(error),
+        };
+        let error = match dialled {
+            Ok(dialled) => {
+                exchange.tries = 1;
+                exchange.gateway = dialled.gateway;
+                exchange.upstream_mtls = dialled.peer.is_some();
+                picked.head(worker.proxy.now());
+                return Ok((dialled.stream, picked));
+            }
+            Err(error) => error,
+        };
+        let outcome =
+            if matches!(error, DialError::Gateway(_)) { Outcome::Cancelled } else { Outcome::ConnectFailure };
+        picked.finished(outcome, worker.proxy.now());
+        tried.connect_failed(&endpoint);
+        if !tried.may_connect() {
+            return Err(Failure::upstream(503, "connect-failed", error.to_string()));
+        }
+    }
+}

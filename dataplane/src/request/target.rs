@@ -1,0 +1,194 @@
+//! Where a plan leads: the application, a service of the mesh, a host outside it.
+
+use std::{
+    net::SocketAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use http::Response;
+use runtime::{Plan, Service, ServicePort, Target};
+
+use super::{Answer, Ways};
+use crate::{
+    account::Exchange,
+    body::{Body, Replayable},
+    caller::Side,
+    dial::{self, Route, Stream},
+    failure::{Failure, Word},
+    forward::{
+        Call, Reply,
+        address::{AddressError, CONNECT, to_address},
+        stream,
+    },
+    headers,
+    message::Outgoing,
+    proxy::{Callee, State},
+    tunnel::{self, Above},
+    worker::Worker,
+};
+
+/// The most addresses of a host outside the mesh that are tried.
+const ADDRESSES_MAX: usize = 4;
+
+pub(super) async fn send(
+    ways: &Ways<'_>,
+    exchange: &mut Exchange,
+    plan: &Plan<'_>,
+    outgoing: &Outgoing,
+) -> Result<Reply, Failure> {
+    let body = exchange.body.take().unwrap_or_else(Replayable::none);
+    let sent = match &plan.target {
+        Target::Application(inbound) => {
+            let speaks_h2 = speaks_h2(inbound.protocol) || (outgoing.h2 && outgoing.grpc);
+            to_application(ways.worker, exchange, inbound.address, speaks_h2, outgoing, &body).await
+        }
+        Target::Service { service, port } => {
+            exchange.service = Some(service.name.clone());
+            let callee = callee(ways.state, service, port)?;
+            let _place = Place::take(callee, service.traffic.limit_requests)?;
+            let call = Call {
+                worker: ways.worker,
+                service,
+                callee,
+                speaks_h2: speaks_h2(port.protocol),
+                rule: plan.rule,
+                backend_timeout: plan.backend_timeout,
+                outgoing,
+                body: &body,
+            };
+            call.run(exchange).await
+        }
+        Target::Direct { host, port } => to_host(ways.worker, exchange, host, *port, outgoing, &body).await,
+    };
+    exchange.body = Some(body);
+    sent
+}
+
+fn speaks_h2(protocol: api::wire::Protocol) -> bool {
+    use api::wire::Protocol;
+    match protocol {
+        Protocol::Http2 | Protocol::Grpc => true,
+        Protocol::Unspecified | Protocol::Http | Protocol::Tcp => false,
+    }
+}
+
+/// A place among the requests that a service may have at once (`limits.requests`; 0: as many as there are).
+struct Place<'a>(&'a Callee);
+
+impl<'a> Place<'a> {
+    fn take(callee: &'a Callee, limit: u32) -> Result<Self, Failure> {
+        let place = Place(callee);
+        if callee.requests.fetch_add(1, Relaxed) >= limit && limit > 0 {
+            return Err(Failure::upstream(
+                503,
+                "limit",
+                "as many requests are under way as `limits.requests` allows",
+            ));
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+async fn to_application(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    address: SocketAddr,
+    h2: bool,
+    outgoing: &Outgoing,
+    body: &Replayable,
+) -> Result<Reply, Failure> {
+    exchange.tries = 1;
+    let sent = to_address(worker, address, h2, outgoing, body).await;
+    exchange.upstream = Some(exchange.started().elapsed());
+    sent.map_err(|error| match error {
+        AddressError::Connect(error) => Failure::refused("application", error.to_string()),
+        AddressError::Broken(reason) => {
+            Failure::Upstream { status: 503, flag: "reset", reason: reason.into(), word: Some(Word::Reset) }
+        }
+        AddressError::Client => Failure::client(400, "client-body", "the request's body broke off"),
+    })
+}
+
+async fn to_host(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    host: &str,
+    port: u16,
+    outgoing: &Outgoing,
+    body: &Replayable,
+) -> Result<Reply, Failure> {
+    let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
+    for address in addresses(host, port).await? {
+        exchange.tries += 1;
+        match to_address(worker, address, false, outgoing, body).await {
+            Ok(reply) => return Ok(reply),
+            Err(AddressError::Connect(error)) => {
+                last = Failure::upstream(502, "connect-failed", error.to_string())
+            }
+            Err(AddressError::Broken(reason)) => return Err(Failure::upstream(502, "reset", reason)),
+            Err(AddressError::Client) => {
+                return Err(Failure::client(400, "client-body", "the request's body broke off"));
+            }
+        }
+    }
+    Err(last)
+}
+
+/// A stream of bytes to a host that the application names; only where applications call out.
+pub(super) async fn connect(
+    ways: Ways<'_>,
+    exchange: &mut Exchange,
+    plan: Plan<'_>,
+) -> Result<Answer, Failure> {
+    let Some(below) = ways.tunnel.filter(|_| ways.caller.side == Side::Outbound) else {
+        return Err(Failure::client(405, "connect", "CONNECT is for applications, over HTTP/1.1"));
+    };
+    exchange.follows(plan.rule);
+    let (stream, picked) = match &plan.target {
+        Target::Service { service, port } => {
+            exchange.service = Some(service.name.clone());
+            let callee = callee(ways.state, service, port)?;
+            let (stream, picked) = stream::open(ways.worker, service, callee, exchange).await?;
+            (stream, Some(picked))
+        }
+        Target::Direct { host, port } => (to_host_stream(ways.worker, host, *port).await?, None),
+        Target::Application(_) => return Err(Failure::client(405, "connect", "CONNECT is for other hosts")),
+    };
+    exchange.holds(200, picked);
+    let mut response = Response::new(Body::default());
+    response.headers_mut().insert(headers::DECISION, exchange.decision.clone());
+    Ok((response, Some(tunnel::Ends { below, above: Above::Stream(Box::new(stream)) })))
+}
+
+async fn to_host_stream(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Stream, Failure> {
+    let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
+    for address in addresses(host, port).await? {
+        let route = Route { address, endpoint: None, tls: None, timeout: CONNECT };
+        match dial::dial(worker, &route).await {
+            Ok(dialled) => return Ok(dialled.stream),
+            Err(error) => last = Failure::upstream(502, "connect-failed", error.to_string()),
+        }
+    }
+    Err(last)
+}
+
+/// What a name means outside the mesh; only so many of its addresses are tried.
+async fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let found = tokio::net::lookup_host((host, port)).await;
+    let found = found.map_err(|error| Failure::upstream(502, "no-such-host", error.to_string()))?;
+    Ok(found.take(ADDRESSES_MAX).collect())
+}
+
+fn callee<'a>(state: &'a State, service: &Service, port: &ServicePort) -> Result<&'a Arc<Callee>, Failure> {
+    let missing =
+        || Failure::Ours { flag: "no-balancer", reason: "the service's port is not balanced".into() };
+    state.callee(service, port).ok_or_else(missing)
+}

@@ -7,5 +7,5 @@ mod registry;
 pub mod server;
 mod session;
 
-pub use registry::{Enrolled, Proxy, Registry, RegistryError};
+pub use registry::{Account, Asked, Enrolled, Proxy, Registry, RegistryError};
 pub use session::{Action, Session};

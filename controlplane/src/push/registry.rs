@@ -4,7 +4,7 @@
 //! next life of its own, or a lease that ran out while it could have been renewed.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -17,6 +17,7 @@ use api::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::session::MAX_HOSTS;
 use crate::{
     snapshot::{Registered, Role},
     store::{Registration, Store, StoreError},
@@ -79,6 +80,12 @@ pub enum RegistryError {
     Store(#[from] StoreError),
 }
 
+/// A service account of a namespace: workloads that share it run the same application.
+pub type Account = (Namespace, ServiceAccount);
+
+/// The hosts that the workloads of each account have asked for.
+pub type Asked = Arc<BTreeMap<Account, BTreeSet<String>>>;
+
 /// All workloads of this cluster.
 pub struct Registry {
     store: Arc<dyn Store>,
@@ -86,6 +93,7 @@ pub struct Registry {
     enrolled: Mutex<HashMap<WorkloadId, Enrolled>>,
     workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
     proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
+    asked: watch::Sender<Asked>,
 }
 
 impl Registry {
@@ -110,7 +118,29 @@ impl Registry {
             enrolled: Mutex::new(enrolled),
             workloads: watch::Sender::new(Arc::new(workloads)),
             proxies: watch::Sender::new(Arc::new(proxies)),
+            asked: watch::Sender::default(),
         })
+    }
+
+    /// What each account's workloads have asked for. What one of them calls the others are told of before they ask,
+    /// so that none of them first meets a host while the control plane is away.
+    pub fn asked(&self) -> watch::Receiver<Asked> {
+        self.asked.subscribe()
+    }
+
+    /// Notes hosts that a workload of `account` asked for.
+    pub fn note_asked(&self, account: &Account, hosts: impl IntoIterator<Item = String>) {
+        self.asked.send_if_modified(|asked| {
+            let known = asked.get(account);
+            let fresh: Vec<_> =
+                hosts.into_iter().filter(|host| known.is_none_or(|known| !known.contains(host))).collect();
+            let room = MAX_HOSTS.saturating_sub(known.map_or(0, BTreeSet::len));
+            let grows = !fresh.is_empty() && room > 0;
+            if grows {
+                Arc::make_mut(asked).entry(account.clone()).or_default().extend(fresh.into_iter().take(room));
+            }
+            grows
+        });
     }
 
     /// Who lives here, for the snapshot.

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Action, Enrolled, Session};
+use super::{Account, Action, Enrolled, Session};
 use crate::{
     plane::{Plane, unix_now},
     snapshot::{Registered, Role},
@@ -173,6 +173,7 @@ impl Control for Server {
 struct Follower {
     plane: Arc<Plane>,
     instance: InstanceId,
+    account: Account,
     session: Session,
     sender: mpsc::Sender<wire::ToProxy>,
     actions: Vec<Action>,
@@ -192,7 +193,10 @@ impl Follower {
             hello.held.iter().map(|item| Some((item.name.as_str().into(), Hash::from_slice(&item.hash)?)));
         let held =
             Held(held.collect::<Option<_>>().ok_or_else(|| Status::invalid_argument("a hash has 32 bytes"))?);
-        let hosts = hello.hosts.iter().take(super::session::MAX_HOSTS).cloned().collect();
+        let account = (enrolled.namespace.clone(), enrolled.service_account.clone());
+        plane.registry.note_asked(&account, known(&plane, &account, &hello.hosts));
+        let siblings = plane.registry.asked().borrow().get(&account).cloned().unwrap_or_default();
+        let hosts = hello.hosts.iter().cloned().chain(siblings).take(super::session::MAX_HOSTS).collect();
         let version = hello.version.clone();
         let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
         let now = SystemTime::now();
@@ -201,13 +205,14 @@ impl Follower {
         let snapshot = plane.snapshot.borrow().clone();
         let instance = node.instance.clone();
         let (session, actions) = Session::begin(node, held, hosts, snapshot);
-        Ok(Follower { plane, instance, session, sender, actions })
+        Ok(Follower { plane, instance, account, session, sender, actions })
     }
 
     async fn run(mut self, mut incoming: Streaming<wire::FromProxy>, shutdown: Shutdown) {
         let mut snapshots = self.plane.snapshot.subscribe();
         // What changed between `begin` and now counts as a change.
         snapshots.mark_changed();
+        let mut asked = self.plane.registry.asked();
         let actions = std::mem::take(&mut self.actions);
         let mut open = self.act(actions).await;
         while open.is_ok() {
@@ -230,6 +235,14 @@ impl Follower {
                     }
                     Err(_) => Err(Ended),
                 },
+                changed = asked.changed() => match changed {
+                    Ok(()) => {
+                        let siblings = asked.borrow_and_update().get(&self.account).cloned().unwrap_or_default();
+                        let actions = self.session.on_siblings(&siblings);
+                        self.act(actions).await
+                    }
+                    Err(_) => Err(Ended),
+                },
             };
         }
         if self.plane.registry.disconnect(&self.instance, SystemTime::now()) {
@@ -240,7 +253,11 @@ impl Follower {
     async fn on_message(&mut self, message: from_proxy::Message) -> Result<(), Ended> {
         let actions = match message {
             from_proxy::Message::Hello(_) => return Err(Ended),
-            from_proxy::Message::Subscribe(subscribe) => self.session.on_subscribe(subscribe),
+            from_proxy::Message::Subscribe(subscribe) => {
+                let known = known(&self.plane, &self.account, &subscribe.hosts);
+                self.plane.registry.note_asked(&self.account, known);
+                self.session.on_subscribe(subscribe)
+            }
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
             from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
             from_proxy::Message::Heartbeat(heartbeat) => {
@@ -279,6 +296,12 @@ impl Follower {
         }
         Ok(())
     }
+}
+
+/// Those of `hosts` that mean a service to workloads of `account`.
+fn known(plane: &Plane, account: &Account, hosts: &[String]) -> Vec<String> {
+    let snapshot = plane.snapshot.borrow();
+    hosts.iter().filter(|host| snapshot.service_at(host, &account.0).is_some()).cloned().collect()
 }
 
 /// The workload as it is registered: identity and labels by its token, addresses by its own word.

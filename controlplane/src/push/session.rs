@@ -90,6 +90,14 @@ impl Session {
         actions
     }
 
+    /// What workloads of the same account have asked for: it is told of it before it asks.
+    pub fn on_siblings(&mut self, hosts: &Subscription) -> Vec<Action> {
+        let before = self.subscription.len();
+        let room = MAX_HOSTS.saturating_sub(before);
+        self.subscription.extend(hosts.iter().take(room).cloned());
+        if self.subscription.len() == before { Vec::new() } else { self.advance() }
+    }
+
     /// The proxy has compiled a push and obeys it.
     pub fn on_ack(&mut self, ack: &wire::Ack) -> Vec<Action> {
         let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.version == ack.version)

@@ -182,3 +182,14 @@ fn hosts_are_answered_pushed_and_remembered() {
     proxy.ack();
     assert!(!proxy.view.items.contains_key("service/shop/ratings"));
 }
+
+#[test]
+fn what_a_sibling_asked_for_comes_without_asking() {
+    let mut proxy = Proxy::connect(View::default(), &[], snapshot("one", 1));
+    proxy.ack();
+    let actions = proxy.session.on_siblings(&["ratings".to_owned()].into());
+    proxy.hear(actions);
+    proxy.ack();
+    assert!(proxy.view.items.contains_key("service/shop/ratings"));
+    assert_eq!(proxy.session.on_siblings(&["ratings".to_owned()].into()), []);
+}

@@ -136,10 +136,14 @@ async fn take(
     };
     let set = match judged {
         Ok(set) => set,
-        Err(problems) => return Ok(refuse(problems)),
+        Err(problems) => {
+            refuse(problems);
+            return Ok(());
+        }
     };
     if let Some(problem) = other_domain(plane, &set) {
-        return Ok(refuse(vec![problem]));
+        refuse(vec![problem]);
+        return Ok(());
     }
     if removes_most(plane, &set) && !accepted.contains(commit.as_str()) {
         plane

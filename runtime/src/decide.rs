@@ -394,3 +394,6 @@ fn location(redirect: &Redirect, prefix: Option<&str>, facts: &Facts<'_>) -> Str
     let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
     format!("{scheme}://{host}{port}{path}{query}")
 }
+
+#[cfg(test)]
+mod tests;

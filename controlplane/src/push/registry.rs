@@ -299,7 +299,8 @@ impl Registry {
         let (instances, workloads): (Vec<_>, Vec<_>) = expired.into_iter().unzip();
         self.store.remove_registrations(instances.clone()).await?;
         self.workloads.send_if_modified(|all| {
-            instances.iter().fold(false, |any, one| Arc::make_mut(all).remove(one).is_some() || any)
+            let gone = instances.iter().filter(|one| Arc::make_mut(all).remove(*one).is_some());
+            gone.count() > 0
         });
         self.proxies.send_modify(|all| {
             let all = Arc::make_mut(all);

@@ -33,8 +33,8 @@ pub(super) fn of_workload<'a>(
 }
 
 /// The policies attached to an object by `targetRefs`, sorted by name.
-pub(super) fn attached<'a>(
-    inputs: &'a Inputs,
+pub(super) fn attached(
+    inputs: &Inputs,
     kind: TargetKind,
     namespace: &Namespace,
     name: &str,

@@ -1,0 +1,328 @@
+//! What becomes of a request, one line a case.
+
+use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
+
+use api::{delta::View, wire, wire::resource::Body};
+use expect_test::{Expect, expect};
+use http::HeaderMap;
+use policies::facts::{Connection, Destination, Facts, Peer, Request, Source};
+
+use super::*;
+
+/// A view with two services, a route, a gateway and two policies.
+fn view(registry_only: bool, mtls: wire::MtlsMode) -> View {
+    let mut view = View::default();
+    let mut add = |name: &str, body: Body| view.insert(name, &wire::Resource { body: Some(body) });
+    let bundle = br#"{"trust_domain":"shop.example","sequence":1,"roots":[],"clusters":{}}"#.to_vec();
+    add("trust", Body::Trust(wire::Trust { bundle }));
+    add(
+        "mesh",
+        Body::Mesh(wire::Mesh { trust_domain: "shop.example".into(), registry_only, ..Default::default() }),
+    );
+    add(
+        "workload",
+        Body::Workload(wire::Workload {
+            id: "front-1".into(),
+            namespace: "shop".into(),
+            service_account: "front".into(),
+            cluster: "east".into(),
+            network: "east".into(),
+            workload: "front-1".into(),
+            trust_domain: "shop.example".into(),
+            ports: vec![wire::InboundPort {
+                port: 8080,
+                address: "127.0.0.1:8080".into(),
+                mtls: mtls.into(),
+                policies: vec!["policy/shop/readers".into()],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }),
+    );
+    add(
+        "policy/shop/readers",
+        Body::Policy(policy("readers", wire::Action::Allow, r#"request.method == "GET""#)),
+    );
+    add(
+        "policy/shop/no-admin",
+        Body::Policy(policy("no-admin", wire::Action::Deny, r#"request.path.startsWith("/admin")"#)),
+    );
+    for name in ["reviews", "reviews-v1"] {
+        add(&format!("service/shop/{name}"), Body::Service(service(name)));
+    }
+    add(
+        "routes/shop/reviews",
+        Body::Routes(table(vec![
+            rule("v1", "/v1", vec![backend("reviews-v1", "")]),
+            rule("gone", "/gone", vec![backend("ghost", "Service shop/ghost does not exist")]),
+            wire::Rule {
+                filters: vec![to_root()],
+                ..rule("stripped", "/strip", vec![backend("reviews", "")])
+            },
+            wire::Rule { filters: vec![redirect()], ..rule("moved", "/moved", vec![]) },
+            rule("nobody", "/nobody", vec![]),
+        ])),
+    );
+    add(
+        "listener/weft-system/ingress/80",
+        Body::Routes(wire::RouteTable {
+            policies: vec!["policy/shop/no-admin".into()],
+            ..table(vec![rule("all", "/", vec![backend("reviews", "")])])
+        }),
+    );
+    view
+}
+
+fn policy(name: &str, action: wire::Action, when: &str) -> wire::Policy {
+    let rules = vec![wire::PolicyRule { name: "only".into(), when: when.into() }];
+    wire::Policy {
+        namespace: "shop".into(),
+        name: name.into(),
+        action: action.into(),
+        rules,
+        commit: "c0ffee".into(),
+        dry_run: false,
+    }
+}
+
+fn service(name: &str) -> wire::Service {
+    wire::Service {
+        namespace: "shop".into(),
+        name: name.into(),
+        hosts: vec![name.into(), format!("{name}.shop.svc.cluster.local")],
+        ports: vec![wire::ServicePort { port: 80, target: 8080, ..Default::default() }],
+        traffic: Some(wire::TrafficPolicy::default()),
+        ..Default::default()
+    }
+}
+
+fn table(rules: Vec<wire::Rule>) -> wire::RouteTable {
+    wire::RouteTable { hosts: vec![wire::VirtualHost { hosts: vec![], rules }], ..Default::default() }
+}
+
+fn rule(name: &str, prefix: &str, backends: Vec<wire::Backend>) -> wire::Rule {
+    let matches =
+        vec![wire::Match { path: Some(wire::r#match::Path::Prefix(prefix.into())), ..Default::default() }];
+    wire::Rule {
+        route: "HTTPRoute shop/r".into(),
+        rule: name.into(),
+        matches,
+        backends,
+        ..Default::default()
+    }
+}
+
+fn backend(name: &str, unresolved: &str) -> wire::Backend {
+    let unresolved = unresolved.to_owned();
+    wire::Backend {
+        namespace: "shop".into(),
+        name: name.into(),
+        port: 80,
+        weight: 1,
+        unresolved,
+        filters: vec![],
+    }
+}
+
+fn to_root() -> wire::Filter {
+    let path = Some(wire::PathChange { change: Some(wire::path_change::Change::Prefix("/".into())) });
+    let rewrite = wire::Rewrite { hostname: "inner.example".into(), path };
+    wire::Filter { filter: Some(wire::filter::Filter::Rewrite(rewrite)) }
+}
+
+fn redirect() -> wire::Filter {
+    let redirect = wire::Redirect { scheme: "https".into(), status: 301, ..Default::default() };
+    wire::Filter { filter: Some(wire::filter::Filter::Redirect(redirect)) }
+}
+
+struct Case<'a> {
+    at: At,
+    method: &'a str,
+    host: &'a str,
+    path: &'a str,
+    peer: bool,
+}
+
+const OUT: At = At::Outbound { known_absent: false };
+
+fn asks<'a>(at: At, host: &'a str, path: &'a str) -> Case<'a> {
+    Case { at, method: "GET", host, path, peer: true }
+}
+
+#[track_caller]
+fn check(view: &View, case: Case<'_>, want: Expect) {
+    let runtime = Runtime::compile(view, "c0ffee", None).expect("the fixture compiles");
+    let headers = HeaderMap::new();
+    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    let peer = Peer {
+        trust_domain: "shop.example".parse().unwrap(),
+        namespace: "shop".parse().unwrap(),
+        service_account: "front".parse().unwrap(),
+        cluster: "east".parse().unwrap(),
+        principal: "spiffe://shop.example/ns/shop/sa/front".into(),
+    };
+    let facts = Facts {
+        source: Source { peer: case.peer.then_some(&peer), address: nowhere },
+        destination: Destination { guarded: &runtime.workload.guarded, address: nowhere },
+        request: Some(Request {
+            method: case.method,
+            scheme: "http",
+            host: case.host,
+            path: case.path,
+            raw_path: case.path,
+            query: "",
+            protocol: "HTTP/1.1",
+            id: "",
+            headers: &headers,
+            time: SystemTime::UNIX_EPOCH,
+        }),
+        connection: Connection::default(),
+    };
+    want.assert_eq(&told(&runtime.decide(case.at, &facts, 0)));
+}
+
+fn told(decision: &Decision<'_>) -> String {
+    match decision {
+        Decision::Unknown { host } => format!("ask for {host}"),
+        Decision::Answer { redirect, location, .. } => format!("{} {location}", redirect.status),
+        Decision::Refuse(refusal) => {
+            format!("{} {}: {}", refusal.status, refusal.flag.as_str(), refusal.reason)
+        }
+        Decision::Forward(plan) => {
+            let target = match &plan.target {
+                Target::Application(inbound) => format!("application {}", inbound.address),
+                Target::Service { service, port } => format!("{} port {}", service.name, port.target),
+                Target::Direct { host, port } => format!("direct {host}:{port}"),
+            };
+            let rule = plan.rule.map(|rule| format!(" by {}", rule.name)).unwrap_or_default();
+            let path = plan.path.as_ref().map(|path| format!(" as {path}")).unwrap_or_default();
+            let host = plan.host.map(|host| format!(" at {}", host.to_str().unwrap())).unwrap_or_default();
+            format!("{target}{rule}{path}{host}")
+        }
+    }
+}
+
+#[test]
+fn on_the_way_out() {
+    let view = view(false, wire::MtlsMode::Strict);
+    let absent = At::Outbound { known_absent: true };
+    check(&view, asks(OUT, "reviews-v1", "/"), expect!["shop/reviews-v1 port 8080"]);
+    check(&view, asks(OUT, "REVIEWS-v1:80", "/"), expect!["shop/reviews-v1 port 8080"]);
+    check(&view, asks(OUT, "reviews-v1.shop.svc.cluster.local.", "/"), expect!["shop/reviews-v1 port 8080"]);
+    check(&view, asks(OUT, "reviews-v1:81", "/"), expect!["502 no-backend: shop/reviews-v1 has no port 81"]);
+    check(&view, asks(OUT, "nobody", "/"), expect!["ask for nobody"]);
+    check(&view, asks(absent, "Example.org:8443", "/"), expect!["direct example.org:8443"]);
+    check(&view, asks(OUT, "", "/"), expect!["400 bad-request: the request names no usable host"]);
+    check(&view, asks(OUT, "reviews:x", "/"), expect!["400 bad-request: the request names no usable host"]);
+}
+
+#[test]
+fn where_only_the_known_may_be_called() {
+    let view = view(true, wire::MtlsMode::Strict);
+    let absent = At::Outbound { known_absent: true };
+    check(
+        &view,
+        asks(absent, "example.org", "/"),
+        expect!["502 unknown-host: nobody in the mesh knows this host"],
+    );
+}
+
+#[test]
+fn by_the_routes_of_a_service() {
+    let view = view(false, wire::MtlsMode::Strict);
+    check(&view, asks(OUT, "reviews", "/v1/x"), expect!["shop/reviews-v1 port 8080 by v1"]);
+    check(
+        &view,
+        asks(OUT, "reviews", "/strip/a"),
+        expect!["shop/reviews port 8080 by stripped as /a at inner.example"],
+    );
+    check(&view, asks(OUT, "reviews", "/moved/b"), expect!["301 https://reviews/moved/b"]);
+    check(&view, asks(OUT, "reviews", "/gone"), expect!["500 no-backend: Service shop/ghost does not exist"]);
+    check(
+        &view,
+        asks(OUT, "reviews", "/nobody"),
+        expect!["500 no-backend: the rule has no backend with weight"],
+    );
+    check(&view, asks(OUT, "reviews", "/"), expect!["404 no-route: no rule of the service's routes matches"]);
+}
+
+#[test]
+fn on_the_way_in() {
+    let strict = view(false, wire::MtlsMode::Strict);
+    let at = At::Inbound { port: 8080 };
+    check(&strict, asks(at, "front", "/"), expect!["application 127.0.0.1:8080"]);
+    check(
+        &strict,
+        Case { method: "PUT", ..asks(at, "front", "/") },
+        expect!["403 denied: deny by no rule of shop/readers"],
+    );
+    check(
+        &strict,
+        Case { peer: false, ..asks(at, "front", "/") },
+        expect!["403 mtls-required: mTLS is STRICT here and the caller showed no certificate"],
+    );
+    check(
+        &strict,
+        asks(At::Inbound { port: 81 }, "front", "/"),
+        expect!["404 no-route: this workload serves no such port"],
+    );
+    let permissive = view(false, wire::MtlsMode::Permissive);
+    check(&permissive, Case { peer: false, ..asks(at, "front", "/") }, expect!["application 127.0.0.1:8080"]);
+    // A mode that nobody said is the strict one.
+    let unsaid = view(false, wire::MtlsMode::MtlsUnspecified);
+    check(
+        &unsaid,
+        Case { peer: false, ..asks(at, "front", "/") },
+        expect!["403 mtls-required: mTLS is STRICT here and the caller showed no certificate"],
+    );
+}
+
+#[test]
+fn at_a_gateway() {
+    let view = view(false, wire::MtlsMode::Strict);
+    let at = At::Gateway { port: 80 };
+    check(&view, asks(at, "shop.example", "/x"), expect!["shop/reviews port 8080 by all"]);
+    check(&view, asks(at, "shop.example", "/admin"), expect!["403 denied: deny by shop/no-admin rule only"]);
+    check(
+        &view,
+        asks(At::Gateway { port: 81 }, "shop.example", "/"),
+        expect!["404 no-route: the gateway has no listener at this port"],
+    );
+}
+
+#[test]
+fn a_view_that_does_not_hold_is_refused_whole_with_every_reason() {
+    let compile = |change: &dyn Fn(&mut View)| {
+        let mut view = view(false, wire::MtlsMode::Strict);
+        change(&mut view);
+        let reasons = Runtime::compile(&view, "c0ffee", None).expect_err("it must not compile");
+        reasons.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    expect!["workload: `policy/shop/readers` guards it and is missing from the view"]
+        .assert_eq(&compile(&|view| drop(view.items.remove("policy/shop/readers"))));
+    expect!["mesh: missing from the view"].assert_eq(&compile(&|view| drop(view.items.remove("mesh"))));
+    expect!["policy/shop/a: unknown name `nope`; policy/shop/b: a policy without an action"].assert_eq(
+        &compile(&|view| {
+            let bad = policy("a", wire::Action::Allow, "nope");
+            view.insert("policy/shop/a", &wire::Resource { body: Some(Body::Policy(bad)) });
+            let none = policy("b", wire::Action::Unspecified, "");
+            view.insert("policy/shop/b", &wire::Resource { body: Some(Body::Policy(none)) });
+        }),
+    );
+    expect!["mesh: needs level 2, this proxy understands 1: upgrade the proxy"].assert_eq(&compile(
+        &|view| {
+            let mut items: BTreeMap<_, _> = std::mem::take(&mut view.items);
+            items.get_mut("mesh").unwrap().level = wire::LEVEL + 1;
+            view.items = items;
+        },
+    ));
+}
+
+#[test]
+fn what_did_not_change_is_not_read_again() {
+    let before = Runtime::compile(&view(false, wire::MtlsMode::Strict), "one", None).unwrap();
+    let after = Runtime::compile(&view(true, wire::MtlsMode::Strict), "two", Some(&before)).unwrap();
+    let name = "shop/reviews".parse().unwrap();
+    assert!(std::sync::Arc::ptr_eq(before.service(&name).unwrap(), after.service(&name).unwrap()));
+    assert!(after.mesh.registry_only);
+}

@@ -1,0 +1,98 @@
+//! Precedence, hosts, weights and prefixes, as tables.
+
+use http::HeaderName;
+use wire::r#match::Path;
+
+use super::*;
+
+fn rule(name: &str, matches: Vec<wire::Match>) -> wire::Rule {
+    wire::Rule { route: "HTTPRoute a/b".into(), rule: name.into(), matches, ..Default::default() }
+}
+
+fn path(path: Path) -> wire::Match {
+    wire::Match { path: Some(path), ..Default::default() }
+}
+
+fn exact(name: &str, value: &str) -> wire::KeyMatch {
+    wire::KeyMatch { name: name.into(), value: Some(wire::key_match::Value::Exact(value.into())) }
+}
+
+#[track_caller]
+fn check(table: &Table, host: &str, target: &str, headers: &[(&'static str, &str)], want: Option<&str>) {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let headers: HeaderMap =
+        headers.iter().map(|(n, v)| (HeaderName::from_static(n), v.parse().unwrap())).collect();
+    let subject = Subject { host, port: 80, method: "GET", path, query, headers: &headers };
+    assert_eq!(table.find(&subject).map(|(rule, _)| &*rule.name), want, "{host}{target}");
+}
+
+#[test]
+fn precedence_is_that_of_the_gateway_api() {
+    let rules = vec![
+        rule("any", vec![]),
+        rule("prefix", vec![path(Path::Prefix("/a".into()))]),
+        rule("long", vec![path(Path::Prefix("/a/b".into()))]),
+        rule("exact", vec![path(Path::Exact("/a/b/c".into()))]),
+        rule(
+            "header",
+            vec![wire::Match { headers: vec![exact("x-user", "jo")], ..path(Path::Prefix("/a".into())) }],
+        ),
+        rule(
+            "query",
+            vec![wire::Match { query: vec![exact("v", "2 3")], ..path(Path::Prefix("/a".into())) }],
+        ),
+    ];
+    let table =
+        wire::RouteTable { hosts: vec![wire::VirtualHost { hosts: vec![], rules }], ..Default::default() };
+    let table = Table::compile(table).unwrap();
+    check(&table, "h", "/", &[], Some("any"));
+    check(&table, "h", "/ab", &[], Some("any"));
+    check(&table, "h", "/a", &[], Some("prefix"));
+    check(&table, "h", "/a/b/x", &[], Some("long"));
+    check(&table, "h", "/a/b/c", &[], Some("exact"));
+    check(&table, "h", "/a", &[("x-user", "jo")], Some("header"));
+    check(&table, "h", "/a?v=2+3&v=4", &[], Some("query"));
+    check(&table, "h", "/a?w=2", &[], Some("prefix"));
+}
+
+#[test]
+fn the_closest_host_wins() {
+    let host = |pattern: &str, name: &str| wire::VirtualHost {
+        hosts: if pattern.is_empty() { vec![] } else { vec![pattern.into()] },
+        rules: vec![rule(name, vec![])],
+    };
+    let hosts = vec![
+        host("", "any"),
+        host("*.example", "wild"),
+        host("*.shop.example", "closer"),
+        host("a.shop.example", "exact"),
+    ];
+    let table = Table::compile(wire::RouteTable { hosts, ..Default::default() }).unwrap();
+    check(&table, "other", "/", &[], Some("any"));
+    check(&table, "x.example", "/", &[], Some("wild"));
+    check(&table, "example", "/", &[], Some("any"));
+    check(&table, "b.shop.example", "/", &[], Some("closer"));
+    check(&table, "a.shop.example", "/", &[], Some("exact"));
+}
+
+#[test]
+fn weights_split_and_prefixes_are_replaced() {
+    let backend = |name: &str, weight| wire::Backend {
+        namespace: "shop".into(),
+        name: name.into(),
+        port: 80,
+        weight,
+        ..Default::default()
+    };
+    let split = Split::compile(&[backend("v1", 9), backend("v2", 0), backend("v3", 1)]).unwrap();
+    let taken =
+        |name: &str| (0..100).filter(|c| split.choose(*c).unwrap().service.name.as_str() == name).count();
+    assert_eq!([taken("v1"), taken("v2"), taken("v3")], [90, 0, 10]);
+    assert!(Split::default().choose(7).is_none());
+
+    let prefix = PathChange::Prefix("/bar".into());
+    assert_eq!(prefix.apply("/foo/x", Some("/foo")), "/bar/x");
+    assert_eq!(prefix.apply("/foo", Some("/foo")), "/bar");
+    assert_eq!(PathChange::Prefix("/".into()).apply("/foo", Some("/foo")), "/");
+    assert_eq!(PathChange::Prefix("/".into()).apply("/foo/x", Some("/foo")), "/x");
+}

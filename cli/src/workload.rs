@@ -6,8 +6,9 @@ pub(crate) mod spec;
 mod start;
 mod stop;
 
-use std::process::ExitCode;
+use std::{fs::File, process::ExitCode};
 
+use anyhow::Context;
 use api::name::WorkloadId;
 use clap::{Args, Subcommand};
 
@@ -54,8 +55,10 @@ pub(crate) async fn run(workloads: Workloads, global: &Global, output: &Output) 
     }
 }
 
-/// Keeps `up.json` true after a workload's processes have changed.
+/// Keeps `up.json` true after a workload's processes have changed. One command at a time, since each writes all of it.
 fn note(up: &Up, workload: &Workload) -> anyhow::Result<()> {
+    let turn = File::open(&up.dir).and_then(|directory| directory.lock().map(|()| directory));
+    let _turn = turn.with_context(|| format!("cannot lock {}", up.dir.display()))?;
     let mut descriptor = Descriptor::read(&up.dir)?;
     let known = descriptor.clusters.iter_mut().flat_map(|cluster| &mut cluster.workloads);
     for entry in known.filter(|entry| entry.id == workload.id) {

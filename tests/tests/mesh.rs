@@ -13,6 +13,8 @@ mod check;
 mod controlplane;
 #[path = "mesh/gateways.rs"]
 mod gateways;
+#[path = "mesh/isolation.rs"]
+mod isolation;
 #[path = "mesh/kills.rs"]
 mod kills;
 #[path = "mesh/page.rs"]

@@ -248,6 +248,11 @@ impl Mesh {
         self.beside.last_mut().and_then(|child| child.stdout.take()).expect("stdout is a pipe")
     }
 
+    /// SIGTERM to the n-th process that was started beside it.
+    pub fn end_beside(&self, n: usize) {
+        self.signal(self.beside[n].id() as i32, Signal::SIGTERM);
+    }
+
     /// The `weft` binary.
     pub fn binary(&self) -> &str {
         self.weft.to_str().expect("a path in UTF-8")

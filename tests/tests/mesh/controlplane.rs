@@ -23,7 +23,7 @@ async fn without_the_primary_requests_joins_and_restarts_go_on() {
     });
     mesh.kill(mesh.cluster("east").controlplane_pid);
     west_says_since_when(&mesh).await;
-    a_workload_joins_west(&mut mesh).await;
+    let added = a_workload_joins_west(&mut mesh).await;
 
     // West's control plane goes too: nobody can be asked now.
     mesh.kill(mesh.cluster("west").controlplane_pid);
@@ -58,6 +58,7 @@ async fn without_the_primary_requests_joins_and_restarts_go_on() {
         west.primary_away_since.map_or(Ok(()), |since| Err(format!("away since {since}")))
     })
     .await;
+    it_leaves(&mesh, &added).await;
     for load in loads {
         load.more(100).await;
         let tally = load.stop().await;
@@ -76,7 +77,7 @@ async fn west_says_since_when(mesh: &Mesh) {
     assert!(text.contains("primary away for"), "{text}");
 }
 
-async fn a_workload_joins_west(mesh: &mut Mesh) {
+async fn a_workload_joins_west(mesh: &mut Mesh) -> Workload {
     let address = format!("127.{}.0.99", mesh.block() + 1);
     let binary = mesh.binary().to_owned();
     let said = mesh.beside(&[
@@ -118,6 +119,18 @@ async fn a_workload_joins_west(mesh: &mut Mesh) {
     let pem = std::fs::read(added.dir.join("sidecar/identity.pem")).unwrap();
     let chain: Vec<CertificateDer<'_>> = CertificateDer::pem_slice_iter(&pem).map(Result::unwrap).collect();
     assert_eq!(signer_cluster(&chain[1]).unwrap().as_str(), "west");
+    added
+}
+
+/// SIGTERM drains it and takes it out of the registry.
+async fn it_leaves(mesh: &Mesh, added: &Workload) {
+    mesh.end_beside(0);
+    mesh.status_tells("west", "the added workload is out of the registry", SOON, |status| {
+        let proxies = status.clusters.iter().flat_map(|one| &one.proxies);
+        let known = proxies.filter(|one| one.workload.as_str() == added.id).count();
+        if known == 0 { Ok(()) } else { Err(format!("{} is known still", added.id)) }
+    })
+    .await;
 }
 
 /// Its sidecar is killed and started again while no control plane can be reached.

@@ -32,7 +32,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
 
 use crate::{
     caller::{Caller, Identified, Side},
-    http1::{Guard, HEAD_BYTES, HEADERS},
+    http1::{Guard, HEAD_BYTES},
     request, tunnel,
     worker::{LocalExecutor, Worker},
 };
@@ -240,11 +240,7 @@ where
     let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
     // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
     let mut builder = http1::Builder::new();
-    builder
-        .max_headers(HEADERS)
-        .max_buf_size(HEAD_BYTES * 4)
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD);
+    builder.max_buf_size(HEAD_BYTES * 4).timer(TokioTimer::new()).header_read_timeout(HEAD);
     let connection = builder.serve_connection(TokioIo::new(Guard::new(stream)), service).with_upgrades();
     let mut connection = pin!(connection);
     tokio::select! {

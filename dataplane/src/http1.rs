@@ -15,11 +15,9 @@ pub use guard::Guard;
 
 use http::{HeaderMap, Method, header};
 
-/// The most bytes of a head; larger ones are answered with 431 by hyper.
+/// The most bytes of a head; larger ones are answered with 431 by hyper, and so are more headers than its own
+/// limit of 100: any other limit would cost two allocations a head.
 pub const HEAD_BYTES: usize = 64 * 1024;
-
-/// The most headers of a head.
-pub const HEADERS: usize = 128;
 
 /// Whether the connection ends with the answer to this request, unless that answer makes it a tunnel.
 pub fn is_last(method: &Method, headers: &HeaderMap) -> bool {

@@ -25,7 +25,7 @@ use crate::{
     balance::Endpoint,
     body::Body,
     dial::{self, DialError, Dialled, Route},
-    http1::{HEAD_BYTES, HEADERS},
+    http1::HEAD_BYTES,
     worker::{LocalExecutor, Worker},
 };
 
@@ -230,22 +230,16 @@ impl Slot {
                 Some(connecting) => connecting,
                 None => self.begin_h2(worker, &route),
             };
-            let connected = connecting.clone().await;
-            let mut slot = self.connecting.borrow_mut();
-            if slot.as_ref().is_some_and(|one| one.ptr_eq(&connecting)) {
-                *slot = None;
-            }
-            drop(slot);
-            connected?;
+            Waiting { slot: self, connecting }.await_it().await?;
         }
     }
 
     fn begin_h2(self: &Rc<Self>, worker: &Rc<Worker>, route: &Route<'_>) -> Connecting {
         let (slot, worker) = (self.clone(), worker.clone());
         let (address, tls, timeout) = (route.address, route.tls.clone(), route.timeout);
-        let endpoint = route.endpoint.cloned();
+        let (endpoint, keep_alive) = (route.endpoint.cloned(), route.keep_alive.clone());
         let connect = async move {
-            let route = Route { address, endpoint: endpoint.as_ref(), tls, timeout };
+            let route = Route { address, endpoint: endpoint.as_ref(), tls, timeout, keep_alive };
             let dialled = dial::dial(&worker, &route).await?;
             slot.start_h2(&worker, dialled, address).await
         };
@@ -261,7 +255,7 @@ impl Slot {
         address: SocketAddr,
     ) -> Result<Lease, DialError> {
         let mut builder = http1::Builder::new();
-        builder.max_headers(HEADERS).max_buf_size(HEAD_BYTES * 4);
+        builder.max_buf_size(HEAD_BYTES * 4);
         let facts = Facts::new(dialled.peer, dialled.gateway);
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
@@ -323,6 +317,25 @@ impl Slot {
             self.used.set(Some(now));
         }
         !empty || self.used.get().is_some_and(fresh)
+    }
+}
+
+/// Somebody who waits for a connection that others may share.
+struct Waiting<'a> {
+    slot: &'a Slot,
+    connecting: Connecting,
+}
+
+impl Waiting<'_> {
+    async fn await_it(self) -> Result<(), DialError> {
+        self.connecting.clone().await
+    }
+}
+
+impl Drop for Waiting<'_> {
+    /// Whoever comes next begins anew: nobody may be left who drives what this one gave up.
+    fn drop(&mut self) {
+        self.slot.connecting.borrow_mut().take_if(|one| one.ptr_eq(&self.connecting));
     }
 }
 

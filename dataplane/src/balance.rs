@@ -17,6 +17,7 @@ pub mod gateway;
 mod live;
 pub mod outlier;
 pub mod retry;
+mod silence;
 mod table;
 
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ use api::identity::{SpiffeId, Verified};
 use process::tls::{self, Expect};
 use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream},
@@ -22,7 +23,11 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::{balance::Endpoint, liveness::Watched, worker::Worker};
+use crate::{
+    balance::{Endpoint, Outcome, Tried},
+    liveness::Watched,
+    worker::Worker,
+};
 
 /// Where to, and how.
 pub struct Route<'a> {
@@ -34,6 +39,15 @@ pub struct Route<'a> {
     pub tls: Option<Arc<ClientConfig>>,
     /// For TCP, and for TLS after it.
     pub timeout: Duration,
+    /// How the kernel probes it while it idles.
+    pub keep_alive: Option<TcpKeepalive>,
+}
+
+impl Route<'_> {
+    /// In plaintext, to what is not of the mesh.
+    pub fn plain(address: SocketAddr, timeout: Duration) -> Self {
+        Route { address, endpoint: None, tls: None, timeout, keep_alive: None }
+    }
 }
 
 /// A connection that stands.
@@ -68,6 +82,25 @@ pub enum DialError {
     Identity(SocketAddr, String),
 }
 
+impl DialError {
+    /// What it tells of the endpoint. A gateway that cannot be reached tells nothing of the endpoint behind it.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            DialError::Gateway(_) => Outcome::Cancelled,
+            DialError::Slow(..) => Outcome::Late { connected: false },
+            DialError::Tcp(..) | DialError::Tls(..) | DialError::Identity(..) => Outcome::ConnectFailure,
+        }
+    }
+
+    /// Notes where the next try had better not go.
+    pub fn note(&self, tried: &mut Tried, endpoint: &Endpoint) {
+        match self {
+            DialError::Slow(..) => tried.connect_late(endpoint),
+            _ => tried.connect_failed(endpoint),
+        }
+    }
+}
+
 /// How TLS to an endpoint is spoken: expecting who it is, in the cluster it is in. Without ALPN it carries bytes.
 pub fn tls_config(
     worker: &Worker,
@@ -97,6 +130,10 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
                 (stream, Some(gateway))
             }
         };
+    if let Some(keep_alive) = &route.keep_alive {
+        // Without it the connection serves as well: what dies is found by TCP_INFO as soon as something is sent.
+        let _ = SockRef::from(&stream).set_tcp_keepalive(keep_alive);
+    }
     let stream = worker.liveness.watch(stream);
     let (Some(config), Some(endpoint)) = (&route.tls, route.endpoint) else {
         return Ok(Dialled { stream: Stream::Plain(stream), peer: None, gateway, h2: false });

@@ -18,6 +18,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use hyper::body::Incoming;
 use process::trace::{Kind, Span, with_ids};
 use runtime::{Service, route::Rule};
+use socket2::TcpKeepalive;
 
 use crate::{
     account::Exchange,
@@ -102,13 +103,8 @@ impl Call<'_> {
             let mut lease = match self.lease(&endpoint, picked.probe).await {
                 Ok(lease) => lease,
                 Err(error) => {
-                    // A gateway that cannot be reached tells nothing of the endpoint behind it.
-                    let outcome = match error {
-                        DialError::Gateway(_) => Outcome::Cancelled,
-                        _ => Outcome::ConnectFailure,
-                    };
-                    picked.finished(outcome, self.worker.proxy.now());
-                    tried.connect_failed(&endpoint);
+                    picked.finished(error.outcome(), self.worker.proxy.now());
+                    error.note(&mut tried, &endpoint);
                     let failure = Failure::upstream(503, "connect-failed", error.to_string());
                     self.may_connect_again(&tried, failure, &mut last)?;
                     continue;
@@ -153,7 +149,8 @@ impl Call<'_> {
                 }
                 Ending::Broken(reason) => (Outcome::GatewayError, Failure::upstream(503, "reset", reason)),
                 Ending::Late => {
-                    (Outcome::GatewayError, Failure::upstream(504, "late", "no response head came in time"))
+                    let failure = Failure::upstream(504, "late", "no response head came in time");
+                    (Outcome::Late { connected: true }, failure)
                 }
                 Ending::Client => {
                     return Err(Failure::client(400, "client-body", "the request's body broke off"));
@@ -178,7 +175,7 @@ impl Call<'_> {
             now: self.worker.proxy.now(),
             chance: self.worker.chance(),
             tried,
-            may_probe: retries == 0 && self.may_retry(0),
+            may_repeat: self.may_retry(0),
         };
         match self.callee.balancer.pick(&ask) {
             Pick::Endpoint(picked) => Ok(picked),
@@ -317,9 +314,12 @@ impl Call<'_> {
             })?),
             false => None,
         };
-        let timeout = connect_limit(&self.service.traffic, remote).min(probe.unwrap_or(Duration::MAX));
-        let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout };
-        slot.connect(self.worker, route, h2).await
+        let timeout = connect_limit(&self.service.traffic, remote);
+        let keep_alive = keep_alive(&self.service.traffic);
+        let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout, keep_alive };
+        let limit = probe.unwrap_or(timeout * 3);
+        let connected = tokio::time::timeout(limit, slot.connect(self.worker, route, h2)).await;
+        connected.unwrap_or(Err(DialError::Slow(endpoint.address, limit)))
     }
 
     fn judge(&self, response: Response<Incoming>, lease: &Lease, more: bool) -> Verdict {
@@ -413,6 +413,18 @@ fn connect_limit(traffic: &TrafficPolicy, remote: bool) -> Duration {
     let timeouts = traffic.timeouts.as_ref();
     let millis = timeouts.map_or(0, |t| if remote { t.connect_remote_ms } else { t.connect_ms });
     if millis > 0 { Duration::from_millis(millis) } else { address::CONNECT }
+}
+
+/// The kernel's probes of an idle connection, as the policy says.
+fn keep_alive(traffic: &TrafficPolicy) -> Option<TcpKeepalive> {
+    let (time, interval) = (traffic.tcp_keepalive_time_ms, traffic.tcp_keepalive_interval_ms);
+    let seconds = |millis: u64| Duration::from_secs(millis.div_ceil(1000).max(1)); // what the kernel counts in
+    (time > 0).then(|| {
+        TcpKeepalive::new()
+            .with_time(seconds(time))
+            .with_interval(seconds(interval))
+            .with_retries(traffic.tcp_keepalive_probes.max(1))
+    })
 }
 
 fn limit(slot: &Slot, traffic: &TrafficPolicy) {

@@ -20,6 +20,10 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     logs::init(logs::Format::Json, "info")?;
+    // Where the system hands out huge pages unasked, a heap of less than a megabyte would be ten resident ones.
+    if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
+        tracing::debug!(%error, "huge pages stay on");
+    }
     let config = dataplane::config::read(&arguments.config)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {

@@ -99,7 +99,12 @@ fn table(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::Namespace => &["/spec/finalizers"],
         Kind::ServiceExport => &["/spec/exportedLabels", "/spec/exportedAnnotations"],
-        Kind::TrafficPolicy => &["/spec/loadBalancing/hash", "/spec/loadBalancing/policy=HASH"],
+        Kind::TrafficPolicy => &[
+            "/spec/loadBalancing/hash",
+            "/spec/loadBalancing/policy=HASH",
+            "/spec/limits/connections",
+            "/spec/limits/pending",
+        ],
         Kind::Mesh | Kind::Cluster | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
     }
 }

@@ -56,7 +56,8 @@ pub enum NoEndpoint {
 pub struct Picked {
     endpoint: Arc<Endpoint>,
     balancer: Arc<Balancer>,
-    /// This try probes a suspected endpoint: go elsewhere when no response head has come after this time.
+    /// This try probes a suspected endpoint: go elsewhere, if it may be sent again, when no connection or no
+    /// response head has come after this time.
     pub probe: Option<Duration>,
     sent: Moment,
     answered: bool,
@@ -116,7 +117,7 @@ impl Balancer {
     pub fn sweep(&self, now: Moment) {
         let table = self.table.load();
         table.endpoints.iter().for_each(|endpoint| {
-            endpoint.live.suspect(now, table.rules.suspect_after);
+            endpoint.live.suspect(now, table.patience());
         });
         let interval = Duration::from_millis(table.rules.outlier.interval_ms);
         let last = self.swept_at.load(Relaxed);
@@ -184,7 +185,7 @@ impl Balancer {
             workload: endpoint.wire.workload.clone(),
             cluster: endpoint.wire.cluster.clone(),
             priority: endpoint.priority,
-            state: match endpoint.grade(now, table.rules.suspect_after) {
+            state: match endpoint.grade(now, table.patience()) {
                 Grade::Fine => "fine",
                 Grade::Suspect => "suspect",
                 Grade::Ejected => "ejected",
@@ -210,7 +211,7 @@ fn may_eject(table: &Table, endpoint: &Endpoint, now: Moment) -> bool {
     }
     let fine = |tier: usize| {
         let endpoints = &table.endpoints[table.tiers[tier].range.clone()];
-        endpoints.iter().any(|other| other.grade(now, rules.suspect_after) == Grade::Fine)
+        endpoints.iter().any(|other| other.grade(now, table.patience()) == Grade::Fine)
     };
     if (0..table.tiers.len()).any(|other| table.spills(tier, other) && fine(other)) {
         return rules.outlier.max_ejected_percent > 0;
@@ -241,8 +242,20 @@ impl Picked {
 
     /// The try is over.
     pub fn finished(self, outcome: Outcome, now: Moment) {
+        if !self.answered {
+            self.silent(outcome, now);
+        }
         if let Some(streak) = self.endpoint.live.settle(outcome, now) {
             self.balancer.judge(&self.endpoint, streak, now);
+        }
+    }
+
+    /// The try ended without a head: what its waiting has shown is kept, though perhaps nobody waits any longer.
+    fn silent(&self, outcome: Outcome, now: Moment) {
+        let live = &self.endpoint.live;
+        live.suspect(now, self.balancer.table.load().patience());
+        if self.probe.is_some() && matches!(outcome, Outcome::Late { .. }) {
+            live.suspect_again(now);
         }
     }
 }

@@ -33,15 +33,26 @@ pub struct Ask<'a> {
     pub chance: u64,
     /// The endpoints that this request has tried already.
     pub tried: &'a Tried,
-    /// Whether this try may probe a suspected endpoint: it is idempotent and can be sent again.
-    pub may_probe: bool,
+    /// Whether it can be sent again when it is not answered in time: such a try probes suspected endpoints; others
+    /// do so only rarely, for the sake of services that are never asked anything else.
+    pub may_repeat: bool,
 }
 
 /// The endpoints that one request has tried.
 #[derive(Debug, Clone, Default)]
 pub struct Tried {
-    /// The second: no connection came about.
-    endpoints: Vec<(EndpointId, bool)>,
+    endpoints: Vec<(EndpointId, End)>,
+}
+
+/// How a request fared with an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It was refused a connection, or told that it was not processed.
+    Refused,
+    /// No connection came in time.
+    Late,
+    /// It was sent.
+    Failed,
 }
 
 /// One pick under way.
@@ -70,15 +81,16 @@ impl<'a> Choice<'a> {
 
     /// A suspected endpoint that is due for a probe, no farther away than what the shares gave.
     pub fn probe(&self) -> Option<(&'a Arc<Endpoint>, Option<Duration>)> {
-        if !self.ask.may_probe || !self.ask.tried.is_empty() {
+        if !self.ask.tried.is_empty() {
             return None;
         }
-        let after = self.table.rules.suspect_after;
+        let patience = self.table.patience();
         let near = self.surveys.iter().enumerate().take(self.first + 1);
         near.flat_map(|(tier, survey)| self.members(tier).iter().zip(&survey.grades))
             .filter(|(_, grade)| **grade == Grade::Suspect)
             .find_map(|(endpoint, _)| {
-                endpoint.live.claim_probe(self.ask.now, after).map(|limit| (endpoint, Some(limit)))
+                let limit = endpoint.live.claim_probe(self.ask.now, patience, self.ask.may_repeat);
+                limit.map(|limit| (endpoint, Some(limit)))
             })
     }
 
@@ -164,17 +176,23 @@ impl<'a> Choice<'a> {
 impl Tried {
     /// No connection to `endpoint` came about, or it said that it did not process the request.
     pub fn connect_failed(&mut self, endpoint: &Endpoint) {
-        self.endpoints.push((endpoint.id.clone(), true));
+        self.endpoints.push((endpoint.id.clone(), End::Refused));
+    }
+
+    /// No connection to `endpoint` came about in time. What hangs seldom hangs alone, and each one in vain costs a
+    /// connect's whole limit, so the next is one of another priority.
+    pub fn connect_late(&mut self, endpoint: &Endpoint) {
+        self.endpoints.push((endpoint.id.clone(), End::Late));
     }
 
     /// `endpoint` had the request and did not answer it well.
     pub fn failed(&mut self, endpoint: &Endpoint) {
-        self.endpoints.push((endpoint.id.clone(), false));
+        self.endpoints.push((endpoint.id.clone(), End::Failed));
     }
 
     /// Whether the request may go on to another endpoint after a failed connect.
     pub fn may_connect(&self) -> bool {
-        self.endpoints.iter().filter(|(_, connect)| *connect).count() < CONNECTS_OVER_ALL
+        self.endpoints.iter().filter(|(_, end)| *end != End::Failed).count() < CONNECTS_OVER_ALL
     }
 
     /// How often it was tried at all.
@@ -192,15 +210,13 @@ impl Tried {
     }
 
     fn in_vain(&self, id: &EndpointId) -> bool {
-        self.endpoints.iter().any(|(tried, connect)| *connect && tried == id)
+        self.endpoints.iter().any(|(tried, end)| *end != End::Failed && tried == id)
     }
 
     /// Whether the next try should rather go to another tier than `tier`.
     fn shuns(&self, table: &Table, tier: usize) -> bool {
-        let of = |connect: bool| {
-            let here = |(id, c): &&(EndpointId, bool)| *c == connect && table.tier_of(id) == Some(tier);
-            self.endpoints.iter().filter(here).count()
-        };
-        !self.is_empty() && (of(false) > 0 || of(true) >= CONNECTS_PER_PRIORITY)
+        let here = self.endpoints.iter().filter(|(id, _)| table.tier_of(id) == Some(tier));
+        let refused = here.clone().filter(|(_, end)| *end == End::Refused).count();
+        here.count() > refused || refused >= CONNECTS_PER_PRIORITY
     }
 }

@@ -8,7 +8,7 @@ use api::{
     wire::{self, Health},
 };
 
-use super::{Moment, gateway::Network, live::Live};
+use super::{Moment, gateway::Network, live::Live, silence::Patience};
 
 /// Why an endpoint of a view is left out.
 #[derive(Debug, thiserror::Error)]
@@ -76,19 +76,19 @@ impl Endpoint {
             && self.gateway.as_ref().is_none_or(|gateway| gateway.reachable(now))
     }
 
-    pub(super) fn grade(&self, now: Moment, suspect_after: Duration) -> Grade {
+    pub(super) fn grade(&self, now: Moment, patience: Patience<'_>) -> Grade {
         if !self.fit(now) {
             Grade::Unfit
         } else if self.live.ejected(now) {
             Grade::Ejected
         } else {
-            self.grade_unejected(now, suspect_after)
+            self.grade_unejected(now, patience)
         }
     }
 
     /// The grade of a fit endpoint when ejections are ignored.
-    pub(super) fn grade_unejected(&self, now: Moment, suspect_after: Duration) -> Grade {
-        if self.live.suspect(now, suspect_after) { Grade::Suspect } else { Grade::Fine }
+    pub(super) fn grade_unejected(&self, now: Moment, patience: Patience<'_>) -> Grade {
+        if self.live.suspect(now, patience) { Grade::Suspect } else { Grade::Fine }
     }
 
     pub(super) fn weight(&self, now: Moment, slow_start: Duration) -> f64 {

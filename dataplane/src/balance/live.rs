@@ -1,27 +1,20 @@
 //! What this proxy has seen of an endpoint: latency, silence, errors in a row, ejections.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
-use super::Moment;
+use super::{
+    Moment,
+    silence::{Patience, Silence},
+};
 
 /// How fast a latency that is not seen again loses its weight in the choice between two.
 const LATENCY_DECAY: Duration = Duration::from_secs(5);
 
 /// How fast a "too many requests" is forgotten.
 const BUSY_DECAY: Duration = Duration::from_secs(10);
-
-/// How often an endpoint's own peak latency must pass in silence before it is suspected.
-const SUSPECT_LATENCIES: u32 = 5;
-
-/// A probe waits at least this long for the response head.
-const PROBE_LIMIT_LEAST: Duration = Duration::from_millis(100);
-
-/// While older requests still wait for a suspected endpoint they are its probes; yet one of them may hang
-/// for good, so a new probe is sent after this many times the usual interval.
-const PROBE_BESIDE_WAITING: u32 = 10;
 
 /// The part of its weight that an endpoint starts with.
 const SLOWEST_START: f64 = 0.1;
@@ -34,8 +27,13 @@ pub enum Outcome {
     /// No connection to the endpoint itself, or its word that it did not process the request.
     /// (A gateway that cannot be connected to is [`Outcome::Cancelled`] here and the gateway's own failure.)
     ConnectFailure,
-    /// Reset, no response head in time, or 502, 503, 504.
+    /// Reset, or 502, 503, 504.
     GatewayError,
+    /// Nothing came in time.
+    Late {
+        /// Whether there was a connection: then no response head came, else no connection came about.
+        connected: bool,
+    },
     /// Another 5xx.
     ServerError,
     /// 429 or `RESOURCE_EXHAUSTED`: a smaller share, no ejection.
@@ -49,16 +47,7 @@ pub enum Outcome {
 pub(super) struct Live {
     /// Picked and not finished.
     outstanding: AtomicU32,
-    /// Of these, without a response head.
-    unanswered: AtomicU32,
-    /// A response head has come, once.
-    answered: AtomicBool,
-    /// From when it is silent; means something while `unanswered` is above 0.
-    silent_since: AtomicU64,
-    /// Seen to be silent for too long; stays until the next response head.
-    suspect: AtomicBool,
-    probing: AtomicBool,
-    probed_at: AtomicU64,
+    silence: Silence,
     latency: Decaying,
     busy: Decaying,
     gateway_errors: AtomicU32,
@@ -105,47 +94,47 @@ impl Live {
         self.busy.read(now, BUSY_DECAY)
     }
 
-    fn peak(&self) -> Duration {
+    /// Peak EWMA of the time to the response head when it was last seen; zero when nothing is known.
+    pub(super) fn peak(&self) -> Duration {
         Duration::from_nanos(self.latency.last() as u64)
     }
 
     // The life of a try.
 
     pub(super) fn start(&self, now: Moment) {
-        if self.unanswered.load(Relaxed) == 0 {
-            self.silent_since.store(now.as_nanos(), Relaxed);
-        }
-        self.unanswered.fetch_add(1, Relaxed);
+        self.silence.begin(now);
         self.outstanding.fetch_add(1, Relaxed);
     }
 
     pub(super) fn head(&self, latency: Duration, now: Moment) {
-        self.silent_since.store(now.as_nanos(), Relaxed);
-        self.unanswered.fetch_sub(1, Relaxed);
-        self.answered.store(true, Relaxed);
-        self.suspect.store(false, Relaxed);
+        self.silence.broken(now);
         self.latency.peak(latency.as_nanos() as f64, now);
     }
 
     pub(super) fn release(&self, answered: bool, probe: bool) {
         if !answered {
-            self.unanswered.fetch_sub(1, Relaxed);
+            self.silence.give_up();
         }
         if probe {
-            self.probing.store(false, Relaxed);
+            self.silence.probed();
         }
         self.outstanding.fetch_sub(1, Relaxed);
     }
 
-    /// Counts how a try ended; the streak if it ended badly.
+    /// Counts how a try ended; the streak if it ended badly. Of those that come too late while the endpoint is
+    /// suspected only the first counts: they all tell of one and the same hang, and suspicion keeps the load away
+    /// already and ends with the first answer, which an ejection does not.
     pub(super) fn settle(&self, outcome: Outcome, now: Moment) -> Option<Streak> {
+        if matches!(outcome, Outcome::Late { .. }) && self.silence.charged() {
+            return None;
+        }
         let streaks = [&self.gateway_errors, &self.connect_failures, &self.server_errors];
         let grows = match outcome {
             Outcome::Cancelled => return None,
             Outcome::Success | Outcome::Busy => [false, false, false],
             Outcome::ServerError => [false, false, true],
-            Outcome::GatewayError => [true, false, true],
-            Outcome::ConnectFailure => [true, true, true],
+            Outcome::GatewayError | Outcome::Late { connected: true } => [true, false, true],
+            Outcome::ConnectFailure | Outcome::Late { connected: false } => [true, true, true],
         };
         if outcome == Outcome::Busy {
             self.busy.add(1.0, now);
@@ -160,32 +149,24 @@ impl Live {
 
     // Suspicion.
 
-    pub(super) fn suspect(&self, now: Moment, after: Duration) -> bool {
-        if self.suspect.load(Relaxed) {
-            return true;
-        }
-        if after.is_zero() || self.unanswered.load(Relaxed) == 0 || !self.answered.load(Relaxed) {
-            return false;
-        }
-        let silent = Duration::from_nanos(now.as_nanos().saturating_sub(self.silent_since.load(Relaxed)));
-        let suspect = silent > after && silent > self.peak() * SUSPECT_LATENCIES;
-        if suspect {
-            self.probed_at.store(now.as_nanos(), Relaxed);
-            self.suspect.store(true, Relaxed);
-        }
-        suspect
+    pub(super) fn suspect(&self, now: Moment, patience: Patience<'_>) -> bool {
+        self.silence.suspect(now, || patience.threshold(self.peak()))
     }
 
-    /// Takes the place of the one probe, if it is due: the time that the probe has for its response head.
-    pub(super) fn claim_probe(&self, now: Moment, suspect_after: Duration) -> Option<Duration> {
-        let waiting = self.unanswered.load(Relaxed) > 0;
-        let interval = if waiting { suspect_after * PROBE_BESIDE_WAITING } else { suspect_after };
-        let since = Duration::from_nanos(now.as_nanos().saturating_sub(self.probed_at.load(Relaxed)));
-        if since < interval || self.probing.swap(true, Relaxed) {
-            return None;
-        }
-        self.probed_at.store(now.as_nanos(), Relaxed);
-        Some((self.peak() * 3).max(PROBE_LIMIT_LEAST).min(suspect_after.max(PROBE_LIMIT_LEAST)))
+    /// A probe was late.
+    pub(super) fn suspect_again(&self, now: Moment) {
+        self.silence.suspected(now);
+    }
+
+    /// Takes the place of the one probe, if it is due: the time that the probe has.
+    pub(super) fn claim_probe(
+        &self,
+        now: Moment,
+        patience: Patience<'_>,
+        may_repeat: bool,
+    ) -> Option<Duration> {
+        let due = self.silence.claim_probe(now, patience.after, may_repeat);
+        due.then(|| patience.probe(self.peak()))
     }
 
     // Ejection.
@@ -315,65 +296,6 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_suspect_only_after_an_answer() {
-        let fresh = Live::default();
-        fresh.start(at(0));
-        assert!(!fresh.suspect(at(60_000), SECOND), "it never answered: perhaps it is just slow to begin");
-
-        let live = answered(10);
-        live.start(at(5000));
-        assert!(!live.suspect(at(6000), SECOND));
-        assert!(!live.suspect(at(9000), Duration::ZERO), "switched off");
-        assert!(live.suspect(at(6001), SECOND));
-        live.release(false, false);
-        assert!(live.suspect(at(6002), SECOND), "giving up is no answer");
-        live.start(at(6003));
-        live.head(Duration::from_millis(1), at(6004));
-        assert!(!live.suspect(at(6005), SECOND));
-    }
-
-    #[test]
-    fn every_head_breaks_the_silence() {
-        let live = answered(10);
-        live.start(at(0));
-        live.start(at(100));
-        live.head(Duration::from_millis(800), at(900));
-        assert!(!live.suspect(at(1500), SECOND), "it spoke 600 ms ago");
-    }
-
-    #[test]
-    fn the_slow_are_given_five_times_their_latency() {
-        let live = answered(3000);
-        live.start(at(10_000));
-        assert!(!live.suspect(at(25_000), SECOND));
-        assert!(live.suspect(at(25_001), SECOND));
-    }
-
-    #[test]
-    fn one_probe_at_a_time() {
-        let live = answered(1);
-        live.start(at(1000));
-        assert!(live.suspect(at(2001), SECOND));
-        assert_eq!(live.claim_probe(at(3001), SECOND), None, "what waits is probe enough");
-        live.release(false, false);
-        assert_eq!(live.claim_probe(at(3001), SECOND), Some(PROBE_LIMIT_LEAST));
-        live.start(at(3001));
-        assert_eq!(live.claim_probe(at(60_000), SECOND), None, "the probe is under way");
-        live.release(false, true);
-        assert_eq!(live.claim_probe(at(4000), SECOND), None, "too early");
-        assert!(live.claim_probe(at(4001), SECOND).is_some());
-    }
-
-    #[test]
-    fn a_request_that_hangs_for_good_does_not_end_all_probing() {
-        let live = answered(1);
-        live.start(at(1000));
-        assert!(live.suspect(at(2001), SECOND));
-        assert_eq!(live.claim_probe(at(12_000), SECOND), None);
-        assert!(live.claim_probe(at(12_001), SECOND).is_some());
-    }
-
-    #[test]
     fn streaks_by_outcome() {
         use Outcome::*;
         let check = |outcomes: &[Outcome], expect: Option<(u32, u32, u32)>| {
@@ -388,7 +310,22 @@ mod tests {
         check(&[GatewayError, Success, GatewayError], Some((1, 0, 1)));
         check(&[GatewayError, Busy, GatewayError], Some((1, 0, 1)));
         check(&[GatewayError, Cancelled, GatewayError], Some((2, 0, 2)));
+        check(&[Late { connected: true }, Late { connected: false }], Some((2, 1, 2)));
         check(&[Success], None);
+    }
+
+    #[test]
+    fn one_hang_counts_once() {
+        let late = Outcome::Late { connected: true };
+        let errors = |live: &Live| live.settle(late, at(1)).map(|streak| streak.gateway_errors);
+        let live = Live::default();
+        live.suspect_again(at(1));
+        assert_eq!([errors(&live), errors(&live), errors(&live)], [Some(1), None, None]);
+        live.start(at(2));
+        live.head(SECOND, at(3));
+        live.suspect_again(at(4));
+        assert_eq!([errors(&live), errors(&live)], [Some(2), None], "the next hang is another one");
+        assert!(live.settle(Outcome::GatewayError, at(5)).is_some(), "a reset is no silence");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::{
     endpoint::{BadEndpoint, Endpoint, Grade, Stale},
     gateway::Gateways,
     live::{Live, ramp},
+    silence::Patience,
 };
 
 /// Over how long the load comes back to a tier that had nothing to offer.
@@ -124,10 +125,15 @@ impl Table {
         Tier { key: seat.key.clone(), range: start..start + 1, percent: seat.percent, back }
     }
 
+    /// How long the silence of one of them is borne.
+    pub fn patience(&self) -> Patience<'_> {
+        Patience { after: self.rules.suspect_after, siblings: &self.endpoints }
+    }
+
     /// A tier at `now`. Remembers when it is dark, so that its return can be gentle.
     pub fn survey(&self, tier: usize, now: Moment) -> Survey {
         let tier = &self.tiers[tier];
-        let grade = |endpoint: &Arc<Endpoint>| endpoint.grade(now, self.rules.suspect_after);
+        let grade = |endpoint: &Arc<Endpoint>| endpoint.grade(now, self.patience());
         let grades: Vec<Grade> = self.endpoints[tier.range.clone()].iter().map(grade).collect();
         let fine = grades.iter().filter(|&&grade| grade == Grade::Fine).count() as u64;
         Survey { grades, fine, part: tier.part(fine > 0, now) }
@@ -171,7 +177,7 @@ impl Table {
             let endpoints = &self.endpoints[self.tiers[index].range.clone()];
             for (grade, endpoint) in survey.grades.iter_mut().zip(endpoints) {
                 if *grade == Grade::Ejected {
-                    *grade = endpoint.grade_unejected(now, self.rules.suspect_after);
+                    *grade = endpoint.grade_unejected(now, self.patience());
                 }
             }
         }

@@ -32,7 +32,7 @@ pub async fn to_address(
         let mut lease = match standing {
             Some(lease) => lease,
             None => {
-                let route = Route { address, endpoint: None, tls: None, timeout: CONNECT };
+                let route = Route::plain(address, CONNECT);
                 slot.connect(worker, route, h2).await.map_err(AddressError::Connect)?
             }
         };

@@ -4,11 +4,11 @@ use std::{rc::Rc, sync::Arc};
 
 use runtime::Service;
 
-use super::connect_limit;
+use super::{connect_limit, keep_alive};
 use crate::{
     account::Exchange,
-    balance::{Ask, Outcome, Pick, Picked, Tried},
-    dial::{self, DialError, Route, Stream},
+    balance::{Ask, Pick, Picked, Tried},
+    dial::{self, Route, Stream},
     failure::Failure,
     proxy::Callee,
     worker::Worker,
@@ -23,7 +23,7 @@ pub async fn open(
 ) -> Result<(Stream, Picked), Failure> {
     let mut tried = Tried::default();
     loop {
-        let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_probe: false };
+        let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_repeat: false };
         let mut picked = match callee.balancer.pick(&ask) {
             Pick::Endpoint(picked) => picked,
             Pick::None(reason) => return Err(Failure::upstream(503, "no-endpoints", reason.to_string())),
@@ -37,7 +37,9 @@ pub async fn open(
         let timeout = connect_limit(&service.traffic, endpoint.gateway.is_some());
         let dialled = match tls {
             Ok(tls) => {
-                let route = Route { address: endpoint.address, endpoint: Some(&endpoint), tls, timeout };
+                let keep_alive = keep_alive(&service.traffic);
+                let (address, endpoint) = (endpoint.address, Some(&endpoint));
+                let route = Route { address, endpoint, tls, timeout, keep_alive };
                 dial::dial(worker, &route).await
             }
             Err(error) => Err(error),
@@ -52,10 +54,8 @@ pub async fn open(
             }
             Err(error) => error,
         };
-        let outcome =
-            if matches!(error, DialError::Gateway(_)) { Outcome::Cancelled } else { Outcome::ConnectFailure };
-        picked.finished(outcome, worker.proxy.now());
-        tried.connect_failed(&endpoint);
+        picked.finished(error.outcome(), worker.proxy.now());
+        error.note(&mut tried, &endpoint);
         if !tried.may_connect() {
             return Err(Failure::upstream(503, "connect-failed", error.to_string()));
         }

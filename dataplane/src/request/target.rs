@@ -170,7 +170,7 @@ pub(super) async fn connect(
 async fn to_host_stream(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Stream, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
     for address in addresses(host, port).await? {
-        let route = Route { address, endpoint: None, tls: None, timeout: CONNECT };
+        let route = Route::plain(address, CONNECT);
         match dial::dial(worker, &route).await {
             Ok(dialled) => return Ok(dialled.stream),
             Err(error) => last = Failure::upstream(502, "connect-failed", error.to_string()),

@@ -99,9 +99,9 @@ impl Tale {
         self.update(now);
     }
 
-    fn ask(&mut self, now: u64, tried: &Tried, may_probe: bool) -> Pick {
+    fn ask(&mut self, now: u64, tried: &Tried, may_repeat: bool) -> Pick {
         self.chance += 1;
-        self.balancer.pick(&Ask { now: at(now), chance: self.chance, tried, may_probe })
+        self.balancer.pick(&Ask { now: at(now), chance: self.chance, tried, may_repeat })
     }
 
     fn pick(&mut self, now: u64) -> Picked {
@@ -146,6 +146,14 @@ impl Tale {
         let mut picked = self.begin(workload, now - millis);
         picked.head(at(now));
         picked.finished(Outcome::Success, at(now));
+    }
+
+    /// The next probe, which must be due.
+    fn probe(&mut self, now: u64) -> Picked {
+        match self.ask(now, &Tried::default(), true) {
+            Pick::Endpoint(picked) if picked.probe.is_some() => picked,
+            other => panic!("no probe: {other:?}"),
+        }
     }
 
     fn state(&self, workload: &str, now: u64) -> &'static str {
@@ -309,6 +317,54 @@ fn one_probe_finds_out_whether_the_silent_are_back() {
     assert_eq!(tale.state("a", 2311), "fine");
 }
 
+/// Endpoints that never answered this caller, and one that did.
+#[test]
+fn the_silent_that_never_spoke_are_measured_by_their_siblings() {
+    let mut tale = Tale::new(&["a"], &["w"]);
+    tale.answer("w", 400, 500);
+    let hanging = tale.begin("a", 1000);
+    assert_eq!(tale.taken(3000), "a", "five times the 400 ms of the other");
+    assert_eq!(tale.taken(3001), "w");
+    drop(hanging);
+}
+
+#[test]
+fn a_hang_ends_in_suspicion_and_ejects_nobody() {
+    let mut tale = Tale::new(&["a", "b"], &["w"]);
+    ["a", "b", "w"].iter().for_each(|name| tale.answer(name, 10, 100));
+    let hanging: Vec<_> = (0..50).flat_map(|_| ["a", "b"]).map(|name| tale.begin(name, 200)).collect();
+    hanging.into_iter().for_each(|one| one.finished(Outcome::Late { connected: true }, at(3200)));
+    assert_eq!((tale.state("a", 3201), tale.taken(3201).as_str()), ("suspect", "w"));
+    for now in [4200, 5200] {
+        let probe = tale.probe(now);
+        probe.finished(Outcome::Late { connected: false }, at(now + 100));
+        assert_eq!(tale.taken(now + 101), "w");
+    }
+    for _ in ["a", "b"] {
+        let mut probe = tale.probe(7000);
+        probe.head(at(7010));
+        probe.finished(Outcome::Success, at(7010));
+    }
+    assert_eq!(tale.taken(12_011), "a b", "nothing is left of it but the gentle return");
+}
+
+#[test]
+fn a_connect_that_is_late_is_silence_too() {
+    let mut tale = Tale::new(&["a"], &["w"]);
+    let picked = tale.begin("a", 0);
+    picked.finished(Outcome::Late { connected: false }, at(1001));
+    assert_eq!((tale.state("a", 1002), tale.taken(1002).as_str()), ("suspect", "w"));
+}
+
+#[test]
+fn after_a_late_connect_another_priority_is_next() {
+    let mut tale = Tale::new(&["a", "b"], &["w"]);
+    let mut tried = Tried::default();
+    tried.connect_late(tale.pick(1).endpoint());
+    let Pick::Endpoint(picked) = tale.ask(1, &tried, false) else { panic!("there is one") };
+    assert_eq!(picked.endpoint().wire.workload, "w");
+}
+
 #[test]
 fn load_comes_back_gently_to_a_priority_that_was_dark() {
     let mut tale = Tale::new(&["a", "b"], &["w"]);
@@ -468,7 +524,7 @@ fn later_tries_prefer_priorities_that_were_not_tried() {
 fn no_endpoints_and_bad_ones() {
     let balancer: Arc<Balancer> = Arc::default();
     let tried = Tried::default();
-    let ask = Ask { now: at(1), chance: 1, tried: &tried, may_probe: true };
+    let ask = Ask { now: at(1), chance: 1, tried: &tried, may_repeat: true };
     assert!(matches!(balancer.pick(&ask), Pick::None(NoEndpoint::Empty)));
     let mut wrong_id = endpoint("a", "east");
     wrong_id.id = "x".into();

@@ -1,0 +1,233 @@
+//! Whether an endpoint has fallen silent, and the single probes that find out whether it speaks again.
+//!
+//! An endpoint that has tries under way (connecting counts, from the pick on) and sends no response head for longer
+//! than [`Patience::threshold`] is suspected until its next response head. Suspicion only moves load, and only while
+//! another endpoint can take it.
+//!
+//! Therefore it needs no proof that the endpoint ever answered. An endpoint that hangs before its first answer (it is
+//! new to this caller, or gets a small share) looks like one that is slow to begin; to wait for it would delay
+//! requests one after the other, while to suspect it wrongly costs nothing that its first answer does not mend. It
+//! is measured by the slowest of its siblings, as nothing is known of itself.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use super::{Moment, endpoint::Endpoint};
+
+/// How often its usual latency an endpoint may be silent.
+const SUSPECT_LATENCIES: u32 = 5;
+
+/// A probe waits at least this long, and unless it is in the way of others three times the usual latency.
+const PROBE_LEAST: Duration = Duration::from_millis(100);
+const PROBE_LATENCIES: u32 = 3;
+
+/// A request that must not be sent twice is a probe only after so many of the usual intervals: it may hang.
+const PROBE_BY_ANY: u32 = 10;
+
+/// How long silence is borne.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience<'a> {
+    /// At least; zero: for ever.
+    pub after: Duration,
+    /// All endpoints of the service.
+    pub siblings: &'a [Arc<Endpoint>],
+}
+
+impl Patience<'_> {
+    /// The silence after which an endpoint with this peak latency is suspected; `None`: never.
+    pub fn threshold(self, peak: Duration) -> Option<Duration> {
+        (!self.after.is_zero()).then(|| self.after.max(self.usual(peak) * SUSPECT_LATENCIES))
+    }
+
+    /// The time that a probe has, for connecting and for the response head each. A probe that is late delays a real
+    /// request, so this stays below half the patience unless the endpoint was never that quick.
+    pub fn probe(self, peak: Duration) -> Duration {
+        let usual = self.usual(peak);
+        let most = (self.after / 2).max(usual + usual / 2);
+        (usual * PROBE_LATENCIES).min(most).max(PROBE_LEAST)
+    }
+
+    /// The peak latency of an endpoint, or of the slowest beside it when its own is not known.
+    fn usual(self, peak: Duration) -> Duration {
+        if peak.is_zero() {
+            return self.siblings.iter().map(|one| one.live.peak()).max().unwrap_or_default();
+        }
+        peak
+    }
+}
+
+/// The silence of one endpoint.
+#[derive(Debug, Default)]
+pub(super) struct Silence {
+    /// Tries without a response head.
+    unanswered: AtomicU32,
+    /// From when it is silent; means something while `unanswered` is above 0.
+    since: AtomicU64,
+    /// Seen to be silent for too long; stays until the next response head.
+    suspect: AtomicBool,
+    /// A late try has been held against it since it is suspected.
+    charged: AtomicBool,
+    probing: AtomicBool,
+    /// Or suspected, if that was later.
+    probed_at: AtomicU64,
+}
+
+impl Silence {
+    /// A try begins.
+    pub fn begin(&self, now: Moment) {
+        if self.unanswered.load(Relaxed) == 0 {
+            self.since.store(now.as_nanos(), Relaxed); // first, so that nobody ever sees a try and an old time
+        }
+        self.unanswered.fetch_add(1, Relaxed);
+    }
+
+    /// A response head has come.
+    pub fn broken(&self, now: Moment) {
+        self.since.store(now.as_nanos(), Relaxed);
+        self.unanswered.fetch_sub(1, Relaxed);
+        if self.suspect.load(Relaxed) {
+            self.suspect.store(false, Relaxed);
+            self.charged.store(false, Relaxed);
+        }
+    }
+
+    /// A try is over without a head.
+    pub fn give_up(&self) {
+        self.unanswered.fetch_sub(1, Relaxed);
+    }
+
+    /// A probe is over.
+    pub fn probed(&self) {
+        self.probing.store(false, Relaxed);
+    }
+
+    /// Whether it is suspected; `threshold` says what silence is too long.
+    pub fn suspect(&self, now: Moment, threshold: impl FnOnce() -> Option<Duration>) -> bool {
+        if self.suspect.load(Relaxed) {
+            return true;
+        }
+        if self.unanswered.load(Relaxed) == 0 {
+            return false;
+        }
+        let silent = now.after(Moment::from_nanos(self.since.load(Relaxed)));
+        let suspect = threshold().is_some_and(|threshold| silent > threshold);
+        if suspect {
+            self.suspected(now);
+        }
+        suspect
+    }
+
+    /// It is suspected from now on.
+    pub fn suspected(&self, now: Moment) {
+        self.probed_at.store(now.as_nanos(), Relaxed);
+        self.suspect.store(true, Relaxed);
+    }
+
+    /// Whether another late try would tell nothing new; the first since it is suspected does.
+    pub fn charged(&self) -> bool {
+        self.suspect.load(Relaxed) && self.charged.swap(true, Relaxed)
+    }
+
+    /// Takes the place of the one probe, if it is due: `interval` after the last. What was sent before is no probe,
+    /// since it may hang for good however well the endpoint is by now.
+    pub fn claim_probe(&self, now: Moment, interval: Duration, may_repeat: bool) -> bool {
+        let interval = if may_repeat { interval } else { interval * PROBE_BY_ANY };
+        let since = now.after(Moment::from_nanos(self.probed_at.load(Relaxed)));
+        if since < interval || self.probing.swap(true, Relaxed) {
+            return false;
+        }
+        self.probed_at.store(now.as_nanos(), Relaxed);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(millis * 1_000_000)
+    }
+
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    const SECOND: Duration = millis(1000);
+
+    fn suspect(silence: &Silence, now: u64) -> bool {
+        silence.suspect(at(now), || Some(SECOND))
+    }
+
+    /// Suspected since 1001.
+    fn hanging() -> Silence {
+        let silence = Silence::default();
+        silence.begin(at(0));
+        assert!(suspect(&silence, 1001));
+        silence
+    }
+
+    #[test]
+    fn silence_is_suspect_though_it_never_spoke() {
+        let silence = Silence::default();
+        assert!(!suspect(&silence, 9000), "nobody asked");
+        silence.begin(at(9000));
+        assert!(!suspect(&silence, 10_000));
+        assert!(!silence.suspect(at(60_000), || None), "switched off");
+        assert!(suspect(&silence, 10_001));
+        silence.give_up();
+        assert!(suspect(&silence, 10_002), "giving up is no answer");
+        silence.begin(at(10_003));
+        silence.broken(at(10_004));
+        assert!(!suspect(&silence, 10_005));
+    }
+
+    #[test]
+    fn every_head_breaks_the_silence() {
+        let silence = Silence::default();
+        silence.begin(at(0));
+        silence.begin(at(100));
+        silence.broken(at(900));
+        assert!(!suspect(&silence, 1500), "it spoke 600 ms ago");
+        assert!(suspect(&silence, 1901), "and owes another");
+    }
+
+    #[test]
+    fn patience_goes_by_what_is_usual() {
+        let patience = Patience { after: SECOND, siblings: &[] };
+        let check = |peak, threshold, probe| {
+            let seen = (patience.threshold(millis(peak)), patience.probe(millis(peak)));
+            assert_eq!(seen, (Some(millis(threshold)), millis(probe)), "{peak} ms");
+        };
+        check(0, 1000, 100);
+        check(10, 1000, 100);
+        check(100, 1000, 300);
+        check(300, 1500, 500);
+        check(3000, 15_000, 4500);
+        assert_eq!(Patience { after: Duration::ZERO, siblings: &[] }.threshold(SECOND), None);
+    }
+
+    #[test]
+    fn one_probe_at_a_time() {
+        let silence = hanging();
+        assert!(!silence.claim_probe(at(2000), SECOND, true), "too early");
+        assert!(silence.claim_probe(at(2001), SECOND, true), "though an older try still waits");
+        assert!(!silence.claim_probe(at(60_000), SECOND, true), "the probe is under way");
+        silence.probed();
+        silence.suspected(at(2500));
+        assert!(!silence.claim_probe(at(3499), SECOND, true), "it was late a moment ago");
+        assert!(silence.claim_probe(at(3500), SECOND, true));
+    }
+
+    #[test]
+    fn what_must_not_be_repeated_seldom_probes() {
+        let silence = hanging();
+        assert!(!silence.claim_probe(at(11_000), SECOND, false));
+        assert!(silence.claim_probe(at(11_001), SECOND, false), "nothing else ever comes");
+    }
+}

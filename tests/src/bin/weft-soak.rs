@@ -11,8 +11,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use weft_tests::harness::{Blocks, Load, Mesh, explanations};
 
-/// Apart from those of the tests.
-static BLOCKS: Blocks = Blocks::from(120);
+/// Apart from those of the tests, and from each other, so that both may run at once.
+static EXPLAINED: Blocks = Blocks::from(120);
+static ROTATED: Blocks = Blocks::from(124);
 
 const EXPLANATIONS: u64 = 1000;
 const ROTATION_MINUTES: u64 = 12;
@@ -37,14 +38,14 @@ async fn main() -> anyhow::Result<()> {
 
 /// `weft explain` against what happens.
 async fn explain(count: u64) {
-    let mesh = Mesh::up(&BLOCKS, &[]).await;
+    let mesh = Mesh::up(&EXPLAINED, &[]).await;
     let statuses = explanations::hold(&mesh, count).await;
     println!("{count} requests went as explained: {}", explanations::told(&statuses));
 }
 
 /// Leaves of 5 minutes under load, and one HTTP/2 stream all the while.
 async fn rotation(minutes: u64) -> anyhow::Result<()> {
-    let mesh = Mesh::up(&BLOCKS, &["--leaf", "5m"]).await;
+    let mesh = Mesh::up(&ROTATED, &["--leaf", "5m"]).await;
     let load = Load::start(&mesh.cluster("east").ingress, 200, 0);
     let stream = tokio::spawn(listen(mesh.cluster("east").ingress));
     let mut seen: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();

@@ -87,7 +87,7 @@ impl Call<'_> {
         let mut last = None;
         self.callee.budget.request(&self.retry(), self.worker.proxy.now());
         loop {
-            let mut picked = match self.pick(&tried, retries) {
+            let mut picked = match self.pick(&tried) {
                 Ok(picked) => picked,
                 Err(NoEndpoint::Empty) => {
                     return Err(Failure::upstream(503, "no-endpoints", NoEndpoint::Empty.to_string()));
@@ -170,7 +170,7 @@ impl Call<'_> {
         }
     }
 
-    fn pick(&self, tried: &Tried, retries: u32) -> Result<Picked, NoEndpoint> {
+    fn pick(&self, tried: &Tried) -> Result<Picked, NoEndpoint> {
         let ask = Ask {
             now: self.worker.proxy.now(),
             chance: self.worker.chance(),

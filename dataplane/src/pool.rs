@@ -230,7 +230,7 @@ impl Slot {
                 Some(connecting) => connecting,
                 None => self.begin_h2(worker, &route),
             };
-            Waiting { slot: self, connecting }.await_it().await?;
+            Waiting { slot: self, connecting }.wait().await?;
         }
     }
 
@@ -327,7 +327,7 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    async fn await_it(self) -> Result<(), DialError> {
+    async fn wait(self) -> Result<(), DialError> {
         self.connecting.clone().await
     }
 }

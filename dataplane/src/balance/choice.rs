@@ -79,13 +79,15 @@ impl<'a> Choice<'a> {
         Choice { table, turn, ask, surveys, first }
     }
 
-    /// A suspected endpoint that is due for a probe, no farther away than what the shares gave.
+    /// A suspected endpoint that is due for a probe, no farther away than what the shares gave. In a distribution
+    /// nothing is far away: a group of suspects has no share, and without probes would never have one again.
     pub fn probe(&self) -> Option<(&'a Arc<Endpoint>, Option<Duration>)> {
         if !self.ask.tried.is_empty() {
             return None;
         }
         let patience = self.table.patience();
-        let near = self.surveys.iter().enumerate().take(self.first + 1);
+        let reach = if self.table.distributed { self.surveys.len() } else { self.first + 1 };
+        let near = self.surveys.iter().enumerate().take(reach);
         near.flat_map(|(tier, survey)| self.members(tier).iter().zip(&survey.grades))
             .filter(|(_, grade)| **grade == Grade::Suspect)
             .find_map(|(endpoint, _)| {

@@ -432,6 +432,21 @@ fn a_distribution_goes_by_its_percents_and_moves_on() {
 }
 
 #[test]
+fn every_group_of_a_distribution_is_probed() {
+    let to = [("eu-east".to_owned(), 50), ("eu-west".to_owned(), 50)].into();
+    let distribute = vec![Distribution { from: "eu-east".into(), to }];
+    let mut tale = Tale::with(TrafficPolicy { distribute, ..policy() }, &["a"], &["w"]);
+    for (silent, other) in [("a", "w"), ("w", "a")] {
+        tale.begin(silent, 0).finished(Outcome::Late { connected: true }, at(3000));
+        assert_eq!(tale.taken(3001), other);
+        let mut probe = tale.probe(4000);
+        assert_eq!(probe.endpoint().wire.workload, silent);
+        probe.head(at(4001));
+        probe.finished(Outcome::Success, at(4001));
+    }
+}
+
+#[test]
 fn stale_endpoints_by_the_rule() {
     let check = |rule: wire::Stale, before: &str, after: &str| {
         let mut tale = Tale::new(&["a", "b"], &[]);

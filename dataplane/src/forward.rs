@@ -317,8 +317,9 @@ impl Call<'_> {
         let timeout = connect_limit(&self.service.traffic, remote);
         let keep_alive = keep_alive(&self.service.traffic);
         let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout, keep_alive };
-        let limit = probe.unwrap_or(timeout * 3);
-        let connected = tokio::time::timeout(limit, slot.connect(self.worker, route, h2)).await;
+        let connecting = slot.connect(self.worker, route, h2);
+        let Some(limit) = probe else { return connecting.await };
+        let connected = tokio::time::timeout(limit, connecting).await;
         connected.unwrap_or(Err(DialError::Slow(endpoint.address, limit)))
     }
 

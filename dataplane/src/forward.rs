@@ -100,7 +100,7 @@ impl Call<'_> {
             };
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let mut lease = match self.lease(&endpoint, picked.probe).await {
+            let mut lease = match self.lease(&endpoint, &mut picked).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     picked.finished(error.outcome(), self.worker.proxy.now());
@@ -291,7 +291,7 @@ impl Call<'_> {
 
     /// A connection to the endpoint: one that stands, or a new one. A probe may take no longer to connect than to be
     /// answered.
-    async fn lease(&self, endpoint: &Arc<Endpoint>, probe: Option<Duration>) -> Result<Lease, DialError> {
+    async fn lease(&self, endpoint: &Arc<Endpoint>, picked: &mut Picked) -> Result<Lease, DialError> {
         let slot = self.worker.pool.endpoint(endpoint);
         limit(&slot, &self.service.traffic);
         let remote = endpoint.gateway.is_some();
@@ -317,8 +317,11 @@ impl Call<'_> {
         let timeout = connect_limit(&self.service.traffic, remote);
         let keep_alive = keep_alive(&self.service.traffic);
         let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout, keep_alive };
+        if !remote {
+            picked.connecting(self.worker.proxy.now());
+        }
         let connecting = slot.connect(self.worker, route, h2);
-        let Some(limit) = probe else { return connecting.await };
+        let Some(limit) = picked.probe else { return connecting.await };
         let connected = tokio::time::timeout(limit, connecting).await;
         connected.unwrap_or(Err(DialError::Slow(endpoint.address, limit)))
     }

@@ -60,6 +60,7 @@ pub struct Picked {
     /// response head has come after this time.
     pub probe: Option<Duration>,
     sent: Moment,
+    connecting: bool,
     answered: bool,
 }
 
@@ -110,7 +111,7 @@ impl Balancer {
 
     fn begin(self: &Arc<Self>, endpoint: Arc<Endpoint>, probe: Option<Duration>, now: Moment) -> Picked {
         endpoint.live.start(now);
-        Picked { endpoint, balancer: Arc::clone(self), probe, sent: now, answered: false }
+        Picked { endpoint, balancer: Arc::clone(self), probe, sent: now, connecting: false, answered: false }
     }
 
     /// Once a second or so: at each interval of the policy, forgives and judges success rates.
@@ -227,9 +228,18 @@ impl Picked {
         &self.endpoint
     }
 
+    /// A connection is made first; only said of endpoints in this network, which take no time for that.
+    pub fn connecting(&mut self, now: Moment) {
+        self.connecting = true;
+        self.endpoint.live.connect(now);
+    }
+
     /// The request was sent: the time to the response head counts from here, without the connect.
     pub fn sent(&mut self, now: Moment) {
         self.sent = now;
+        if std::mem::take(&mut self.connecting) {
+            self.endpoint.live.connected(Some(now));
+        }
     }
 
     /// The response head is there (for TCP: the connection).
@@ -262,6 +272,9 @@ impl Picked {
 
 impl Drop for Picked {
     fn drop(&mut self) {
+        if self.connecting {
+            self.endpoint.live.connected(None);
+        }
         self.endpoint.live.release(self.answered, self.probe.is_some());
     }
 }

@@ -106,6 +106,14 @@ impl Live {
         self.outstanding.fetch_add(1, Relaxed);
     }
 
+    pub(super) fn connect(&self, now: Moment) {
+        self.silence.connect(now);
+    }
+
+    pub(super) fn connected(&self, now: Option<Moment>) {
+        self.silence.connected(now);
+    }
+
     pub(super) fn head(&self, latency: Duration, now: Moment) {
         self.silence.broken(now);
         self.latency.peak(latency.as_nanos() as f64, now);

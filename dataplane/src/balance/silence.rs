@@ -1,7 +1,8 @@
 //! Whether an endpoint has fallen silent, and the single probes that find out whether it speaks again.
 //!
 //! An endpoint that has tries under way (connecting counts, from the pick on) and sends no response head for longer
-//! than [`Patience::threshold`] is suspected until its next response head. Suspicion only moves load, and only while
+//! than [`Patience::threshold`] is suspected until its next response head; half of that is enough while a connect
+//! inside the network hangs, which takes no application's time. Suspicion only moves load, and only while
 //! another endpoint can take it.
 //!
 //! Therefore it needs no proof that the endpoint ever answered. An endpoint that hangs before its first answer (it is
@@ -68,6 +69,9 @@ pub(super) struct Silence {
     unanswered: AtomicU32,
     /// From when it is silent; means something while `unanswered` is above 0.
     since: AtomicU64,
+    /// Connects under way inside the network, and from when none has come about.
+    connecting: AtomicU32,
+    connecting_since: AtomicU64,
     /// Seen to be silent for too long; stays until the next response head.
     suspect: AtomicBool,
     /// A late try has been held against it since it is suspected.
@@ -84,6 +88,22 @@ impl Silence {
             self.since.store(now.as_nanos(), Relaxed); // first, so that nobody ever sees a try and an old time
         }
         self.unanswered.fetch_add(1, Relaxed);
+    }
+
+    /// A try connects.
+    pub fn connect(&self, now: Moment) {
+        if self.connecting.load(Relaxed) == 0 {
+            self.connecting_since.store(now.as_nanos(), Relaxed);
+        }
+        self.connecting.fetch_add(1, Relaxed);
+    }
+
+    /// A connect is over; at `now` with success.
+    pub fn connected(&self, now: Option<Moment>) {
+        if let Some(now) = now {
+            self.connecting_since.store(now.as_nanos(), Relaxed);
+        }
+        self.connecting.fetch_sub(1, Relaxed);
     }
 
     /// A response head has come.
@@ -114,8 +134,12 @@ impl Silence {
         if self.unanswered.load(Relaxed) == 0 {
             return false;
         }
-        let silent = now.after(Moment::from_nanos(self.since.load(Relaxed)));
-        let suspect = threshold().is_some_and(|threshold| silent > threshold);
+        let since = self.since.load(Relaxed);
+        let silent = now.after(Moment::from_nanos(since));
+        let suspect = threshold().is_some_and(|threshold| {
+            let connecting = || now.after(Moment::from_nanos(self.connecting_since.load(Relaxed).max(since)));
+            silent > threshold || (self.connecting.load(Relaxed) > 0 && connecting() > threshold / 2)
+        });
         if suspect {
             self.suspected(now);
         }
@@ -195,6 +219,21 @@ mod tests {
         silence.broken(at(900));
         assert!(!suspect(&silence, 1500), "it spoke 600 ms ago");
         assert!(suspect(&silence, 1901), "and owes another");
+    }
+
+    #[test]
+    fn a_connect_that_hangs_is_seen_in_half_the_time() {
+        let silence = Silence::default();
+        silence.begin(at(0));
+        silence.begin(at(400));
+        silence.connect(at(400));
+        assert!(!suspect(&silence, 900), "the older try has a connection");
+        silence.connected(Some(at(900)));
+        assert!(!suspect(&silence, 950));
+        silence.connect(at(950));
+        silence.broken(at(960));
+        assert!(!suspect(&silence, 1460));
+        assert!(suspect(&silence, 1461), "neither a head nor a connection for half a second");
     }
 
     #[test]

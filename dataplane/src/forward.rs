@@ -1,7 +1,8 @@
 //! Sends a request to an endpoint, and to another one when that may and must be.
 //!
 //! What may be sent again is decided in one place ([`Ending`]): what was not processed may go elsewhere whatever it
-//! is; what broke off may when it is idempotent and can be replayed. Nothing else ever is.
+//! is; what broke off or came late may when it is idempotent and can be replayed; a gRPC call may when its whole answer
+//! is a status that says so. Nothing else ever is.
 
 pub mod address;
 pub mod stream;
@@ -15,7 +16,7 @@ use std::{
 
 use api::wire::{Retry, RetryOn, TrafficPolicy};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use process::trace::{Kind, Span, with_ids};
 use runtime::{Service, route::Rule};
 use socket2::TcpKeepalive;
@@ -111,11 +112,11 @@ impl Call<'_> {
                 }
             };
             exchange.tries += 1;
-            let more = self.may_retry(retries);
+            let more = self.may_repeat(retries);
             let (ending, span) = self.once(exchange, &mut picked, &mut lease, more).await;
             exchange.upstream = Some(exchange.started().elapsed());
             let now = self.worker.proxy.now();
-            let (outcome, failure) = match ending {
+            let (outcome, failure, again) = match ending {
                 Ending::Answered(response) => match self.judge(response, &lease, more) {
                     Verdict::Pass(response, outcome) => {
                         picked.head(now);
@@ -131,13 +132,16 @@ impl Call<'_> {
                     }
                     Verdict::Again(response, outcome) => {
                         picked.head(now);
-                        if !more || !self.budget() {
+                        if !self.has_tries(retries) || !self.budget() {
                             return Ok(Reply { response, lease, picked: Some((picked, outcome)), span });
                         }
-                        (outcome, Failure::upstream(503, "upstream-status", "the status is to be retried"))
+                        let failure =
+                            Failure::upstream(503, "upstream-status", "the status is to be retried");
+                        (outcome, failure, true)
                     }
                     Verdict::Reset => {
-                        (Outcome::GatewayError, Failure::upstream(503, "reset", "the application broke off"))
+                        let failure = Failure::upstream(503, "reset", "the application broke off");
+                        (Outcome::GatewayError, failure, self.budget())
                     }
                 },
                 Ending::NotProcessed(reason) => {
@@ -147,10 +151,14 @@ impl Call<'_> {
                     self.may_connect_again(&tried, Failure::upstream(503, "refused", reason), &mut last)?;
                     continue;
                 }
-                Ending::Broken(reason) => (Outcome::GatewayError, Failure::upstream(503, "reset", reason)),
+                Ending::Broken(reason) => {
+                    let again = more && self.on(RetryOn::Reset) && self.body.is_whole() && self.budget();
+                    (Outcome::GatewayError, Failure::upstream(503, "reset", reason), again)
+                }
                 Ending::Late => {
                     let failure = Failure::upstream(504, "late", "no response head came in time");
-                    (Outcome::Late { connected: true }, failure)
+                    let again = more && self.body.is_whole() && self.budget();
+                    (Outcome::Late { connected: true }, failure, again)
                 }
                 Ending::Client => {
                     return Err(Failure::client(400, "client-body", "the request's body broke off"));
@@ -160,8 +168,7 @@ impl Call<'_> {
             picked.finished(outcome, now);
             tried.failed(&endpoint);
             drop(lease);
-            let status_retried = failure.flag() == "upstream-status";
-            if !more || !self.body.is_whole() || (!status_retried && !self.budget()) {
+            if !again {
                 return Err(failure);
             }
             retries += 1;
@@ -175,7 +182,7 @@ impl Call<'_> {
             now: self.worker.proxy.now(),
             chance: self.worker.chance(),
             tried,
-            may_repeat: self.may_retry(0),
+            may_repeat: self.may_repeat(0),
         };
         match self.callee.balancer.pick(&ask) {
             Pick::Endpoint(picked) => Ok(picked),
@@ -215,11 +222,16 @@ impl Call<'_> {
         self.service.traffic.retry.as_ref().is_some_and(|retry| retry.on.contains(&(what as i32)))
     }
 
-    /// Whether another try may follow this one, should it break off or be late.
-    fn may_retry(&self, retries: u32) -> bool {
+    /// Whether another try may follow this one, should it break off or be late: nobody knows what has become of it.
+    fn may_repeat(&self, retries: u32) -> bool {
+        self.outgoing.idempotent && self.has_tries(retries)
+    }
+
+    /// Whether another try is left, and can have all of the body.
+    fn has_tries(&self, retries: u32) -> bool {
         let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
         let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
-        (self.outgoing.idempotent || self.outgoing.grpc) && retries < attempts && self.body.is_whole()
+        retries < attempts && self.body.is_whole()
     }
 
     fn budget(&self) -> bool {
@@ -335,24 +347,26 @@ impl Call<'_> {
                     String::from_utf8_lossy(reason.as_bytes())
                 ));
             }
-            if map.contains_key(headers::RESET) && more && self.outgoing.idempotent {
+            if map.contains_key(headers::RESET) && more && self.on(RetryOn::Reset) && self.body.is_whole() {
                 return Verdict::Reset;
             }
         }
         let outcome = outcome(response.status(), map);
-        if self.is_retried(response.status(), map) {
+        if self.is_retried(&response) {
             Verdict::Again(response, outcome)
         } else {
             Verdict::Pass(response, outcome)
         }
     }
 
-    fn is_retried(&self, status: StatusCode, map: &HeaderMap) -> bool {
+    fn is_retried(&self, response: &Response<Incoming>) -> bool {
         let Some(retry) = &self.service.traffic.retry else { return false };
-        let code = u32::from(status.as_u16());
+        let code = u32::from(response.status().as_u16());
         let own = self.rule.and_then(|rule| rule.retry.as_ref());
         let listed = own.map_or(&retry.statuses, |own| &own.codes).contains(&code);
-        let grpc = self.outgoing.grpc.then(|| map.get("grpc-status")).flatten();
+        // With its status in the head and no body, a call has had no message for an answer.
+        let bare = self.outgoing.grpc && response.body().is_end_stream();
+        let grpc = bare.then(|| response.headers().get("grpc-status")).flatten();
         let grpc = grpc.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
         (listed && self.outgoing.idempotent)
             || grpc.is_some_and(|status| retry.grpc_statuses.contains(&status))

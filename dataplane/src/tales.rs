@@ -60,6 +60,10 @@ async fn behave(
                 request.headers().iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
             Ok(Response::new(whole(format!("{}\n{}", request.uri(), lines.join("\n")))))
         }
+        "/unavailable" => Ok(Response::builder().header("grpc-status", "14").body(whole("")).unwrap()),
+        "/unavailable-after-a-message" => {
+            Ok(Response::builder().header("grpc-status", "14").body(whole("message")).unwrap())
+        }
         "/lies" => {
             Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())
         }
@@ -259,6 +263,33 @@ async fn a_post_is_never_sent_twice_and_a_get_is() {
         send(shop.front.outbound, Request::get("http://reviews/reset").body(Full::default()).unwrap()).await;
     assert_eq!((response.status().as_u16(), shop.requests()), (503, 4), "three tries, each elsewhere");
     assert!(!response.headers().contains_key("weft-reset"), "one that gave up says neither word");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_grpc_call_is_sent_twice_only_for_a_bare_status_that_says_so() {
+    let shop = Shop::open(3).await;
+    let call = async |path: &str| {
+        let before = shop.requests();
+        let request =
+            Request::post(format!("http://reviews{path}")).header("content-type", "application/grpc");
+        let asked = ask(shop.front.outbound, request);
+        let answer = tokio::time::timeout(Duration::from_millis(1200), asked).await;
+        (answer.map_or(0, |(status, _)| status), shop.requests() - before)
+    };
+    assert_eq!(call("/reset").await, (503, 1), "it may have been processed");
+    assert_eq!(call("/unavailable-after-a-message").await, (200, 1));
+    assert_eq!(call("/unavailable").await, (200, 3), "three tries, each elsewhere");
+    assert_eq!(call("/hang").await, (0, 1), "lateness says nothing of what was done");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reset_is_retried_only_where_the_policy_says_so() {
+    let shop = Shop::open(2).await;
+    let mut caller = sidecar("front").calling("reviews", endpoints(&shop.reviews));
+    let traffic = caller.services[0].0.traffic.as_mut().unwrap();
+    traffic.retry.as_mut().unwrap().on = vec![api::wire::RetryOn::Refused as i32];
+    shop.front.obey(&caller);
+    assert_eq!((shop.get("/reset").await.0, shop.requests()), (503, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

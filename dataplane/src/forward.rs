@@ -101,7 +101,8 @@ impl Call<'_> {
             };
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let mut lease = match self.lease(&endpoint, &mut picked).await {
+            let leased = self.lease(&endpoint, &mut picked).await;
+            let mut lease = match leased.and_then(|lease| self.meant(&endpoint, lease)) {
                 Ok(lease) => lease,
                 Err(error) => {
                     picked.finished(error.outcome(), self.worker.proxy.now());
@@ -336,6 +337,16 @@ impl Call<'_> {
         let Some(limit) = picked.probe else { return connecting.await };
         let connected = tokio::time::timeout(limit, connecting).await;
         connected.unwrap_or(Err(DialError::Slow(endpoint.address, limit)))
+    }
+
+    /// A connection that other services share is to one of this service only if its configuration says so too.
+    fn meant(&self, endpoint: &Endpoint, lease: Lease) -> Result<Lease, DialError> {
+        match &lease.facts.peer {
+            Some(peer) if !self.service.identities.contains(&peer.id) => {
+                Err(DialError::Identity(endpoint.address, endpoint.wire.identity.clone()))
+            }
+            _ => Ok(lease),
+        }
     }
 
     fn judge(&self, response: Response<Incoming>, lease: &Lease, more: bool) -> Verdict {

@@ -1,7 +1,8 @@
 //! One worker's upstream connections: idle HTTP/1.1 ones, and HTTP/2 ones that many requests share.
 //!
 //! Invariant: a connection serves one endpoint for as long as it lives, and is given up when the endpoint's chain is
-//! no longer believed.
+//! no longer believed. An endpoint is its id, its cluster and its identity: a cluster that announces another's id does
+//! not get at the other's connections, nor the other's callers at its own.
 
 use std::{
     cell::{Cell, RefCell},
@@ -48,8 +49,15 @@ const PING: Duration = Duration::from_secs(5);
 /// All upstream connections of a worker.
 #[derive(Default)]
 pub struct Pool {
-    endpoints: RefCell<HashMap<EndpointId, Rc<Slot>>>,
+    endpoints: RefCell<HashMap<EndpointId, Vec<Owned>>>,
     plain: RefCell<HashMap<SocketAddr, Rc<Slot>>>,
+}
+
+/// The connections to an endpoint, and who says that it has its id.
+struct Owned {
+    cluster: String,
+    identity: String,
+    slot: Rc<Slot>,
 }
 
 /// The connections to one place.
@@ -124,10 +132,15 @@ pub struct Unsent {
 impl Pool {
     /// The connections to an endpoint.
     pub fn endpoint(&self, endpoint: &Endpoint) -> Rc<Slot> {
-        if let Some(slot) = self.endpoints.borrow().get(&endpoint.id) {
-            return slot.clone();
+        let (cluster, identity) = (&endpoint.wire.cluster, &endpoint.wire.identity);
+        let is_its = |one: &&Owned| one.cluster == *cluster && one.identity == *identity;
+        if let Some(one) = self.endpoints.borrow().get(&endpoint.id).and_then(|all| all.iter().find(is_its)) {
+            return one.slot.clone();
         }
-        self.endpoints.borrow_mut().entry(endpoint.id.clone()).or_default().clone()
+        let slot = Rc::<Slot>::default();
+        let one = Owned { cluster: cluster.clone(), identity: identity.clone(), slot: slot.clone() };
+        self.endpoints.borrow_mut().entry(endpoint.id.clone()).or_default().push(one);
+        slot
     }
 
     /// The connections to an address in plaintext.
@@ -140,7 +153,10 @@ impl Pool {
 
     /// Closes what idles too long, and what is no longer believed.
     pub fn sweep(&self, worker: &Worker, now: Instant) {
-        self.endpoints.borrow_mut().retain(|_, slot| slot.sweep(worker, now));
+        self.endpoints.borrow_mut().retain(|_, all| {
+            all.retain(|one| one.slot.sweep(worker, now));
+            !all.is_empty()
+        });
         self.plain.borrow_mut().retain(|_, slot| slot.sweep(worker, now));
     }
 
@@ -152,7 +168,8 @@ impl Pool {
             })
         };
         let (endpoints, plain) = (self.endpoints.borrow(), self.plain.borrow());
-        let (a, b) = (count(&mut endpoints.values()), count(&mut plain.values()));
+        let (a, b) =
+            (count(&mut endpoints.values().flatten().map(|one| &one.slot)), count(&mut plain.values()));
         (a.0 + b.0, a.1 + b.1)
     }
 }

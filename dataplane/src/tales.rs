@@ -441,6 +441,28 @@ async fn an_endpoint_with_another_identity_gets_no_request() {
     assert_eq!(app.requests(), 0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_an_endpoint_are_not_those_to_another_of_its_id() {
+    let (victim, thief) = (App::start("reviews-0").await, App::start("ratings-0").await);
+    let reviews = victim.sidecar().start().await;
+    let near = endpoint("east", "reviews-0", "reviews", reviews.inbound);
+    let mut serving = thief.sidecar().in_cluster("west");
+    serving.ports[0].endpoint_id = near.id.clone();
+    let ratings = serving.start().await;
+    let mut copied = endpoint("east", "reviews-0", "ratings", ratings.inbound);
+    copied.cluster = "west".into();
+    let calling =
+        |ratings| sidecar("front").calling("reviews", vec![near.clone()]).calling("ratings", ratings);
+    let front = calling(vec![copied.clone()]).start().await;
+    for _ in 0..2 {
+        assert_eq!(ask(front.outbound, Request::get("http://ratings/")).await, (200, "ratings-0".into()));
+        assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-0".into()));
+    }
+    // Nor is a connection that stands a way to an identity that the service has not.
+    front.obey(&calling(vec![near.clone()]));
+    assert_eq!(ask(front.outbound, Request::get("http://ratings/")).await.0, 503);
+}
+
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream

@@ -74,6 +74,12 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     (asked && !lists(protocol, "h2c")).then(|| protocol.clone())
 }
 
+/// Asks to change to `protocol`.
+pub fn set_upgrade(headers: &mut HeaderMap, protocol: &HeaderValue) {
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol.clone());
+}
+
 /// Takes away everything that only a proxy of the mesh may say.
 pub fn remove_ours(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| name.as_str().starts_with(OURS)) {

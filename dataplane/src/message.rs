@@ -40,11 +40,14 @@ pub fn authority(uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
 }
 
 impl Outgoing {
-    /// From the head of a request that came, with `path` judged and perhaps rewritten.
-    pub fn new(parts: http::request::Parts, path: &str, authority: HeaderValue) -> Result<Self, Failure> {
+    /// From the head of a request as it was judged, with `path` perhaps rewritten.
+    pub fn new(
+        parts: http::request::Parts,
+        path: &str,
+        authority: HeaderValue,
+        upgrade: Option<HeaderValue>,
+    ) -> Result<Self, Failure> {
         let http::request::Parts { method, uri, mut headers, version, .. } = parts;
-        let upgrade = headers::upgrade(&headers).filter(|_| version != Version::HTTP_2);
-        headers::remove_hop_by_hop(&mut headers);
         headers.remove(header::HOST);
         let grpc = headers
             .get(header::CONTENT_TYPE)
@@ -95,8 +98,7 @@ impl Outgoing {
             map.insert(header::HOST, self.authority.clone());
         }
         if let Some(protocol) = &self.upgrade {
-            map.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-            map.insert(header::UPGRADE, protocol.clone());
+            headers::set_upgrade(&mut map, protocol);
         }
         *request.headers_mut() = map;
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();

@@ -65,6 +65,13 @@ async fn answer(
         .state()
         .ok_or(Failure::Ours { flag: "not-ready", reason: "no view has come yet".into() })?;
     let (mut parts, body) = request.into_parts();
+    // First of all, so that nobody can take away by `Connection` what is written here, and what is judged is what is
+    // forwarded.
+    let upgrade = headers::upgrade(&parts.headers).filter(|_| parts.version != Version::HTTP_2);
+    headers::remove_hop_by_hop(&mut parts.headers);
+    if let Some(protocol) = &upgrade {
+        headers::set_upgrade(&mut parts.headers, protocol);
+    }
     obey(exchange, &state);
     let inbound = matches!(caller.side, Side::Inbound { .. });
     if inbound && worker.proxy.is_draining() {
@@ -95,7 +102,7 @@ async fn answer(
         let host = match state.runtime.decide(caller.side.at(absent, port), &facts, chance) {
             Decision::Unknown { host } => host,
             Decision::Forward(plan) => {
-                let ways = Ways { worker, caller, state: &state, tunnel };
+                let ways = Ways { worker, caller, state: &state, tunnel, upgrade };
                 if parts.method == Method::CONNECT {
                     return target::connect(ways, exchange, plan).await;
                 }
@@ -153,10 +160,12 @@ struct Ways<'a> {
     caller: &'a Rc<Caller>,
     state: &'a Arc<State>,
     tunnel: Option<OnUpgrade>,
+    /// The protocol that the request wants to change to.
+    upgrade: Option<HeaderValue>,
 }
 
 async fn forward(
-    ways: Ways<'_>,
+    mut ways: Ways<'_>,
     exchange: &mut Exchange,
     mut plan: Plan<'_>,
     parts: Parts,
@@ -167,7 +176,7 @@ async fn forward(
     exchange.judged(plan.judgement.take());
     let path = plan.path.as_deref().unwrap_or(&asked.path);
     let authority = plan.host.cloned().unwrap_or_else(|| asked.authority.clone());
-    let mut outgoing = Outgoing::new(parts, path, authority)?;
+    let mut outgoing = Outgoing::new(parts, path, authority, ways.upgrade.take())?;
     change(outgoing.headers_mut(), plan.filters().flat_map(|filters| &filters.request_headers));
     if let (Side::Inbound { .. }, Some(identified)) = (ways.caller.side, &ways.caller.peer) {
         outgoing.headers_mut().insert(headers::CLIENT_CERT, identified.header.clone());

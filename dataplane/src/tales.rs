@@ -328,6 +328,10 @@ async fn a_websocket_becomes_a_tunnel() {
     let mut bytes = [0; 5];
     stream.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"HELLO");
+
+    shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.headers["upgrade"] == "websocket""#));
+    let request = Request::get("http://reviews/socket").header("connection", "upgrade");
+    assert_eq!(ask(shop.front.outbound, request.header("upgrade", "websocket")).await.0, 403);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -423,7 +427,24 @@ async fn plaintext_passes_only_where_it_may() {
     )
     .await;
     assert!(!told.contains("forged") && told.contains("x-forwarded-for: 127.0.0.1"), "{told}");
-    assert_eq!(app.requests(), 2);
+    let (_, told) = ask(
+        permissive.inbound,
+        Request::get("/headers")
+            .header("connection", "x-forwarded-for, x-request-id, traceparent, x-secret")
+            .header("x-secret", "1"),
+    )
+    .await;
+    for written in ["x-forwarded-for: 127.0.0.1", "x-request-id: ", "traceparent: "] {
+        assert!(told.contains(written), "{written} in {told}");
+    }
+    assert!(!told.contains("x-secret"), "{told}");
+    let denying = r#""x-secret" in request.headers"#;
+    let hiding = sidecar("reviews-0").serving(app.address, MtlsMode::Permissive).denying(denying);
+    permissive.obey(&hiding);
+    assert_eq!(ask(permissive.inbound, Request::get("/").header("x-secret", "1")).await.0, 403);
+    let hidden = Request::get("/").header("x-secret", "1").header("connection", "x-secret");
+    assert_eq!(ask(permissive.inbound, hidden).await.0, 200, "what is judged is what is forwarded");
+    assert_eq!(app.requests(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

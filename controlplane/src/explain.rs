@@ -1,14 +1,16 @@
 //! What would happen to a request: the same views, the same runtime, the same decision as in the proxies.
 
+mod callee;
+mod distance;
+
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 
 use api::{
     admin::{
-        ExplainAnswer, ExplainRequest, ExplainedBackend, ExplainedEndpoint, ExplainedPriority,
-        ExplainedRoute, ExplainedSetting, ExplainedVerdict,
+        ExplainAnswer, ExplainRequest, ExplainedBackend, ExplainedRoute, ExplainedSetting, ExplainedVerdict,
     },
     name::ServiceName,
-    resource::{Kind, traffic},
+    resource::{Kind, Resource, traffic},
     wire,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -16,11 +18,7 @@ use policies::{
     By, Judgement, Verdict,
     facts::{Connection, Destination, Facts, Guarded, Peer, Request, Source},
 };
-use runtime::{
-    At, Decision, Plan, Runtime, Target,
-    locality::{Place, load, priority},
-    route::Rule,
-};
+use runtime::{At, Decision, Plan, Runtime, Target, route::Rule};
 
 use crate::snapshot::{Configuration, Registered, Role, Snapshot, Subscription, traffic_policies};
 
@@ -172,7 +170,7 @@ fn follow(
         answer.0.backends.push(ExplainedBackend {
             service: format!("{name}:{port}"),
             percent,
-            priorities: priorities(snapshot, node, caller, service, &endpoints),
+            priorities: distance::priorities(snapshot, node, caller, service, &endpoints),
         });
         answer.settings(snapshot, node, &name);
         if endpoints.is_empty() {
@@ -197,18 +195,14 @@ fn judge_backend(
     facts: Facts<'_>,
     answer: &mut Answer<'_>,
 ) -> Result<(), Unexplained> {
-    let here = |endpoint: &&wire::Endpoint| endpoint.cluster == snapshot.inputs.cluster.as_str();
-    let local: Vec<_> = endpoints.iter().filter(here).map(|endpoint| endpoint.workload.as_str()).collect();
-    let nodes = snapshot.inputs.workloads.values().filter(|one| local.contains(&one.workload.as_str()));
-    let mut judged: Vec<(String, Verdict)> = Vec::new();
-    for node in nodes {
-        let callee = compile(snapshot, node, &Subscription::new())?;
+    let mut judged: Vec<Verdict> = Vec::new();
+    for (node, callee) in callee::all(snapshot, name, port, endpoints)? {
         let path = plan.path.as_deref();
         let request = facts.request.map(|request| Request { path: path.unwrap_or(request.path), ..request });
         let guarded: Arc<Guarded> = callee.workload.guarded.clone();
         let facts = Facts {
             source: Source { peer: Some(peer), address: nowhere() },
-            destination: Destination { guarded: &guarded, address: node.address },
+            destination: Destination { guarded: &guarded, address: SocketAddr::new(node.address.ip(), port) },
             request,
             connection: Connection { mtls: true, protocol: "http/1.1", tls_version: "TLSv1.3", sni: "" },
         };
@@ -222,10 +216,10 @@ fn judge_backend(
             Decision::Answer { .. } | Decision::Unknown { .. } => None,
         };
         if let Some(judgement) = judgement
-            && !judged.iter().any(|(_, verdict)| *verdict == judgement.verdict)
+            && !judged.contains(&judgement.verdict)
         {
             answer.verdict(&name.to_string(), &judgement);
-            judged.push((node.workload.to_string(), judgement.verdict));
+            judged.push(judgement.verdict);
         }
     }
     Ok(())
@@ -242,55 +236,22 @@ fn peer(snapshot: &Snapshot, node: &Registered) -> Peer {
     }
 }
 
-fn priorities(
-    snapshot: &Snapshot,
-    node: &Registered,
-    caller: &Runtime,
-    service: &runtime::Service,
-    endpoints: &[wire::Endpoint],
-) -> Vec<ExplainedPriority> {
-    let own = Place {
-        cluster: snapshot.inputs.cluster.to_string(),
-        network: caller.workload.network.to_string(),
-        region: caller.workload.locality.region.clone(),
-        zone: caller.workload.locality.zone.clone(),
-        subzone: caller.workload.locality.subzone.clone(),
-        node: node.labels.get("node").cloned().unwrap_or_default(),
-    };
-    let assigned = priority::assign(&own, endpoints, &service.traffic);
-    let count = assigned.iter().max().map_or(0, |highest| highest + 1);
-    let healthy = |endpoint: &wire::Endpoint| endpoint.health() == wire::Health::Healthy;
-    let level = |wanted: u32| {
-        let members =
-            endpoints.iter().zip(&assigned).filter(move |(_, at)| **at == wanted).map(|(one, _)| one);
-        members.fold((0, 0), |(fine, all), one| (fine + u64::from(healthy(one)), all + 1))
-    };
-    let levels: Vec<_> = (0..count).map(level).collect();
-    let shares = load::shares(&levels, service.traffic.overprovisioning_percent);
-    let explained = |endpoint: &wire::Endpoint| ExplainedEndpoint {
-        workload: endpoint.workload.clone(),
-        cluster: endpoint.cluster.clone(),
-        address: endpoint.address.clone(),
-        locality: endpoint.locality.as_ref().map(|l| format!("{}/{}", l.region, l.zone)).unwrap_or_default(),
-        health: match endpoint.health() {
-            wire::Health::Healthy => "healthy",
-            wire::Health::Unhealthy => "unhealthy",
-            wire::Health::Draining => "draining",
+/// Which rule of a resource is called `name`: its own name, or its place as logs write it.
+fn rule_place(resource: &Resource, name: &str) -> Option<usize> {
+    let names: Vec<Option<String>> = match resource {
+        Resource::AuthorizationPolicy(policy) => {
+            policy.spec.rules.iter().map(|rule| rule.name.as_ref().map(ToString::to_string)).collect()
         }
-        .into(),
-        via: caller.networks.networks.get(&endpoint.network).map(|g| g.addresses.clone()).unwrap_or_default(),
+        Resource::HttpRoute(route) => {
+            route.spec.rules.iter().map(|rule| rule.name.as_ref().map(ToString::to_string)).collect()
+        }
+        _ => return None,
     };
-    let one = |wanted: u32| ExplainedPriority {
-        priority: wanted,
-        load_percent: shares.get(wanted as usize).copied().unwrap_or(0),
-        endpoints: endpoints
-            .iter()
-            .zip(&assigned)
-            .filter(|(_, at)| **at == wanted)
-            .map(|(e, _)| explained(e))
-            .collect(),
+    let called = |(place, own): (usize, &Option<String>)| match own {
+        Some(own) => own == name,
+        None => name == place.to_string() || name == format!("#{}", place + 1),
     };
-    (0..count).map(one).collect()
+    names.iter().enumerate().position(called)
 }
 
 /// An answer in the making.
@@ -317,7 +278,7 @@ impl<'a> Answer<'a> {
 
     fn route(&mut self, rule: &Rule) {
         let name = rule.route.split_once(' ').map_or(&*rule.route, |(_, name)| name);
-        let (file, line) = self.position(Kind::HttpRoute, name);
+        let (file, line) = self.position(Kind::HttpRoute, name, &rule.name);
         self.0.route = Some(ExplainedRoute {
             route: rule.route.to_string(),
             rule: rule.name.to_string(),
@@ -334,11 +295,15 @@ impl<'a> Answer<'a> {
         };
         let (policy, rule, commit) = match by {
             By::Rule { rule, .. } => (rule.policy.clone(), rule.rule.clone(), rule.commit.clone()),
-            By::NoRuleMatched { policies } => (policies.join(", "), "no rule matched".into(), String::new()),
+            By::NoRuleMatched { policies } => {
+                let names: Vec<_> = policies.iter().map(|one| one.policy.as_str()).collect();
+                let commit = policies.first().map(|first| first.commit.clone()).unwrap_or_default();
+                (names.join(", "), "no rule matched".into(), commit)
+            }
             By::Default => ("default".into(), String::new(), String::new()),
         };
         let first = policy.split(", ").next().unwrap_or_default();
-        let (file, line) = self.position(Kind::AuthorizationPolicy, first);
+        let (file, line) = self.position(Kind::AuthorizationPolicy, first, &rule);
         self.0.authorization.push(ExplainedVerdict {
             at: at.to_owned(),
             allowed,
@@ -350,13 +315,16 @@ impl<'a> Answer<'a> {
         });
     }
 
-    fn position(&self, kind: Kind, name: &str) -> (String, u32) {
+    /// Where a rule of an object stands, or the object, when no rule of it is meant.
+    fn position(&self, kind: Kind, name: &str, rule: &str) -> (String, u32) {
         let mut objects = self.1.objects.iter();
         let found = objects.find(|said| {
             said.resource.kind() == kind
                 && format!("{}/{}", said.resource.meta().namespace(), said.resource.meta().name) == name
         });
-        found.map(|said| (said.file.clone(), said.line)).unwrap_or_default()
+        let Some(said) = found else { return Default::default() };
+        let place = rule_place(&said.resource, rule);
+        (said.file.clone(), place.and_then(|place| said.rules.get(place).copied()).unwrap_or(said.line))
     }
 
     /// Every group of the traffic policy in force, with who says it.

@@ -69,6 +69,28 @@ pub struct Plane {
     pub primary_away: watch::Sender<Option<f64>>,
     /// What happened lately.
     pub events: Events,
+    /// The number of each remote's newest link (primary): an older one that ends late says nothing of it.
+    pub links: Mutex<BTreeMap<ClusterName, u64>>,
+}
+
+impl Plane {
+    /// Whether `cluster` is a member by the configuration in force.
+    pub fn is_member(&self, cluster: &ClusterName) -> bool {
+        self.configuration.borrow().member(cluster).is_some()
+    }
+
+    /// The number of a new link of `cluster`.
+    pub fn open_link(&self, cluster: &ClusterName) -> u64 {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = links.entry(cluster.clone()).or_default();
+        *number += 1;
+        *number
+    }
+
+    /// Whether this is the newest link of `cluster`.
+    pub fn is_newest_link(&self, cluster: &ClusterName, number: u64) -> bool {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).get(cluster) == Some(&number)
+    }
 }
 
 /// The commits that this primary has seen, and those that were in force.
@@ -121,12 +143,13 @@ pub async fn load(store: &dyn Store, revision: &Revision) -> Result<Configuratio
     for stored in read_revision(store, revision).await? {
         let resource = api::resource::Resource::from_json(&stored.bytes)
             .map_err(|error| StoreError::Damaged(format!("{}: {error}", stored.key)))?;
-        let (file, line) = stored.position.map(|at| (at.file, at.line)).unwrap_or_default();
+        let (file, line, rules) = stored.position.map(|at| (at.file, at.line, at.rules)).unwrap_or_default();
         objects.push(crate::snapshot::Said {
             resource,
             changed_in: stored.changed_in.to_string(),
             file,
             line,
+            rules,
         });
     }
     objects.sort_by_cached_key(|said| said.resource.key());

@@ -3,14 +3,14 @@
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use api::{
     admin::{CommitState, CommitStatus, Problem},
     head::{CommitId, Head, Revision},
     identity::Vouch,
-    link::ResourceSet,
+    link::{Entry, ResourceSet},
     name::ClusterName,
     resource::Cluster,
 };
@@ -27,6 +27,8 @@ use crate::{
 
 /// Commits whose fate is shown.
 const MAX_SEEN: usize = 100;
+/// Between two tries to bring an accepted commit into force.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Below this many resources, losing more than half of them is everyday work.
 const LARGE: usize = 20;
 
@@ -92,13 +94,17 @@ pub async fn run(
 ) {
     let mut last: Option<CommitId> = None;
     loop {
+        let mut failed = false;
         let now = observed.borrow_and_update().clone();
         match now {
             Some(Observation::At(commit)) => {
                 set_trouble(&plane.commits, None);
                 match take(&plane, &repository, &commit, last.as_ref(), &accepted, &election).await {
                     Ok(()) => last = Some(commit),
-                    Err(message) => plane.events.note(format!("commit {}", commit.short()), message),
+                    Err(message) => {
+                        plane.events.note(format!("commit {}", commit.short()), message);
+                        failed = true;
+                    }
                 }
             }
             Some(Observation::Trouble(trouble)) => {
@@ -110,6 +116,8 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = accepted.1.notified() => {}
+            // An accepted commit must not stay out of force because the disk was full for a moment.
+            () = tokio::time::sleep(AGAIN), if failed => {}
             changed = observed.changed() => if changed.is_err() { return },
         }
     }
@@ -177,6 +185,7 @@ async fn publish(
             file: entry.origin.file.to_string(),
             line: entry.origin.line,
             author: checkout.author.clone(),
+            rules: rule_lines(entry),
         },
     });
     let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
@@ -200,6 +209,13 @@ async fn publish(
     plane.commits.send_modify(|commits| commits.published.push((head.seq(), commit.to_string())));
     plane.configuration.send_replace(Arc::new(configuration));
     Ok(())
+}
+
+/// Where each rule of an object stands.
+fn rule_lines(entry: &Entry) -> Vec<u32> {
+    let Some(positions) = &entry.positions else { return Vec::new() };
+    let pointers = (0..).map(|place| format!("/spec/rules/{place}"));
+    pointers.take_while(|pointer| positions.has(pointer)).map(|pointer| positions.at(&pointer).line).collect()
 }
 
 /// A new store begins a new epoch, later than that of any store before it.

@@ -8,7 +8,7 @@ use std::{
 
 use api::{
     admin::{
-        ClusterStatus, CommitState, EndpointCount, Laggard, ProxyState, ProxyStatus, ServiceStatus,
+        ClusterStatus, CommitState, EndpointCount, Laggard, ProxyState, ProxyStatus, Role, ServiceStatus,
         SourceStatus, Status, WaitAnswer,
     },
     name::ClusterName,
@@ -168,8 +168,20 @@ pub fn status(plane: &Plane) -> Status {
     let others = plane.reports.borrow().clone();
     let mut clusters: Vec<ClusterStatus> = others
         .values()
+        .filter(|heard| plane.is_member(&heard.status.name))
         .map(|heard| ClusterStatus { away_since: heard.away_since, ..(*heard.status).clone() })
         .collect();
+    let peers = plane.peers.borrow().clone();
+    clusters.extend(unheard(plane).into_iter().map(|name| {
+        let catalogue = peers.get(&name).cloned().unwrap_or_default();
+        ClusterStatus {
+            role: Role::Remote,
+            network: catalogue.network.clone(),
+            away_since: Some(catalogue.stale_since as f64),
+            name,
+            ..unknown(&plane.config)
+        }
+    }));
     let commit = own.commit.clone();
     clusters.push((*own).clone());
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
@@ -194,6 +206,13 @@ pub fn status(plane: &Plane) -> Status {
         clusters,
         events: plane.events.list(),
     }
+}
+
+/// Members that this control plane knows from before it began, and has not heard of since.
+fn unheard(plane: &Plane) -> Vec<ClusterName> {
+    let (peers, reports) = (plane.peers.borrow(), plane.reports.borrow());
+    let unheard = peers.keys().filter(|name| !reports.contains_key(*name) && plane.is_member(name));
+    unheard.cloned().collect()
 }
 
 /// Marks the newest commit effective once everybody obeys it.
@@ -226,7 +245,12 @@ fn lagging(plane: &Plane, published: &[(api::head::Seq, String)], at: usize) -> 
         published.iter().rposition(|(_, known)| Some(known) == commit).is_some_and(|place| place >= at)
     };
     let (mut lagging, mut gone) = (Vec::new(), Vec::new());
-    for heard in std::iter::once(&own).chain(reports.values()) {
+    for cluster in unheard(plane) {
+        let why = "partitioned: no word from this cluster since this control plane began".to_owned();
+        lagging.push(Laggard { cluster, workload: None, why });
+    }
+    let members = reports.values().filter(|heard| plane.is_member(&heard.status.name));
+    for heard in std::iter::once(&own).chain(members) {
         let status = &heard.status;
         let mut late =
             |why: String| lagging.push(Laggard { cluster: status.name.clone(), workload: None, why });

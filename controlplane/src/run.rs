@@ -205,6 +205,7 @@ async fn assemble(config: Config, store: Arc<dyn Store>, begun: Begun) -> Result
         commits: begun.commits,
         primary_away: watch::Sender::new(None),
         events: Events::default(),
+        links: std::sync::Mutex::default(),
         config,
     };
     Ok((Arc::new(plane), begun.source))
@@ -249,8 +250,7 @@ async fn start(
         (Duty::Primary { .. }, None) => bail!("a primary without a repository"),
     }
 
-    let service = ControlServer::new(push::server::Server::new(plane.clone(), shutdown.clone()))
-        .max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let service = ControlServer::new(push::server::Server::new(plane.clone(), shutdown.clone()));
     let tls = tls::server(identity, tls::Clients::Enrolling, &["h2"]);
     let listener = listen(plane.config.proxies).await?;
     shutdown.spawn("proxies", rpc::serve(listener, tls, service, shutdown.clone()));

@@ -82,6 +82,8 @@ pub struct Said {
     pub file: String,
     /// From 1.
     pub line: u32,
+    /// The lines of its rules, of kinds that have them.
+    pub rules: Vec<u32>,
 }
 
 impl Configuration {

@@ -76,7 +76,7 @@ struct Set {
     deny: Vec<Guard>,
     allow: Vec<Guard>,
     /// The ALLOW policies, those without rules too.
-    allowing: Arc<[String]>,
+    allowing: Arc<[RuleName]>,
 }
 
 #[derive(Debug)]
@@ -128,8 +128,8 @@ pub enum By {
     },
     /// There are ALLOW policies, and no rule of theirs matched.
     NoRuleMatched {
-        /// Their names.
-        policies: Arc<[String]>,
+        /// Which ones, with the commit that last changed each; their `rule` is empty.
+        policies: Arc<[RuleName]>,
     },
     /// No policy decides; the mesh's default holds.
     Default,
@@ -149,7 +149,8 @@ impl Authorizer {
             match (policy.action, policy.mode) {
                 (Action::Deny, Mode::Enforce | Mode::DryRun) => set.deny.extend(guards(policy)),
                 (Action::Allow, Mode::Enforce | Mode::DryRun) => {
-                    names.push(policy.name.clone());
+                    let (name, commit) = (policy.name.clone(), policy.commit.clone());
+                    names.push(RuleName { policy: name, rule: String::new(), commit });
                     set.allow.extend(guards(policy));
                 }
                 (Action::Audit, Mode::Enforce) => authorizer.audit.extend(guards(policy)),
@@ -251,7 +252,10 @@ impl fmt::Display for By {
             By::Rule { rule, faulted: true } => {
                 write!(out, "{} rule {}, which could not be evaluated", rule.policy, rule.rule)
             }
-            By::NoRuleMatched { policies } => write!(out, "no rule of {}", policies.join(", ")),
+            By::NoRuleMatched { policies } => {
+                let names: Vec<_> = policies.iter().map(|one| one.policy.as_str()).collect();
+                write!(out, "no rule of {}", names.join(", "))
+            }
             By::Default => out.write_str("default"),
         }
     }

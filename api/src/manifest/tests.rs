@@ -476,7 +476,7 @@ spec:
     }
     one::<crate::resource::Service>(
         "apiVersion: v1\nkind: Service\nmetadata: { name: a, namespace: b }\nspec:\n  clusterIP: None\n  selector: { app: a, tier: \"1\" }\n  \
-         type: ClusterIP\n  ports:\n  - { name: web, port: 80, targetPort: http-web, protocol: TCP, appProtocol: kubernetes.io/h2c }\n  \
+         type: ClusterIP\n  ports:\n  - { name: web, port: 80, targetPort: 8080, protocol: TCP, appProtocol: kubernetes.io/h2c }\n  \
          - { name: admin, port: 9000, targetPort: 9001 }\n",
     );
 }

@@ -85,7 +85,10 @@ fn table(kind: Kind) -> &'static [&'static str] {
             "/spec/internalTrafficPolicy",
             "/spec/externalTrafficPolicy",
             "/spec/trafficDistribution",
+            "/spec/publishNotReadyAddresses",
             "/spec/ports/*/nodePort",
+            // By name: workloads register their ports by number alone.
+            "/spec/ports/*/targetPort=*",
             "/spec/ports/*/protocol=UDP",
             "/spec/ports/*/protocol=SCTP",
         ],
@@ -104,6 +107,8 @@ fn table(kind: Kind) -> &'static [&'static str] {
             "/spec/loadBalancing/policy=HASH",
             "/spec/limits/connections",
             "/spec/limits/pending",
+            // A proxy does not know its node yet.
+            "/spec/locality/priority/*=node",
         ],
         Kind::Mesh | Kind::Cluster | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
     }
@@ -127,7 +132,9 @@ pub(crate) fn field(kind: Kind, pointer: &str) -> Option<&'static Refusal> {
 pub(crate) fn value(kind: Kind, pointer: &str, value: &Json) -> bool {
     let Some(value) = value.as_str() else { return false };
     let refuses = |entry: &&'static str| {
-        entry.split_once('=').is_some_and(|(path, refused)| refused == value && matches(path, pointer))
+        entry
+            .split_once('=')
+            .is_some_and(|(path, refused)| [value, "*"].contains(&refused) && matches(path, pointer))
     };
     table(kind).iter().any(refuses)
 }

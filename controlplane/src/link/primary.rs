@@ -6,7 +6,7 @@ use api::{
     admin::ClusterStatus,
     digest::Hash,
     head::SignedHead,
-    identity::SpiffeId,
+    identity::{SpiffeId, Verified},
     name::ClusterName,
     wire::{self, from_remote, to_remote},
 };
@@ -92,7 +92,9 @@ impl Federation for Server {
             return Err(Status::invalid_argument("a link begins with RemoteHello"));
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let link = Link { plane: self.plane.clone(), hub: Hub::new(cluster, hello), sender };
+        let number = self.plane.open_link(&cluster);
+        let link =
+            Link { plane: self.plane.clone(), hub: Hub::new(cluster, hello), verified, number, sender };
         self.shutdown.spawn("link", link.run(incoming, self.shutdown.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(Ok))))
     }
@@ -187,6 +189,8 @@ pub(super) fn catalogue_digest(catalogue: &wire::Catalogue) -> Hash {
 struct Link {
     plane: Arc<Plane>,
     hub: Hub,
+    verified: Arc<Verified>,
+    number: u64,
     sender: mpsc::Sender<wire::ToRemote>,
 }
 
@@ -216,7 +220,12 @@ impl Link {
                     continue;
                 }
                 _ = heads.changed() => {}
-                _ = bundles.changed() => {}
+                _ = bundles.changed() => {
+                    if let Err(rejection) = self.verified.still_holds(&self.plane.bundle.borrow(), unix_now()) {
+                        self.plane.events.note(format!("cluster {cluster}"), format!("its link is ended: {rejection}"));
+                        break;
+                    }
+                }
                 _ = snapshots.changed() => {}
                 _ = owns.changed() => {}
                 _ = reports.changed() => {}
@@ -225,16 +234,24 @@ impl Link {
             open = self.sync().await;
             tokio::time::sleep(GATHER).await;
         }
+        self.end(&cluster);
+    }
+
+    /// What it offered stays, with its age; unless a newer link is up already.
+    fn end(&self, cluster: &ClusterName) {
+        if !self.plane.is_newest_link(cluster, self.number) {
+            return;
+        }
         let now = seconds(SystemTime::now());
         self.plane
             .events
             .note(format!("cluster {cluster}"), "its link is down; what it offered stays, with its age");
         self.plane.reports.send_modify(|reports| {
-            if let Some(heard) = Arc::make_mut(reports).get_mut(&cluster) {
+            if let Some(heard) = Arc::make_mut(reports).get_mut(cluster) {
                 heard.away_since = Some(now);
             }
         });
-        grow_stale(&self.plane, |name| *name == cluster);
+        grow_stale(&self.plane, |name| name == cluster);
     }
 
     async fn sync(&mut self) -> Result<(), Ended> {
@@ -274,6 +291,7 @@ impl Link {
                     }
                 }
             }
+            from_remote::Message::Renew(_) if !self.plane.is_member(&self.hub.cluster) => return Err(Ended),
             from_remote::Message::Renew(renew) => {
                 let signed = self.plane.authority.sign_intermediate(
                     &renew.csr,

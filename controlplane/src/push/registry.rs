@@ -53,6 +53,8 @@ pub struct Proxy {
     pub registered: Registered,
     /// Whether its stream is up.
     pub connected: bool,
+    /// Which of its streams that is: an older one that ends late says nothing of it.
+    pub stream: u64,
     /// Whether its lease has run out.
     pub gone: bool,
     /// Since when it is in that state.
@@ -75,6 +77,9 @@ pub enum RegistryError {
     /// A certificate that no token here led to.
     #[error("this certificate belongs to no enrolled workload of this cluster: enrol again with a token")]
     Unknown,
+    /// An instance that is another workload's, or nobody's.
+    #[error("`{0}` is no instance of this workload: an instance is named `<workload>-<something new>`")]
+    Instance(InstanceId),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -174,40 +179,53 @@ impl Registry {
         self.lock().values().find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
     }
 
-    /// A proxy's stream is up. Earlier lives of the workload whose streams are away end here: the workload itself
-    /// has come again.
+    /// A proxy's stream is up; gives the stream's number. Earlier lives of the workload whose streams are away end
+    /// here: the workload itself has come again.
+    ///
+    /// The proxy chooses the name of its instance, so it is held to its own workload: by another's name it would be
+    /// told what is the other's, and could say farewell for it.
     pub async fn connect(
         &self,
         registered: Registered,
         version: String,
         now: SystemTime,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, RegistryError> {
+        let instance = registered.instance.clone();
         let earlier: Vec<InstanceId> = {
             let proxies = self.proxies.borrow();
+            let others =
+                proxies.get(&instance).is_some_and(|held| held.registered.workload != registered.workload);
+            let own = instance.as_str().strip_prefix(registered.workload.as_str());
+            if others
+                || !own.is_some_and(|rest| rest.starts_with('-'))
+                || instance.as_str().starts_with(ENROLLED)
+            {
+                return Err(RegistryError::Instance(instance));
+            }
             let same = proxies.values().filter(|proxy| {
                 proxy.registered.workload == registered.workload
-                    && proxy.registered.instance != registered.instance
+                    && proxy.registered.instance != instance
                     && !proxy.connected
             });
             same.map(|proxy| proxy.registered.instance.clone()).collect()
         };
         self.put(&registered, now).await?;
         self.forget(earlier).await?;
-        let instance = registered.instance.clone();
         self.set_workload(registered.clone());
+        let mut stream = 0;
         self.proxies.send_modify(|proxies| {
-            let mut proxy = Proxy::new(registered, now, true);
-            proxy.version = version;
-            Arc::make_mut(proxies).insert(instance, proxy);
+            let proxies = Arc::make_mut(proxies);
+            stream = proxies.get(&instance).map_or(0, |held| held.stream) + 1;
+            proxies.insert(instance, Proxy { version, stream, ..Proxy::new(registered, now, true) });
         });
-        Ok(())
+        Ok(stream)
     }
 
-    /// A proxy's stream is away; says whether that is news.
-    pub fn disconnect(&self, instance: &InstanceId, now: SystemTime) -> bool {
+    /// A stream of a proxy is away; says whether that is news.
+    pub fn disconnect(&self, instance: &InstanceId, stream: u64, now: SystemTime) -> bool {
         let mut news = false;
         self.update(instance, |proxy| {
-            news = proxy.connected;
+            news = proxy.connected && proxy.stream == stream;
             if news {
                 (proxy.connected, proxy.since) = (false, now);
             }
@@ -367,6 +385,7 @@ impl Proxy {
         Proxy {
             registered,
             connected,
+            stream: 0,
             gone: false,
             since,
             reached: None,

@@ -11,7 +11,7 @@ use api::{
     delta::Held,
     digest::Hash,
     identity::{CertificateDer, SpiffeId},
-    name::InstanceId,
+    name::{InstanceId, Namespace},
     wire::{self, from_proxy},
 };
 use federation::token::WorkloadToken;
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Account, Action, Enrolled, Session};
+use super::{Account, Action, Enrolled, RegistryError, Session};
 use crate::{
     plane::{Plane, unix_now},
     snapshot::{Registered, Role},
@@ -173,6 +173,7 @@ impl Control for Server {
 struct Follower {
     plane: Arc<Plane>,
     instance: InstanceId,
+    stream: u64,
     account: Account,
     session: Session,
     sender: mpsc::Sender<wire::ToProxy>,
@@ -200,12 +201,17 @@ impl Follower {
         let version = hello.version.clone();
         let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
         let now = SystemTime::now();
-        let joined = plane.registry.connect(node.clone(), version, now).await;
-        joined.map_err(|error| Status::unavailable(error.to_string()))?;
+        let stream =
+            plane.registry.connect(node.clone(), version, now).await.map_err(|error| match error {
+                RegistryError::Store(error) => Status::unavailable(error.to_string()),
+                RegistryError::Unknown | RegistryError::Instance(_) => {
+                    Status::permission_denied(error.to_string())
+                }
+            })?;
         let snapshot = plane.snapshot.borrow().clone();
         let instance = node.instance.clone();
         let (session, actions) = Session::begin(node, held, hosts, snapshot);
-        Ok(Follower { plane, instance, account, session, sender, actions })
+        Ok(Follower { plane, instance, stream, account, session, sender, actions })
     }
 
     async fn run(mut self, mut incoming: Streaming<wire::FromProxy>, shutdown: Shutdown) {
@@ -245,7 +251,7 @@ impl Follower {
                 },
             };
         }
-        if self.plane.registry.disconnect(&self.instance, SystemTime::now()) {
+        if self.plane.registry.disconnect(&self.instance, self.stream, SystemTime::now()) {
             self.plane.events.note(format!("proxy {}", self.instance), "its stream is away; its lease runs");
         }
     }
@@ -315,6 +321,10 @@ fn registered(enrolled: Enrolled, hello: wire::Hello) -> Result<Registered, Stri
         wire::Role::EastWest => Role::EastWest,
         wire::Role::Unspecified => return Err("a proxy says its role".into()),
     };
+    // Whoever is a gateway gets other workloads' traffic, so it takes more than a workload's own word.
+    if role != Role::Sidecar && !enrolled.namespace.is_system() {
+        return Err(format!("only workloads of {} are gateways", Namespace::SYSTEM));
+    }
     let address = |text: &str| {
         // An ingress says where it is, and its listeners which ports.
         let alone = text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, 0));

@@ -24,6 +24,7 @@ pub(crate) fn with_files(cluster: &str, files: &[(String, Vec<u8>)]) -> Inputs {
             changed_in: "c0ffee".into(),
             file: entry.origin.file.to_string(),
             line: entry.origin.line,
+            rules: vec![],
         })
         .collect();
     objects.sort_by_cached_key(|said| said.resource.key());

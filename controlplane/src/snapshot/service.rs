@@ -8,6 +8,7 @@ use std::{
 
 use api::{
     endpoint::EndpointId,
+    identity::SpiffeId,
     name::{ClusterName, InstanceId, Namespace, ServiceName},
     resource::{
         self, EndpointSlice, Service, ServiceExport,
@@ -252,14 +253,17 @@ fn sliced_endpoints<'a>(
     });
     slices.flat_map(move |(slice, _)| {
         slice.spec.endpoints.iter().flat_map(move |endpoint| {
-            let ready = endpoint.conditions.ready.unwrap_or(true);
+            let health = match (endpoint.conditions.terminating, endpoint.conditions.ready) {
+                (Some(true), _) => wire::Health::Draining,
+                (_, Some(false)) => wire::Health::Unhealthy,
+                (_, Some(true) | None) => wire::Health::Healthy,
+            };
             let address = endpoint.addresses.first().copied();
             slice.spec.ports.iter().zip(std::iter::repeat(address)).filter_map(move |(port, address)| {
                 let address = SocketAddr::new(address?, port.port);
                 let instance =
                     InstanceId::new(format!("slice-{}", address.to_string().replace([':', '.'], "-")))
                         .ok()?;
-                let health = if ready { wire::Health::Healthy } else { wire::Health::Unhealthy };
                 Some(wire::Endpoint {
                     id: EndpointId::new(&inputs.cluster, &instance, port.port).to_string(),
                     address: address.to_string(),
@@ -269,6 +273,7 @@ fn sliced_endpoints<'a>(
                     locality: Some(locality(place, endpoint.zone.as_deref())),
                     weight: FULL_WEIGHT,
                     health: health.into(),
+                    node: endpoint.node_name.clone().unwrap_or_default(),
                     mtls: false,
                     workload: endpoint.hostname.clone().unwrap_or_else(|| address.to_string()),
                     ..Default::default()
@@ -297,21 +302,33 @@ fn imports(inputs: &Inputs) -> BTreeMap<ServiceName, Offered> {
                 continue;
             }
             let stale = stale_weight(inputs, &name, catalogue.stale_since);
-            let endpoints = service.endpoints.iter().filter(|endpoint| endpoint.cluster == cluster.as_str());
-            let endpoints = endpoints.filter_map(|endpoint| {
+            let network =
+                member.network.as_ref().map_or(catalogue.network.as_str(), |network| network.as_str());
+            let own = service.endpoints.iter().filter(|endpoint| is_own(endpoint, cluster, &name));
+            let endpoints = own.filter_map(|endpoint| {
                 Some(wire::Endpoint {
                     weight: stale?,
                     stale_since: catalogue.stale_since,
+                    network: network.to_owned(),
                     ..endpoint.clone()
                 })
             });
             let entry = offered
-                .entry(name)
+                .entry(name.clone())
                 .or_insert_with(|| Offered { ports: service.ports.clone(), endpoints: vec![] });
             entry.endpoints.extend(endpoints);
         }
     }
     offered
+}
+
+/// Whether an endpoint that `cluster` offers of `service` is one that it may offer: its own, with mTLS and an identity
+/// of the service's namespace. Without that a cluster could send the callers of others wherever it likes.
+fn is_own(endpoint: &wire::Endpoint, cluster: &ClusterName, service: &ServiceName) -> bool {
+    let identity = endpoint.identity.parse::<SpiffeId>();
+    endpoint.mtls
+        && endpoint.cluster == cluster.as_str()
+        && identity.is_ok_and(|id| id.namespace() == Some(&service.namespace))
 }
 
 /// The weight of endpoints that are stale since `since` (0: fresh); `None` when they are dropped.

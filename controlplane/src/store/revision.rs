@@ -44,6 +44,9 @@ pub struct Position {
     pub line: u32,
     /// Who changed it last.
     pub author: String,
+    /// The lines of `/spec/rules/0`, `/spec/rules/1`, ..., of kinds that have rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<u32>,
 }
 
 /// A resource as it was kept.

@@ -122,12 +122,11 @@ fn policy(by: Option<&By>) -> (String, &str, &str) {
     match by {
         None | Some(By::Default) => (String::new(), if by.is_some() { "default" } else { "" }, ""),
         Some(By::Rule { rule, .. }) => (rule.policy.clone(), &rule.rule, &rule.commit),
-        Some(By::NoRuleMatched { policies }) => (names(policies), "", ""),
+        Some(By::NoRuleMatched { policies }) => {
+            let names: Vec<_> = policies.iter().map(|one| one.policy.as_str()).collect();
+            (names.join(","), "", policies.first().map_or("", |first| &first.commit))
+        }
     }
-}
-
-fn names(policies: &Arc<[String]>) -> String {
-    policies.join(",")
 }
 
 fn millis(duration: Duration) -> f64 {

@@ -42,6 +42,7 @@ fn renamed(configuration: Arc<Configuration>, commit: &str) -> Arc<Configuration
         changed_in: said.changed_in.clone(),
         file: said.file.clone(),
         line: said.line,
+        rules: vec![],
     });
     Arc::new(Configuration { commit: commit.into(), objects: objects.collect() })
 }

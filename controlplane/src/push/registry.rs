@@ -410,3 +410,6 @@ fn read<T: serde::de::DeserializeOwned>(registration: &Registration) -> Result<T
     serde_json::from_slice(&registration.bytes)
         .map_err(|error| StoreError::Damaged(format!("registration {}: {error}", registration.instance)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -219,6 +219,7 @@ impl Follower {
         // What changed between `begin` and now counts as a change.
         snapshots.mark_changed();
         let mut asked = self.plane.registry.asked();
+        let mut registered = false;
         let actions = std::mem::take(&mut self.actions);
         let mut open = self.act(actions).await;
         while open.is_ok() {
@@ -234,7 +235,14 @@ impl Follower {
                     Ok(()) => {
                         let snapshot = snapshots.borrow_and_update().clone();
                         match snapshot.inputs.workloads.get(&self.instance).cloned() {
-                            Some(node) => { let actions = self.session.on_snapshot(node, snapshot); self.act(actions).await }
+                            Some(node) => {
+                                registered = true;
+                                let actions = self.session.on_snapshot(node, snapshot);
+                                self.act(actions).await
+                            }
+                            // Deregistered while its stream is up: were it to go on, no commit would reach it any
+                            // more. It comes again as a new registration.
+                            None if registered => Err(Ended),
                             // Not in this snapshot yet: the next one brings it.
                             None => Ok(()),
                         }

@@ -169,3 +169,32 @@ fn who_drains_or_is_not_ready_says_so() {
     health.sort();
     assert_eq!(health, [("ratings-1", wire::Health::Draining), ("ratings-2", wire::Health::Unhealthy)]);
 }
+
+#[test]
+fn a_cluster_offers_only_endpoints_that_prove_who_they_are() {
+    let offer = |change: fn(&mut wire::Endpoint)| {
+        let mut lying = west_catalogue();
+        lying.services.iter_mut().flat_map(|service| &mut service.endpoints).for_each(change);
+        endpoints(&build(&knowing(east(), lying)), "shop/ratings")
+    };
+    assert_eq!(offer(|_| ()), ["ratings-1@east", "west-ratings-1@west"]);
+    assert_eq!(offer(|one| one.mtls = false), ["ratings-1@east"]);
+    assert_eq!(
+        offer(|one| one.identity = "spiffe://shop.example/ns/bank/sa/vault".into()),
+        ["ratings-1@east"]
+    );
+    assert_eq!(offer(|one| one.identity.clear()), ["ratings-1@east"]);
+}
+
+#[test]
+fn a_cluster_cannot_move_its_endpoints_into_another_network() {
+    let mut lying = west_catalogue();
+    lying
+        .services
+        .iter_mut()
+        .flat_map(|service| &mut service.endpoints)
+        .for_each(|one| one.network = "east".into());
+    let snapshot = build(&knowing(east(), lying));
+    let entry = &snapshot.services[&"shop/ratings".parse().unwrap()];
+    assert!(entry.endpoints.iter().all(|one| one.network == one.cluster), "{:?}", entry.endpoints);
+}

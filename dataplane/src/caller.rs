@@ -60,6 +60,17 @@ pub struct Caller {
     pub protocol: &'static str,
 }
 
+impl Caller {
+    /// What was connected to, as policies see it: of an inbound connection the application's port, as this proxy's own
+    /// is not what anybody asked for.
+    pub fn destination(&self, application_port: u16) -> SocketAddr {
+        match self.side {
+            Side::Inbound { .. } => SocketAddr::new(self.local.ip(), application_port),
+            Side::Outbound | Side::Ingress { .. } => self.local,
+        }
+    }
+}
+
 /// A caller whose chain was verified.
 pub struct Identified {
     /// As policies see it.

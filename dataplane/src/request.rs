@@ -98,7 +98,7 @@ async fn answer(
     let chance = worker.chance();
     let mut absent = false;
     loop {
-        let facts = read::read_facts(caller, &state.runtime, exchange, &parts, &asked);
+        let facts = read::read_facts(caller, port, &state.runtime, exchange, &parts, &asked);
         let host = match state.runtime.decide(caller.side.at(absent, port), &facts, chance) {
             Decision::Unknown { host } => host,
             Decision::Forward(plan) => {

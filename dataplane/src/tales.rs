@@ -232,6 +232,8 @@ async fn a_policy_denies_and_the_answer_shows_only_its_id() {
     assert_eq!((&body["error"], &body["decision"]), (&"denied by policy".into(), &decision.into()));
     assert_eq!(shop.requests(), 0);
     assert_eq!(shop.post("/").await.0, 200);
+    shop.reviews[0].obey(&shop.apps[0].sidecar().denying("destination.port == 8080"));
+    assert_eq!(shop.post("/").await.0, 403, "the application's port, not the sidecar's");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -519,7 +521,7 @@ async fn connect_carries_bytes_to_a_port_that_speaks_tcp() {
     stream.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"bytes \r\n\n");
 
-    reviews.obey(&serving.denying(r#"source.serviceAccount == "front""#));
+    reviews.obey(&serving.denying("destination.port == 8080"));
     let (mut stream, _) = tunnelled(front.outbound, "reviews:80").await;
     assert_eq!(stream.read(&mut bytes).await.unwrap_or(0), 0, "closed without a byte");
 }

@@ -81,7 +81,10 @@ fn judge(worker: &Worker, caller: &Caller, port: u16) -> Result<SocketAddr, Stri
             peer: caller.peer.as_ref().map(|identified| &*identified.peer),
             address: caller.remote,
         },
-        destination: Destination { guarded: &state.runtime.workload.guarded, address: caller.local },
+        destination: Destination {
+            guarded: &state.runtime.workload.guarded,
+            address: caller.destination(port),
+        },
         request: None,
         connection: Connection {
             mtls,

@@ -37,6 +37,7 @@ pub(super) fn judged_path<'a>(
 
 pub(super) fn read_facts<'a>(
     caller: &'a Caller,
+    port: u16,
     runtime: &'a Runtime,
     exchange: &'a Exchange,
     parts: &'a Parts,
@@ -48,7 +49,10 @@ pub(super) fn read_facts<'a>(
             peer: caller.peer.as_ref().map(|identified| &*identified.peer),
             address: caller.remote,
         },
-        destination: facts::Destination { guarded: &runtime.workload.guarded, address: caller.local },
+        destination: facts::Destination {
+            guarded: &runtime.workload.guarded,
+            address: caller.destination(port),
+        },
         request: Some(facts::Request {
             method: parts.method.as_str(),
             scheme: "http",

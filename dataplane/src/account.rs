@@ -218,6 +218,12 @@ impl Exchange {
         self.flag = "broken-off";
     }
 
+    /// It was ended, since what allowed it does so no more.
+    pub fn revoked(&mut self, reason: String) {
+        self.flag = "revoked";
+        self.reason = reason.into();
+    }
+
     /// A try of a tunnel: let go when that ends.
     pub fn holds(&mut self, status: u16, picked: Option<Picked>) {
         self.status = status;

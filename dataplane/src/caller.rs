@@ -2,9 +2,10 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use api::identity::{SpiffeId, Verified};
+use api::identity::{SpiffeId, UnixTime, Verified};
 use http::HeaderValue;
 use policies::facts::Peer;
+use process::{shutdown::Shutdown, tls::Identity};
 use runtime::At;
 
 /// The listener that a connection came to.
@@ -58,6 +59,8 @@ pub struct Caller {
     pub sni: String,
     /// `h2` or `http/1.1`.
     pub protocol: &'static str,
+    /// What it is a task of, and the tunnels that come of it.
+    pub shutdown: Shutdown,
 }
 
 impl Caller {
@@ -69,6 +72,12 @@ impl Caller {
             Side::Outbound | Side::Ingress { .. } => self.local,
         }
     }
+
+    /// Whether its chain is believed by what is trusted now; without one there is nothing to believe.
+    pub fn is_believed(&self, identity: &Identity) -> Result<(), String> {
+        let Some(Identified { verified, at, .. }) = &self.peer else { return Ok(()) };
+        verified.still_holds(&identity.bundle(), *at).map_err(|rejection| rejection.to_string())
+    }
 }
 
 /// A caller whose chain was verified.
@@ -77,6 +86,8 @@ pub struct Identified {
     pub peer: Arc<Peer>,
     /// What the verification found; judged again when trust changes.
     pub verified: Arc<Verified>,
+    /// When that was.
+    pub at: UnixTime,
     /// What the application is told of it.
     pub header: HeaderValue,
 }
@@ -96,6 +107,6 @@ impl Identified {
             cluster: verified.cluster.clone(),
             principal,
         });
-        Some(Identified { peer, header: HeaderValue::try_from(header).ok()?, verified })
+        Some(Identified { peer, header: HeaderValue::try_from(header).ok()?, verified, at: UnixTime::now() })
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::{endpoint::ServerName, identity::UnixTime, wire};
+use api::{endpoint::ServerName, wire};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -33,7 +33,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
 use crate::{
     caller::{Caller, Identified, Side},
     http1::{Guard, HEAD_BYTES},
-    request, tunnel,
+    request, review, tunnel,
     worker::{LocalExecutor, Worker},
 };
 
@@ -87,25 +87,31 @@ pub async fn run(
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let Ok(Ok(opening)) = timeout(HELLO * 12, opening(&stream)).await else { return };
-    let plain = |side| Caller { side, remote, local, peer: None, sni: String::new(), protocol: "http/1.1" };
+    let plain = |side| Caller {
+        side,
+        remote,
+        local,
+        peer: None,
+        sni: String::new(),
+        protocol: "http/1.1",
+        shutdown: shutdown.clone(),
+    };
     match (entrance, opening) {
         (Entrance::Inbound, Opening::Tls) => {
-            if let Err(reason) = inbound_tls(&worker, stream, remote, local, shutdown).await {
+            if let Err(reason) = inbound_tls(&worker, stream, remote, local, shutdown.clone()).await {
                 refused(remote, &reason);
             }
         }
         (Entrance::Inbound, opening) => match worker.proxy.state() {
             Some(state) if takes_plaintext(&state.runtime) => {
-                http(&worker, stream, plain(Side::Inbound { port: None }), opening, shutdown).await;
+                http(&worker, stream, plain(Side::Inbound { port: None }), opening).await;
             }
             Some(_) => refused(remote, "plaintext where every port is STRICT"),
             None => {}
         },
-        (Entrance::Outbound, opening) => {
-            http(&worker, stream, plain(Side::Outbound), opening, shutdown).await
-        }
+        (Entrance::Outbound, opening) => http(&worker, stream, plain(Side::Outbound), opening).await,
         (Entrance::Ingress { port }, opening) => {
-            http(&worker, stream, plain(Side::Ingress { port }), opening, shutdown).await;
+            http(&worker, stream, plain(Side::Ingress { port }), opening).await;
         }
     }
 }
@@ -172,14 +178,11 @@ async fn inbound_tls(
         .ok_or_else(|| format!("{id} is no workload"))?;
     drop(state);
     let side = Side::Inbound { port: Some(port) };
-    let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1" };
+    let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1", shutdown };
     if bytes {
-        return tokio::select! {
-            ended = tunnel::to_application(worker, &caller, port, stream) => ended,
-            reason = distrusted(worker, &caller) => Err(reason),
-        };
+        return tunnel::to_application(worker, &caller, port, stream).await;
     }
-    http(worker, stream, caller, opening, shutdown).await;
+    http(worker, stream, caller, opening).await;
     Ok(())
 }
 
@@ -209,7 +212,7 @@ async fn unrecognized(start: StartHandshake<TcpStream>) {
 }
 
 /// Serves the requests of a connection; ends early when its peer is no longer believed.
-async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening, shutdown: Shutdown)
+async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -218,9 +221,9 @@ where
     let caller = Rc::new(caller);
     let serving = async {
         let ended = if h2 {
-            http2(worker, stream, caller.clone(), shutdown).await
+            http2(worker, stream, caller.clone()).await
         } else {
-            http1(worker, stream, caller.clone(), shutdown).await
+            http1(worker, stream, caller.clone()).await
         };
         if let Err(error) = ended {
             tracing::debug!(remote = %caller.remote, error = logs::causes(&error), "a connection broke off");
@@ -232,11 +235,11 @@ where
     }
 }
 
-async fn http1<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>, shutdown: Shutdown) -> hyper::Result<()>
+async fn http1<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let worker = worker.clone();
+    let (worker, shutdown) = (worker.clone(), caller.shutdown.clone());
     let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
     // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
     let mut builder = http1::Builder::new();
@@ -250,11 +253,11 @@ where
     connection.await
 }
 
-async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>, shutdown: Shutdown) -> hyper::Result<()>
+async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::Result<()>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let worker = worker.clone();
+    let (worker, shutdown) = (worker.clone(), caller.shutdown.clone());
     let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
@@ -271,16 +274,10 @@ where
     connection.await
 }
 
-/// Ends when the caller's chain would not be believed any more: another root, a revoked intermediate, a cluster that
-/// left. That its certificate has expired since is no such reason: it was good when the connection was made.
+/// Ends when the caller's chain would not be believed any more.
 async fn distrusted(worker: &Worker, caller: &Caller) -> String {
-    let Some(identified) = &caller.peer else { return std::future::pending().await };
-    let at = UnixTime::now();
-    let mut changes = worker.proxy.changes();
-    while changes.changed().await.is_ok() {
-        if let Err(rejection) = identified.verified.still_holds(&worker.proxy.identity.bundle(), at) {
-            return rejection.to_string();
-        }
+    match &caller.peer {
+        Some(_) => review::revoked(worker, caller, None, |_| Ok(())).await,
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }

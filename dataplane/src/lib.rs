@@ -31,6 +31,7 @@ pub mod passthrough;
 pub mod pool;
 pub mod proxy;
 pub mod request;
+mod review;
 pub mod run;
 pub mod tunnel;
 pub mod worker;

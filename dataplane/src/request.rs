@@ -2,7 +2,7 @@
 //!
 //! Invariant: a request loads what it obeys once and keeps it. What is forwarded is the path that was judged.
 
-mod read;
+pub(crate) mod read;
 mod target;
 
 use std::{convert::Infallible, rc::Rc, sync::Arc, time::Instant};
@@ -21,7 +21,8 @@ use crate::{
     forward, headers, http1,
     message::{self, Outgoing},
     proxy::State,
-    tunnel::{self, Above},
+    review::Terms,
+    tunnel::{self, Above, Below},
     worker::Worker,
 };
 
@@ -44,7 +45,7 @@ pub async fn serve(
     }
     match tunnel {
         Some(ends) => {
-            tunnel::start(&worker, ends, exchange);
+            tunnel::start(&worker, &caller, ends, exchange);
             Ok(response)
         }
         None => Ok(response.map(|body| body.accounted(exchange))),
@@ -98,10 +99,28 @@ async fn answer(
     let chance = worker.chance();
     let mut absent = false;
     loop {
-        let facts = read::read_facts(caller, port, &state.runtime, exchange, &parts, &asked);
+        let facts = read::read_facts(
+            caller,
+            port,
+            &state.runtime,
+            (&exchange.request_id, exchange.time()),
+            &parts,
+            &asked,
+        );
         let host = match state.runtime.decide(caller.side.at(absent, port), &facts, chance) {
             Decision::Unknown { host } => host,
             Decision::Forward(plan) => {
+                let terms = |parts| Terms {
+                    judged_by: state.runtime.clone(),
+                    parts,
+                    authority: asked.authority.clone(),
+                    path: asked.path.to_string(),
+                    id: exchange.request_id.clone(),
+                    time: exchange.time(),
+                    port,
+                    absent,
+                };
+                let tunnel = tunnel.map(|upgrade| Below { upgrade, terms: terms(parts.clone()) });
                 let ways = Ways { worker, caller, state: &state, tunnel, upgrade };
                 if parts.method == Method::CONNECT {
                     return target::connect(ways, exchange, plan).await;
@@ -159,7 +178,7 @@ struct Ways<'a> {
     worker: &'a Rc<Worker>,
     caller: &'a Rc<Caller>,
     state: &'a Arc<State>,
-    tunnel: Option<OnUpgrade>,
+    tunnel: Option<Below>,
     /// The protocol that the request wants to change to.
     upgrade: Option<HeaderValue>,
 }
@@ -209,7 +228,7 @@ async fn forward(
             head.headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
             return Ok((
                 Response::from_parts(head, Body::default()),
-                Some(tunnel::Ends { below, above: Above::Upgrade(above) }),
+                Some(below.onto(Above::Upgrade(above))),
             ));
         }
         (None, Some(_)) => {

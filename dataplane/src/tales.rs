@@ -80,8 +80,9 @@ async fn behave(
             tokio::spawn(async move {
                 let mut stream = TokioIo::new(upgrade.await.unwrap());
                 let mut bytes = [0; 5];
-                stream.read_exact(&mut bytes).await.unwrap();
-                stream.write_all(&bytes.map(|b| b.to_ascii_uppercase())).await.unwrap();
+                while stream.read_exact(&mut bytes).await.is_ok() {
+                    stream.write_all(&bytes.map(|b| b.to_ascii_uppercase())).await.unwrap();
+                }
             });
             let response = Response::builder()
                 .status(101)
@@ -331,7 +332,13 @@ async fn a_websocket_becomes_a_tunnel() {
     stream.read_exact(&mut bytes).await.unwrap();
     assert_eq!(&bytes, b"HELLO");
 
+    // A view that still allows it leaves it alone; one that denies it ends it.
+    shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.path == "/elsewhere""#));
+    stream.write_all(b"again").await.unwrap();
+    stream.read_exact(&mut bytes).await.unwrap();
+    assert_eq!(&bytes, b"AGAIN");
     shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.headers["upgrade"] == "websocket""#));
+    assert!(ends(&mut stream).await, "closed under it");
     let request = Request::get("http://reviews/socket").header("connection", "upgrade");
     assert_eq!(ask(shop.front.outbound, request.header("upgrade", "websocket")).await.0, 403);
 }
@@ -486,6 +493,12 @@ async fn connections_to_an_endpoint_are_not_those_to_another_of_its_id() {
     assert_eq!(ask(front.outbound, Request::get("http://ratings/")).await.0, 503);
 }
 
+/// Whether nothing comes but the end.
+async fn ends(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
+    read.is_ok_and(|read| read.is_err())
+}
+
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
@@ -522,6 +535,7 @@ async fn connect_carries_bytes_to_a_port_that_speaks_tcp() {
     assert_eq!(&bytes, b"bytes \r\n\n");
 
     reviews.obey(&serving.denying("destination.port == 8080"));
+    assert!(ends(&mut stream).await, "what stands is closed");
     let (mut stream, _) = tunnelled(front.outbound, "reviews:80").await;
-    assert_eq!(stream.read(&mut bytes).await.unwrap_or(0), 0, "closed without a byte");
+    assert!(ends(&mut stream).await, "closed without a byte");
 }

@@ -5,14 +5,20 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use policies::facts::{Connection, Destination, Facts, Source};
-use runtime::{Decision, Target};
+use runtime::{Decision, Runtime, Target};
 use tokio::{
     io::{AsyncRead, AsyncWrite, copy_bidirectional},
     net::TcpStream,
     time::timeout,
 };
 
-use crate::{account::Exchange, caller::Caller, dial::Stream, worker::Worker};
+use crate::{
+    account::Exchange,
+    caller::Caller,
+    dial::Stream,
+    review::{self, Terms},
+    worker::Worker,
+};
 
 /// How long the application may take to accept.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -23,6 +29,23 @@ pub struct Ends {
     pub below: OnUpgrade,
     /// Towards the endpoint.
     pub above: Above,
+    /// What it was allowed by.
+    pub terms: Terms,
+}
+
+/// A caller that is ready for a tunnel.
+pub struct Below {
+    /// Its end.
+    pub upgrade: OnUpgrade,
+    /// What it is allowed by.
+    pub terms: Terms,
+}
+
+impl Below {
+    /// With the other end.
+    pub fn onto(self, above: Above) -> Ends {
+        Ends { below: self.upgrade, above, terms: self.terms }
+    }
 }
 
 /// The end towards the endpoint.
@@ -33,19 +56,25 @@ pub enum Above {
     Stream(Box<Stream>),
 }
 
-/// Copies until both directions have ended; the exchange is accounted for then.
-pub fn start(worker: &Rc<Worker>, ends: Ends, mut exchange: Box<Exchange>) {
-    worker.spawn(async move {
-        match copy(ends).await {
-            Ok(bytes) => exchange.tunnelled(bytes),
-            Err(error) => tracing::debug!(%error, "a tunnel broke off"),
+/// Copies until both directions have ended, or it is not allowed any more; the exchange is accounted for then.
+pub fn start(worker: &Rc<Worker>, caller: &Rc<Caller>, ends: Ends, mut exchange: Box<Exchange>) {
+    let Ends { below, above, terms } = ends;
+    let revoked = terms.revoked(worker.clone(), caller.clone());
+    let tunnel = async move {
+        tokio::select! {
+            copied = copy(below, above) => match copied {
+                Ok(bytes) => exchange.tunnelled(bytes),
+                Err(error) => tracing::debug!(%error, "a tunnel broke off"),
+            },
+            reason = revoked => exchange.revoked(reason),
         }
-    });
+    };
+    worker.spawn(caller.shutdown.track("tunnel".into(), tunnel));
 }
 
-async fn copy(ends: Ends) -> io::Result<(u64, u64)> {
-    let mut below = TokioIo::new(ends.below.await.map_err(io::Error::other)?);
-    match ends.above {
+async fn copy(below: OnUpgrade, above: Above) -> io::Result<(u64, u64)> {
+    let mut below = TokioIo::new(below.await.map_err(io::Error::other)?);
+    match above {
         Above::Upgrade(above) => {
             let mut above = TokioIo::new(above.await.map_err(io::Error::other)?);
             copy_bidirectional(&mut below, &mut above).await
@@ -64,27 +93,32 @@ pub async fn to_application<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let address = judge(worker, caller, port)?;
+    let state = worker.proxy.state().ok_or("no view has come yet")?;
+    let address = judge(&state.runtime, caller, port)?;
+    let judged_by = Some(state.runtime.clone());
+    drop(state);
+    let revoked =
+        review::revoked(worker, caller, judged_by, |runtime| judge(runtime, caller, port).map(drop));
     let connected = timeout(CONNECT, TcpStream::connect(address)).await;
     let mut application =
         connected.map_err(|_| "the application does not answer")?.map_err(|error| error.to_string())?;
     let _ = application.set_nodelay(true);
-    copy_bidirectional(&mut stream, &mut application).await.map_err(|error| error.to_string())?;
-    Ok(())
+    tokio::select! {
+        copied = copy_bidirectional(&mut stream, &mut application) => {
+            copied.map(drop).map_err(|error| error.to_string())
+        }
+        reason = revoked => Err(format!("no longer allowed: {reason}")),
+    }
 }
 
-fn judge(worker: &Worker, caller: &Caller, port: u16) -> Result<SocketAddr, String> {
-    let state = worker.proxy.state().ok_or("no view has come yet")?;
+fn judge(runtime: &Runtime, caller: &Caller, port: u16) -> Result<SocketAddr, String> {
     let mtls = caller.peer.is_some();
     let facts = Facts {
         source: Source {
             peer: caller.peer.as_ref().map(|identified| &*identified.peer),
             address: caller.remote,
         },
-        destination: Destination {
-            guarded: &state.runtime.workload.guarded,
-            address: caller.destination(port),
-        },
+        destination: Destination { guarded: &runtime.workload.guarded, address: caller.destination(port) },
         request: None,
         connection: Connection {
             mtls,
@@ -93,7 +127,7 @@ fn judge(worker: &Worker, caller: &Caller, port: u16) -> Result<SocketAddr, Stri
             tls_version: if mtls { "TLSv1.3" } else { "" },
         },
     };
-    match state.runtime.decide(caller.side.at(false, port), &facts, 0) {
+    match runtime.decide(caller.side.at(false, port), &facts, 0) {
         Decision::Forward(plan) => match plan.target {
             Target::Application(inbound) => Ok(inbound.address),
             Target::Service { .. } | Target::Direct { .. } => Err("it is not for the application".to_owned()),

@@ -1,6 +1,6 @@
 //! What a request says, read once, before and for its decision.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, Version, request::Parts};
 use policies::facts::{self, Facts};
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a request asks for, read once.
-pub(super) struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     pub authority: HeaderValue,
     pub path: Cow<'a, str>,
     pub query: &'a str,
@@ -35,11 +35,11 @@ pub(super) fn judged_path<'a>(
     path::normalise(raw, runtime.mesh.paths).map_err(bad)
 }
 
-pub(super) fn read_facts<'a>(
+pub(crate) fn read_facts<'a>(
     caller: &'a Caller,
     port: u16,
     runtime: &'a Runtime,
-    exchange: &'a Exchange,
+    (id, time): (&'a HeaderValue, SystemTime),
     parts: &'a Parts,
     asked: &'a Asked<'a>,
 ) -> Facts<'a> {
@@ -61,9 +61,9 @@ pub(super) fn read_facts<'a>(
             raw_path: parts.uri.path(),
             query: asked.query,
             protocol: if parts.version == Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
-            id: text(&exchange.request_id),
+            id: text(id),
             headers: &parts.headers,
-            time: exchange.time(),
+            time,
         }),
         connection: facts::Connection {
             mtls: caller.peer.is_some(),

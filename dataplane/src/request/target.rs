@@ -24,7 +24,7 @@ use crate::{
     headers,
     message::Outgoing,
     proxy::{Callee, State},
-    tunnel::{self, Above},
+    tunnel::Above,
     worker::Worker,
 };
 
@@ -164,7 +164,7 @@ pub(super) async fn connect(
     exchange.holds(200, picked);
     let mut response = Response::new(Body::default());
     response.headers_mut().insert(headers::DECISION, exchange.decision.clone());
-    Ok((response, Some(tunnel::Ends { below, above: Above::Stream(Box::new(stream)) })))
+    Ok((response, Some(below.onto(Above::Stream(Box::new(stream))))))
 }
 
 async fn to_host_stream(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Stream, Failure> {

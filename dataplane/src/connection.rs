@@ -40,6 +40,13 @@ use crate::{
 /// First bytes and TLS handshake, each.
 const HELLO: Duration = Duration::from_secs(5);
 
+/// The very first byte: clients connect ahead of their requests.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Between looks at a beginning that may become anything, doubled from one to the next.
+const PEEK_PAUSE: Duration = Duration::from_millis(1);
+const PEEK_PAUSE_MAX: Duration = Duration::from_millis(100);
+
 /// The head of a request must be there, and a kept connection be used again, within this time. Longer than clients
 /// keep idle connections, so that it is they who close.
 const HEAD: Duration = Duration::from_secs(120);
@@ -86,7 +93,7 @@ pub async fn run(
 ) {
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
-    let Ok(Ok(opening)) = timeout(HELLO * 12, opening(&stream)).await else { return };
+    let Ok(opening) = opening(&stream, SILENCE, HELLO).await else { return };
     let plain = |side| Caller {
         side,
         remote,
@@ -129,19 +136,27 @@ fn takes_plaintext(runtime: &Runtime) -> bool {
         .any(|one| matches!(one.mtls, wire::MtlsMode::Permissive | wire::MtlsMode::Disable))
 }
 
-/// Looks at the first bytes without taking them.
-async fn opening(stream: &TcpStream) -> io::Result<Opening> {
+/// Looks at the first bytes without taking them. The first may take its time; once it is there, the others may not.
+async fn opening(stream: &TcpStream, silence: Duration, rest: Duration) -> io::Result<Opening> {
+    timeout(silence, stream.peek(&mut [0])).await??;
+    timeout(rest, recognised(stream)).await?
+}
+
+async fn recognised(stream: &TcpStream) -> io::Result<Opening> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0";
     let mut bytes = [0; PREFACE.len()];
+    // What was seen is not taken, so that nothing tells when more is there.
+    let mut pause = PEEK_PAUSE;
     loop {
         let seen = stream.peek(&mut bytes).await?;
         match &bytes[..seen] {
             [] => return Err(io::ErrorKind::UnexpectedEof.into()),
             [22, ..] => return Ok(Opening::Tls),
             begun if begun == PREFACE => return Ok(Opening::Http2),
-            begun if PREFACE.starts_with(begun) => tokio::time::sleep(Duration::from_millis(1)).await,
+            begun if PREFACE.starts_with(begun) => tokio::time::sleep(pause).await,
             _ => return Ok(Opening::Other),
         }
+        pause = (pause * 2).min(PEEK_PAUSE_MAX);
     }
 }
 
@@ -279,5 +294,31 @@ async fn distrusted(worker: &Worker, caller: &Caller) -> String {
     match &caller.peer {
         Some(_) => review::revoked(worker, caller, None, |_| Ok(())).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    async fn opened(first: &'static [u8], silence: Duration, rest: Duration) -> io::Result<Opening> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let mut client = TcpStream::connect(listener.local_addr()?).await?;
+        client.write_all(first).await?;
+        opening(&listener.accept().await?.0, silence, rest).await
+    }
+
+    #[tokio::test]
+    async fn a_preface_that_is_begun_is_not_waited_for_as_long_as_a_first_byte() {
+        let (long, short) = (Duration::from_secs(60), Duration::from_millis(20));
+        let late = timeout(Duration::from_secs(10), opened(b"PRI", long, short)).await.unwrap();
+        assert_eq!(late.err().map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
+        let silent = opened(b"", short, long).await;
+        assert_eq!(silent.err().map(|error| error.kind()), Some(io::ErrorKind::TimedOut));
+        let whole = opened(b"PRI * HTTP/2.0\r\n", long, long).await;
+        assert!(matches!(whole, Ok(Opening::Http2)));
+        assert!(matches!(opened(b"PRICE / HTTP/1.1", long, long).await, Ok(Opening::Other)));
     }
 }

@@ -219,9 +219,9 @@ impl Exchange {
     }
 
     /// It was ended, since what allowed it does so no more.
-    pub fn revoked(&mut self, reason: String) {
+    pub fn revoked(&mut self, reason: &str) {
         self.flag = "revoked";
-        self.reason = reason.into();
+        self.reason = reason.to_owned().into();
     }
 
     /// A try of a tunnel: let go when that ends.

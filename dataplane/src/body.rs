@@ -26,7 +26,11 @@ pub struct Body {
     /// A response's: what is accounted for when its end has come, or it is dropped.
     exchange: Option<Box<Exchange>>,
     deadline: Option<Pin<Box<Sleep>>>,
+    /// Ends with the reason when what allowed it does so no more.
+    revoked: Option<Revoked>,
 }
+
+type Revoked = Pin<Box<dyn Future<Output = String>>>;
 
 #[derive(Default)]
 enum Source {
@@ -49,6 +53,9 @@ pub enum BodyError {
     /// The time for the whole exchange is over.
     #[error("the request's time is over")]
     Deadline,
+    /// What allowed it does so no more.
+    #[error("no longer allowed")]
+    Revoked,
 }
 
 impl Body {
@@ -77,6 +84,12 @@ impl Body {
         self
     }
 
+    /// Broken off when this ends, with its reason.
+    pub fn while_allowed(mut self, revoked: Option<Revoked>) -> Self {
+        self.revoked = revoked;
+        self
+    }
+
     fn poll_source(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.source {
             Source::Empty => Poll::Ready(None),
@@ -102,6 +115,14 @@ impl HttpBody for Body {
             && deadline.as_mut().poll(context).is_ready()
         {
             return Poll::Ready(Some(Err(BodyError::Deadline)));
+        }
+        if polled.is_pending()
+            && let Some(revoked) = &mut self.revoked
+            && let Poll::Ready(reason) = revoked.as_mut().poll(context)
+        {
+            self.revoked = None;
+            self.exchange.iter_mut().for_each(|exchange| exchange.revoked(&reason));
+            return Poll::Ready(Some(Err(BodyError::Revoked)));
         }
         let frame = ready!(polled);
         if let Some(exchange) = &mut self.exchange {

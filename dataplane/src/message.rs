@@ -47,8 +47,7 @@ impl Outgoing {
         authority: HeaderValue,
         upgrade: Option<HeaderValue>,
     ) -> Result<Self, Failure> {
-        let http::request::Parts { method, uri, mut headers, version, .. } = parts;
-        headers.remove(header::HOST);
+        let http::request::Parts { method, uri, headers, version, .. } = parts;
         let grpc = headers
             .get(header::CONTENT_TYPE)
             .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
@@ -79,6 +78,11 @@ impl Outgoing {
         self.path.path()
     }
 
+    /// The headers, once it is sent.
+    pub fn into_headers(self) -> HeaderMap {
+        self.headers
+    }
+
     /// The request of one try.
     pub fn request(&self, body: Body, h2: bool, traceparent: Option<HeaderValue>) -> Request<Body> {
         let mut request = Request::new(body);
@@ -93,6 +97,7 @@ impl Outgoing {
         if h2 && let Some(authority) = named() {
             uri.scheme = Some(Scheme::HTTP);
             uri.authority = Some(authority);
+            map.remove(header::HOST);
             *request.version_mut() = Version::HTTP_2;
         } else {
             map.insert(header::HOST, self.authority.clone());

@@ -8,7 +8,10 @@ mod target;
 use std::{convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
-use hyper::{body::Incoming, upgrade::OnUpgrade};
+use hyper::{
+    body::{Body as _, Incoming},
+    upgrade::OnUpgrade,
+};
 use runtime::{Decision, Plan, Refusal, route::HeaderChange};
 
 use self::read::Asked;
@@ -121,7 +124,8 @@ async fn answer(
                     absent,
                 };
                 let tunnel = tunnel.map(|upgrade| Below { upgrade, terms: terms(parts.clone()) });
-                let ways = Ways { worker, caller, state: &state, tunnel, upgrade };
+                let terms = inbound.then(|| terms(bare(&parts)));
+                let ways = Ways { worker, caller, state: &state, tunnel, terms, upgrade };
                 if parts.method == Method::CONNECT {
                     return target::connect(ways, exchange, plan).await;
                 }
@@ -141,6 +145,13 @@ async fn answer(
             obey(exchange, &state);
         }
     }
+}
+
+/// The head without its headers, which go on with the request.
+fn bare(parts: &Parts) -> Parts {
+    let (mut bare, ()) = Request::new(()).into_parts();
+    (bare.method, bare.uri, bare.version) = (parts.method.clone(), parts.uri.clone(), parts.version);
+    bare
 }
 
 fn knows(worker: &Worker, host: &str) -> bool {
@@ -179,6 +190,8 @@ struct Ways<'a> {
     caller: &'a Rc<Caller>,
     state: &'a Arc<State>,
     tunnel: Option<Below>,
+    /// Of what is inbound: what a long answer is allowed by, still without headers.
+    terms: Option<Terms>,
     /// The protocol that the request wants to change to.
     upgrade: Option<HeaderValue>,
 }
@@ -197,6 +210,7 @@ async fn forward(
     let authority = plan.host.cloned().unwrap_or_else(|| asked.authority.clone());
     let mut outgoing = Outgoing::new(parts, path, authority, ways.upgrade.take())?;
     change(outgoing.headers_mut(), plan.filters().flat_map(|filters| &filters.request_headers));
+    let mut claimed = outgoing.headers_mut().get(headers::CLIENT_CERT).cloned();
     if let (Side::Inbound { .. }, Some(identified)) = (ways.caller.side, &ways.caller.peer) {
         outgoing.headers_mut().insert(headers::CLIENT_CERT, identified.header.clone());
     }
@@ -236,7 +250,17 @@ async fn forward(
         }
         (_, None) => None,
     };
-    Ok((Response::from_parts(head, Body::incoming(incoming).until(deadline)), ends))
+    // What is inbound is sent on with the headers it was judged by, but for the certificate.
+    let revoked = ways.terms.filter(|_| !incoming.is_end_stream()).map(|mut terms| {
+        terms.parts.headers = outgoing.into_headers();
+        match claimed.take() {
+            Some(claimed) => drop(terms.parts.headers.insert(headers::CLIENT_CERT, claimed)),
+            None => drop(terms.parts.headers.remove(headers::CLIENT_CERT)),
+        }
+        Box::pin(terms.revoked(ways.worker.clone(), ways.caller.clone())) as _
+    });
+    let body = Body::incoming(incoming).until(deadline).while_allowed(revoked);
+    Ok((Response::from_parts(head, body), ends))
 }
 
 /// Takes away what only a proxy may say, unless a proxy said it, and adds the decision's id.

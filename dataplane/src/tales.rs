@@ -64,6 +64,11 @@ async fn behave(
         "/unavailable-after-a-message" => {
             Ok(Response::builder().header("grpc-status", "14").body(whole("message")).unwrap())
         }
+        "/stream" => {
+            let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
+            let body = futures_util::StreamExt::chain(first, futures_util::stream::pending());
+            Ok(Response::new(StreamBody::new(body).boxed()))
+        }
         "/lies" => {
             Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())
         }
@@ -497,6 +502,25 @@ async fn connections_to_an_endpoint_are_not_those_to_another_of_its_id() {
 async fn ends(stream: &mut TcpStream) -> bool {
     let read = tokio::time::timeout(Duration::from_secs(5), stream.read_u8()).await;
     read.is_ok_and(|read| read.is_err())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_answer_ends_when_a_policy_denies_it() {
+    let shop = Shop::open(1).await;
+    let stream = TcpStream::connect(shop.front.outbound).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://reviews/stream").header("host", "reviews").header("x-mine", "1");
+    let mut body =
+        sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let guarded = |when| shop.reviews[0].obey(&shop.apps[0].sidecar().denying(when));
+    guarded(r#"request.path != "/stream" || "x-forwarded-client-cert" in request.headers"#);
+    let more = tokio::time::timeout(Duration::from_millis(300), body.frame()).await;
+    assert!(more.is_err(), "it is still allowed");
+    guarded(r#"request.headers["x-mine"] == "1" && request.host == "reviews""#);
+    let end = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
+    assert!(end.is_some_and(|frame| frame.is_err()), "no proper end");
 }
 
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {

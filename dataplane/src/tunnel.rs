@@ -66,7 +66,7 @@ pub fn start(worker: &Rc<Worker>, caller: &Rc<Caller>, ends: Ends, mut exchange:
                 Ok(bytes) => exchange.tunnelled(bytes),
                 Err(error) => tracing::debug!(%error, "a tunnel broke off"),
             },
-            reason = revoked => exchange.revoked(reason),
+            reason = revoked => exchange.revoked(&reason),
         }
     };
     worker.spawn(caller.shutdown.track("tunnel".into(), tunnel));

@@ -78,6 +78,11 @@ impl Outgoing {
         self.path.path()
     }
 
+    /// The headers.
+    pub fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
     /// The headers, once it is sent.
     pub fn into_headers(self) -> HeaderMap {
         self.headers

@@ -12,7 +12,7 @@ use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
 };
-use runtime::{Decision, Plan, Refusal, route::HeaderChange};
+use runtime::{Decision, Plan, Refusal, Runtime, route::HeaderChange};
 
 use self::read::Asked;
 use crate::{
@@ -21,10 +21,11 @@ use crate::{
     caller::{Caller, Side},
     control::hosts::WAIT,
     failure::Failure,
-    forward, headers, http1,
+    forward::{self, Reply},
+    headers, http1,
     message::{self, Outgoing},
     proxy::State,
-    review::Terms,
+    review::{self, Terms},
     tunnel::{self, Above, Below},
     worker::Worker,
 };
@@ -210,14 +211,14 @@ async fn forward(
     let authority = plan.host.cloned().unwrap_or_else(|| asked.authority.clone());
     let mut outgoing = Outgoing::new(parts, path, authority, ways.upgrade.take())?;
     change(outgoing.headers_mut(), plan.filters().flat_map(|filters| &filters.request_headers));
-    let mut claimed = outgoing.headers_mut().get(headers::CLIENT_CERT).cloned();
+    let claimed = outgoing.headers_mut().get(headers::CLIENT_CERT).cloned();
     if let (Side::Inbound { .. }, Some(identified)) = (ways.caller.side, &ways.caller.peer) {
         outgoing.headers_mut().insert(headers::CLIENT_CERT, identified.header.clone());
     }
     let deadline = forward::deadline(exchange.started(), plan.request_timeout);
     exchange.body = Some(body);
     let replied = {
-        let sent = target::send(&ways, exchange, &plan, &outgoing);
+        let sent = while_allowed(&ways, &outgoing, &claimed, target::send(&ways, exchange, &plan, &outgoing));
         match deadline {
             None => sent.await,
             Some(at) => tokio::time::timeout_at(at, sent).await.unwrap_or_else(|_| {
@@ -250,17 +251,33 @@ async fn forward(
         }
         (_, None) => None,
     };
-    // What is inbound is sent on with the headers it was judged by, but for the certificate.
-    let revoked = ways.terms.filter(|_| !incoming.is_end_stream()).map(|mut terms| {
-        terms.parts.headers = outgoing.into_headers();
-        match claimed.take() {
-            Some(claimed) => drop(terms.parts.headers.insert(headers::CLIENT_CERT, claimed)),
-            None => drop(terms.parts.headers.remove(headers::CLIENT_CERT)),
-        }
+    let revoked = ways.terms.filter(|_| !incoming.is_end_stream()).map(|terms| {
+        let terms = terms.sent_with(outgoing.into_headers(), claimed);
         Box::pin(terms.revoked(ways.worker.clone(), ways.caller.clone())) as _
     });
     let body = Body::incoming(incoming).until(deadline).while_allowed(revoked);
     Ok((Response::from_parts(head, body), ends))
+}
+
+/// Waits for the head of an answer, unless what is inbound is denied meanwhile: its body may be long, too.
+async fn while_allowed(
+    ways: &Ways<'_>,
+    outgoing: &Outgoing,
+    claimed: &Option<HeaderValue>,
+    sent: impl Future<Output = Result<Reply, Failure>>,
+) -> Result<Reply, Failure> {
+    let Some(terms) = &ways.terms else { return sent.await };
+    let judge = |runtime: &Runtime| {
+        let terms = terms.clone().sent_with(outgoing.headers().clone(), claimed.clone());
+        terms.judge(ways.caller, runtime)
+    };
+    tokio::select! {
+        biased;
+        sent = sent => sent,
+        reason = review::revoked(ways.worker, ways.caller, Some(terms.judged_by.clone()), judge) => {
+            Err(Failure::client(403, "revoked", reason))
+        }
+    }
 }
 
 /// Takes away what only a proxy may say, unless a proxy said it, and adds the decision's id.

@@ -3,16 +3,18 @@
 
 use std::{rc::Rc, sync::Arc, time::SystemTime};
 
-use http::{HeaderValue, request::Parts};
+use http::{HeaderMap, HeaderValue, request::Parts};
 use runtime::{Decision, Runtime};
 
 use crate::{
     caller::{Caller, Side},
+    headers::CLIENT_CERT,
     request::read::{self, Asked},
     worker::Worker,
 };
 
 /// What a request was judged by, kept for as long as what it began goes on.
+#[derive(Clone)]
 pub struct Terms {
     /// The runtime that judged it last.
     pub judged_by: Arc<Runtime>,
@@ -33,13 +35,25 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// With the headers that an inbound request was sent on with: those that it was judged by but for the certificate,
+    /// of which the caller had `claimed` this.
+    pub fn sent_with(mut self, headers: HeaderMap, claimed: Option<HeaderValue>) -> Self {
+        self.parts.headers = headers;
+        match claimed {
+            Some(claimed) => drop(self.parts.headers.insert(CLIENT_CERT, claimed)),
+            None => drop(self.parts.headers.remove(CLIENT_CERT)),
+        }
+        self
+    }
+
     /// Ends, with the reason, when the request would not be let through any more.
     pub async fn revoked(self, worker: Rc<Worker>, caller: Rc<Caller>) -> String {
         let judged_by = Some(self.judged_by.clone());
         revoked(&worker, &caller, judged_by, |runtime| self.judge(&caller, runtime)).await
     }
 
-    fn judge(&self, caller: &Caller, runtime: &Runtime) -> Result<(), String> {
+    /// Why the request would not be let through any more.
+    pub fn judge(&self, caller: &Caller, runtime: &Runtime) -> Result<(), String> {
         let asked = Asked {
             authority: self.authority.clone(),
             path: (&self.path).into(),

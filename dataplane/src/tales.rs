@@ -523,6 +523,20 @@ async fn a_long_answer_ends_when_a_policy_denies_it() {
     assert!(end.is_some_and(|frame| frame.is_err()), "no proper end");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_still_waits_for_its_answer_is_denied_under_way() {
+    let shop = Shop::open(1).await;
+    let denied = async {
+        while shop.requests() == 0 {
+            tokio::task::yield_now().await;
+        }
+        shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.path == "/hang""#));
+    };
+    let both = async { tokio::join!(shop.post("/hang"), denied) };
+    let ((status, _), ()) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+    assert_eq!(status, 403);
+}
+
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream

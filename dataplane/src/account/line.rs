@@ -1,6 +1,6 @@
 //! One line of the access log.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use policies::By;
 use process::access_log::AccessLog;

@@ -96,6 +96,7 @@ pub struct Sidecar {
     pub passthrough: Vec<wire::PassthroughEndpoint>,
     pub listener: Option<(u16, wire::RouteTable)>,
     pub registry_only: bool,
+    pub expelled: Option<&'static str>,
 }
 
 pub fn sidecar(name: &str) -> Sidecar {
@@ -109,6 +110,7 @@ pub fn sidecar(name: &str) -> Sidecar {
         passthrough: Vec::new(),
         listener: None,
         registry_only: false,
+        expelled: None,
     }
 }
 
@@ -239,10 +241,12 @@ impl Sidecar {
             ..Default::default()
         };
         put("mesh".into(), Body::Mesh(mesh));
-        put(
-            "trust".into(),
-            Body::Trust(wire::Trust { bundle: serde_json::to_vec(&AUTHORITY.bundle()).unwrap() }),
-        );
+        let mut bundle = AUTHORITY.bundle();
+        if let Some(expelled) = self.expelled {
+            bundle.sequence += 1;
+            bundle.clusters.remove(&expelled.parse::<ClusterName>().unwrap());
+        }
+        put("trust".into(), Body::Trust(wire::Trust { bundle: serde_json::to_vec(&bundle).unwrap() }));
         for (service, endpoints) in &self.services {
             put(format!("service/shop/{}", service.name), Body::Service(service.clone()));
             let mut endpoints = endpoints.clone();

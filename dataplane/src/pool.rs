@@ -97,7 +97,7 @@ pub struct Facts {
     /// Whether a response has come over it.
     pub proven: Cell<bool>,
     /// When the peer was verified. That its certificate expires later does not end the connection.
-    verified_at: UnixTime,
+    pub verified_at: UnixTime,
 }
 
 impl Facts {

@@ -123,6 +123,7 @@ async fn answer(
                     time: exchange.time(),
                     port,
                     absent,
+                    upstream: None,
                 };
                 let tunnel = tunnel.map(|upgrade| Below { upgrade, terms: terms(parts.clone()) });
                 let terms = inbound.then(|| terms(bare(&parts)));
@@ -231,7 +232,9 @@ async fn forward(
     let above = switching.then(|| hyper::upgrade::on(&mut reply.response));
     let (mut head, incoming) = reply.response.into_parts();
     let upgrade = head.headers.get(header::UPGRADE).cloned();
-    let believed = reply.lease.facts.peer.is_some();
+    let facts = &reply.lease.facts;
+    let upstream = facts.peer.clone().map(|peer| (peer, facts.verified_at));
+    let believed = upstream.is_some();
     headers::remove_hop_by_hop(&mut head.headers);
     clean(&mut head.headers, believed, exchange);
     change(&mut head.headers, plan.filters().flat_map(|filters| &filters.response_headers));
@@ -243,7 +246,7 @@ async fn forward(
             head.headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
             return Ok((
                 Response::from_parts(head, Body::default()),
-                Some(below.onto(Above::Upgrade(above))),
+                Some(below.onto(Above::Upgrade(above), upstream)),
             ));
         }
         (None, Some(_)) => {

@@ -3,6 +3,7 @@
 
 use std::{rc::Rc, sync::Arc, time::SystemTime};
 
+use api::identity::{UnixTime, Verified};
 use http::{HeaderMap, HeaderValue, request::Parts};
 use runtime::{Decision, Runtime};
 
@@ -32,6 +33,8 @@ pub struct Terms {
     pub port: u16,
     /// Whether its host was known to be unknown.
     pub absent: bool,
+    /// Who is at a tunnel's other end, over mTLS, and when that was verified.
+    pub upstream: Option<(Arc<Verified>, UnixTime)>,
 }
 
 impl Terms {
@@ -49,7 +52,15 @@ impl Terms {
     /// Ends, with the reason, when the request would not be let through any more.
     pub async fn revoked(self, worker: Rc<Worker>, caller: Rc<Caller>) -> String {
         let judged_by = Some(self.judged_by.clone());
-        revoked(&worker, &caller, judged_by, |runtime| self.judge(&caller, runtime)).await
+        let upstream_is_believed = || match &self.upstream {
+            Some((peer, at)) => peer.still_holds(&worker.proxy.identity.bundle(), *at),
+            None => Ok(()),
+        };
+        let judge = |runtime: &Runtime| {
+            upstream_is_believed().map_err(|rejection| rejection.to_string())?;
+            self.judge(&caller, runtime)
+        };
+        revoked(&worker, &caller, judged_by, judge).await
     }
 
     /// Why the request would not be let through any more.

@@ -537,6 +537,44 @@ async fn a_request_that_still_waits_for_its_answer_is_denied_under_way() {
     assert_eq!(status, 403);
 }
 
+/// An application that says back what it is told.
+async fn echo() -> SocketAddr {
+    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let application = echo.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = echo.accept().await {
+            let (mut read, mut write) = stream.split();
+            let _ = tokio::io::copy(&mut read, &mut write).await;
+        }
+    });
+    application
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tunnel_ends_when_the_cluster_at_either_end_is_trusted_no_more() {
+    for caller_learns in [true, false] {
+        let mut serving = sidecar("reviews-0").in_cluster("west").serving(echo().await, MtlsMode::Strict);
+        serving.ports[0].protocol = api::wire::Protocol::Tcp as i32;
+        let reviews = serving.clone().start().await;
+        let mut near = endpoint("west", "reviews-0", "reviews", reviews.inbound);
+        near.network = "east".into();
+        let mut calling = sidecar("front").calling("reviews", vec![near]);
+        let front = calling.clone().start().await;
+        let (mut stream, head) = tunnelled(front.outbound, "reviews:80").await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        stream.write_all(b"x").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        if caller_learns {
+            calling.expelled = Some("west");
+            front.obey(&calling);
+        } else {
+            serving.expelled = Some("east");
+            reviews.obey(&serving);
+        }
+        assert!(ends(&mut stream).await, "the caller learns: {caller_learns}");
+    }
+}
+
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
@@ -552,14 +590,7 @@ async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connect_carries_bytes_to_a_port_that_speaks_tcp() {
-    let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let application = echo.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = echo.accept().await {
-            let (mut read, mut write) = stream.split();
-            let _ = tokio::io::copy(&mut read, &mut write).await;
-        }
-    });
+    let application = echo().await;
     let mut serving = sidecar("reviews-0").serving(application, MtlsMode::Strict);
     serving.ports[0].protocol = api::wire::Protocol::Tcp as i32;
     let reviews = serving.clone().start().await;

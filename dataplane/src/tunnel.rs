@@ -1,7 +1,8 @@
 //! Bytes both ways, once an exchange has become something else: a WebSocket, a CONNECT, TCP from the start.
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
+use api::identity::{UnixTime, Verified};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use policies::facts::{Connection, Destination, Facts, Source};
@@ -42,9 +43,9 @@ pub struct Below {
 }
 
 impl Below {
-    /// With the other end.
-    pub fn onto(self, above: Above) -> Ends {
-        Ends { below: self.upgrade, above, terms: self.terms }
+    /// With the other end, and who is there.
+    pub fn onto(self, above: Above, upstream: Option<(Arc<Verified>, UnixTime)>) -> Ends {
+        Ends { below: self.upgrade, above, terms: Terms { upstream, ..self.terms } }
     }
 }
 

@@ -8,7 +8,7 @@ use super::{connect_limit, keep_alive};
 use crate::{
     account::Exchange,
     balance::{Ask, Pick, Picked, Tried},
-    dial::{self, Route, Stream},
+    dial::{self, Dialled, Route},
     failure::Failure,
     proxy::Callee,
     worker::Worker,
@@ -20,7 +20,7 @@ pub async fn open(
     service: &Service,
     callee: &Arc<Callee>,
     exchange: &mut Exchange,
-) -> Result<(Stream, Picked), Failure> {
+) -> Result<(Dialled, Picked), Failure> {
     let mut tried = Tried::default();
     loop {
         let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_repeat: false };
@@ -50,7 +50,7 @@ pub async fn open(
                 exchange.gateway = dialled.gateway;
                 exchange.upstream_mtls = dialled.peer.is_some();
                 picked.head(worker.proxy.now());
-                return Ok((dialled.stream, picked));
+                return Ok((dialled, picked));
             }
             Err(error) => error,
         };

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use api::identity::UnixTime;
 use http::Response;
 use runtime::{Plan, Service, ServicePort, Target};
 
@@ -14,7 +15,7 @@ use crate::{
     account::Exchange,
     body::{Body, Replayable},
     caller::Side,
-    dial::{self, Route, Stream},
+    dial::{self, Dialled, Route},
     failure::{Failure, Word},
     forward::{
         Call, Reply,
@@ -151,28 +152,29 @@ pub(super) async fn connect(
         return Err(Failure::client(405, "connect", "CONNECT is for applications, over HTTP/1.1"));
     };
     exchange.follows(plan.rule);
-    let (stream, picked) = match &plan.target {
+    let (dialled, picked) = match &plan.target {
         Target::Service { service, port } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
-            let (stream, picked) = stream::open(ways.worker, service, callee, exchange).await?;
-            (stream, Some(picked))
+            let (dialled, picked) = stream::open(ways.worker, service, callee, exchange).await?;
+            (dialled, Some(picked))
         }
-        Target::Direct { host, port } => (to_host_stream(ways.worker, host, *port).await?, None),
+        Target::Direct { host, port } => (dial_host(ways.worker, host, *port).await?, None),
         Target::Application(_) => return Err(Failure::client(405, "connect", "CONNECT is for other hosts")),
     };
+    let upstream = dialled.peer.map(|peer| (peer, UnixTime::now()));
     exchange.holds(200, picked);
     let mut response = Response::new(Body::default());
     response.headers_mut().insert(headers::DECISION, exchange.decision.clone());
-    Ok((response, Some(below.onto(Above::Stream(Box::new(stream))))))
+    Ok((response, Some(below.onto(Above::Stream(Box::new(dialled.stream)), upstream))))
 }
 
-async fn to_host_stream(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Stream, Failure> {
+async fn dial_host(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Dialled, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
     for address in addresses(host, port).await? {
         let route = Route::plain(address, CONNECT);
         match dial::dial(worker, &route).await {
-            Ok(dialled) => return Ok(dialled.stream),
+            Ok(dialled) => return Ok(dialled),
             Err(error) => last = Failure::upstream(502, "connect-failed", error.to_string()),
         }
     }

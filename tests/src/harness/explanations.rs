@@ -138,7 +138,11 @@ fn compare(mesh: &Mesh, asked: &Asked, foretold: &ExplainAnswer, seen: &Seen) {
     equal("commit of the route", route.map_or("", |route| &route.commit), &seen.caller.get("routeCommit"));
     if let Some(route) = route {
         let name = route.route.rsplit('/').next().unwrap_or_default();
-        assert!(stands(mesh, &route.file, route.line, name), "place of the route: {}", context());
+        assert!(
+            stands(mesh, &route.file, route.line, name, &route.rule),
+            "place of the route: {}",
+            context()
+        );
     }
     let endpoint = seen.caller.get("endpoint");
     if !endpoint.is_empty() {
@@ -156,22 +160,26 @@ fn compare(mesh: &Mesh, asked: &Asked, foretold: &ExplainAnswer, seen: &Seen) {
     let verdict = verdict.unwrap_or_else(|| panic!("no verdict was foretold: {}", context()));
     equal("policy", &verdict.policy, &policy);
     assert_eq!(verdict.allowed, callee.get("status") != "403", "verdict of {}", context());
-    if verdict.rule != "no rule matched" {
-        equal("rule of the policy", &verdict.rule, &callee.get("policyRule"));
-        equal("commit of the policy", &verdict.commit, &callee.get("policyCommit"));
-    }
+    let rule = if verdict.rule == "no rule matched" { "" } else { &verdict.rule };
+    equal("rule of the policy", rule, &callee.get("policyRule"));
+    equal("commit of the policy", &verdict.commit, &callee.get("policyCommit"));
     let name = policy.rsplit('/').next().unwrap_or_default();
-    assert!(stands(mesh, &verdict.file, verdict.line, name), "place of the policy: {}", context());
+    assert!(stands(mesh, &verdict.file, verdict.line, name, rule), "place of the policy: {}", context());
 }
 
-/// Whether the document that begins at or holds this line is of this name.
-fn stands(mesh: &Mesh, file: &str, line: u32, name: &str) -> bool {
+/// Whether this line holds the rule, and its document the object of this name. `rule` is empty when none is meant.
+fn stands(mesh: &Mesh, file: &str, line: u32, name: &str, rule: &str) -> bool {
     let text = fs::read_to_string(mesh.repository().path().join(file)).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    let at = (line as usize).saturating_sub(1).min(lines.len());
+    let Some(at) = (line as usize).checked_sub(1).filter(|at| *at < lines.len()) else { return false };
+    let begin = lines[..at].iter().rposition(|line| *line == "---").unwrap_or(0);
     let end = lines[at..].iter().position(|line| *line == "---").map_or(lines.len(), |n| at + n);
-    let names = [format!("name: {name}"), format!("name: {name},")];
-    lines[at..end].iter().any(|line| names.iter().any(|name| line.contains(name.as_str())))
+    let called = |line: &str, name: &str| {
+        ["", ",", " }"].iter().any(|after| line.trim_end().ends_with(&format!("name: {name}{after}")))
+            || line.contains(&format!("name: {name},"))
+    };
+    let document = lines[begin..end].iter().any(|line| called(line, name));
+    document && (rule.is_empty() || called(lines[at], rule))
 }
 
 /// For reports.

@@ -32,7 +32,12 @@ pub(super) fn entry(namespace: &str, name: &str, content: &str, of: char) -> Ent
         namespace: namespace.into(),
         bytes: Bytes::copy_from_slice(content.as_bytes()),
         commit: commit(of),
-        position: Position { file: format!("{name}.yaml"), line: 1, author: format!("author of {of}"), rules: vec![] },
+        position: Position {
+            file: format!("{name}.yaml"),
+            line: 1,
+            author: format!("author of {of}"),
+            rules: vec![],
+        },
     }
 }
 

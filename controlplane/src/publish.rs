@@ -149,7 +149,7 @@ async fn take(
             return Ok(());
         }
     };
-    if let Some(problem) = other_domain(plane, &set) {
+    if let Some(problem) = other_domain(plane, &set).or_else(|| other_root(plane, &set)) {
         refuse(vec![problem]);
         return Ok(());
     }
@@ -237,16 +237,28 @@ fn other_domain(plane: &Plane, set: &ResourceSet) -> Option<Problem> {
     if fixed == *said {
         return None;
     }
+    let message =
+        format!("the trust domain is `{fixed}` since the root was made, and cannot become `{said}`");
+    let help = "a mesh with another trust domain needs a root, and so a primary, of its own";
+    at_mesh(set, "/spec/trustDomain", message).map(|problem| Problem { help: Some(help.into()), ..problem })
+}
+
+/// So is the root's life: saying another would change nothing, and who said it would believe that it did.
+fn other_root(plane: &Plane, set: &ResourceSet) -> Option<Problem> {
+    let fixed = plane.configuration.borrow().mesh()?.spec.certificates.root;
+    let said = set.mesh()?.certificates.root;
+    (fixed != said).then(|| at_mesh(set, "/spec/certificates/root", format!(
+        "the root was made to live {fixed}; `{said}` would have no effect, since rotating the root is not yet supported"
+    )))?
+}
+
+/// A problem at a field of the `Mesh`.
+fn at_mesh(set: &ResourceSet, pointer: &str, message: String) -> Option<Problem> {
     let entry =
         set.resources.values().find(|entry| entry.resource.as_kind::<api::resource::Mesh>().is_some())?;
-    let at = entry.positions.as_ref().map(|positions| positions.at("/spec/trustDomain")).unwrap_or_default();
-    Some(Problem {
-        file: entry.origin.file.to_string(),
-        line: at.line,
-        column: at.column,
-        message: format!("the trust domain is `{fixed}` since the root was made, and cannot become `{said}`"),
-        help: Some("a mesh with another trust domain needs a root, and so a primary, of its own".into()),
-    })
+    let at = entry.positions.as_ref().map(|positions| positions.at(pointer)).unwrap_or_default();
+    let file = entry.origin.file.to_string();
+    Some(Problem { file, line: at.line, column: at.column, message, help: None })
 }
 
 /// An emptied path must not open the mesh.

@@ -208,7 +208,7 @@ pub enum StaleEndpoints {
     /// They are used as before.
     #[default]
     Keep,
-    /// They are used when nothing fresh is left in the priority.
+    /// They get a quarter of the load that they would get fresh.
     Deweight,
     /// They are not used.
     Drop,
@@ -412,7 +412,7 @@ pub struct Timeouts {
     pub suspect_after: Duration,
     /// The whole request.
     pub request: Duration,
-    /// A connection without traffic.
+    /// A connection without traffic; HTTP/1.1 ones are closed after 20 s in any case, and `0s` says no more than that.
     pub idle: Duration,
 }
 
@@ -433,8 +433,8 @@ impl Default for Timeouts {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct KeepAlive {
-    /// Idle ones per endpoint.
-    #[schemars(range(min = 0, max = 10_000))]
+    /// Idle ones per endpoint and worker thread.
+    #[schemars(range(min = 1, max = 10_000))]
     pub max_idle_per_endpoint: u32,
     /// Probes of the kernel.
     pub tcp: TcpKeepAlive,

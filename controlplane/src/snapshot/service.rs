@@ -24,8 +24,6 @@ use super::{Inputs, Place, Registered, Role, clusterset_name, traffic};
 
 /// The weight of an endpoint that nothing speaks against.
 const FULL_WEIGHT: u32 = 100;
-/// The weight of a stale endpoint where the policy says `DEWEIGHT`.
-const STALE_WEIGHT: u32 = 10;
 
 /// Which host names lead to an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,8 +337,8 @@ fn stale_weight(inputs: &Inputs, service: &ServiceName, since: i64) -> Option<u3
         return Some(FULL_WEIGHT);
     }
     match policy.stale_endpoints {
-        StaleEndpoints::Keep => Some(FULL_WEIGHT),
-        StaleEndpoints::Deweight => Some(STALE_WEIGHT),
+        // The proxy de-weights: it knows the age too, and goes on counting when no control plane does.
+        StaleEndpoints::Keep | StaleEndpoints::Deweight => Some(FULL_WEIGHT),
         StaleEndpoints::Drop => None,
     }
 }

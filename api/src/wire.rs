@@ -3,7 +3,7 @@
 //! These are the wire's own shapes. The control plane writes them from a snapshot (stage 5), the runtime
 //! reads them into what it decides with (stage 6): nobody computes with them in between.
 
-#![allow(missing_docs, clippy::large_enum_variant, clippy::doc_lazy_continuation)]
+#![allow(missing_docs, clippy::large_enum_variant, clippy::doc_lazy_continuation, rustdoc::invalid_html_tags)]
 
 include!(concat!(env!("OUT_DIR"), "/weft.v1.rs"));
 

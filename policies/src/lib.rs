@@ -14,6 +14,7 @@ mod check;
 pub mod facts;
 mod form;
 mod pattern;
+pub mod query;
 mod read;
 mod syntax;
 

@@ -8,6 +8,7 @@ use crate::{
     attribute::{Int, Text},
     facts::{Facts, Peer, Request},
     form::Fault,
+    query,
 };
 
 /// A string attribute; borrowed unless it must be written out (addresses).
@@ -65,37 +66,11 @@ pub(crate) fn header<'e>(headers: &'e HeaderMap, name: &HeaderName) -> Cow<'e, s
 pub(crate) fn param<'e>(query: &'e str, name: &str) -> Option<Cow<'e, str>> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    let values = pairs.filter(|(key, _)| decoded(key) == name).map(|(_, value)| decoded(value));
+    let values = pairs.filter(|(key, _)| query::decode(key) == name).map(|(_, value)| query::decode(value));
     values.reduce(|joined, value| joined + "," + value)
 }
 
 /// An IPv4 address that came over an IPv6 socket is written as the IPv4 address it is.
 fn ip(address: SocketAddr) -> Cow<'static, str> {
     Cow::Owned(address.ip().to_canonical().to_string())
-}
-
-/// `application/x-www-form-urlencoded` decoding (WHATWG URL): `+` is a space, a stray `%` stays.
-fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.bytes().any(|byte| matches!(byte, b'%' | b'+')) {
-        return Cow::Borrowed(text);
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [byte, after @ ..] = rest {
-        let (byte, after) = match (byte, after) {
-            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
-                (Some(high), Some(low)) => (high << 4 | low, after),
-                (None, _) | (_, None) => (b'%', &rest[1..]),
-            },
-            (b'+', after) => (b' ', after),
-            (byte, after) => (*byte, after),
-        };
-        bytes.push(byte);
-        rest = after;
-    }
-    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn hex(digit: u8) -> Option<u8> {
-    (digit as char).to_digit(16).map(|value| value as u8)
 }

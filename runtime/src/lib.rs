@@ -6,7 +6,6 @@ mod compile;
 mod decide;
 pub mod locality;
 pub mod path;
-mod query;
 pub mod route;
 
 pub use compile::{Inbound, Listener, Mesh, Reason, Runtime, Service, ServicePort, Workload};

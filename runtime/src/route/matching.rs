@@ -4,10 +4,11 @@ use std::cmp::Reverse;
 
 use api::wire;
 use http::{HeaderMap, HeaderName, Method};
+use policies::query;
 use regex::Regex;
 
 use super::{Subject, filter::header_name};
-use crate::{compile::Fault, query};
+use crate::compile::Fault;
 
 /// A match, all of whose parts must hold.
 #[derive(Debug)]

@@ -179,7 +179,7 @@ impl Hub {
     }
 }
 
-/// The hash of what a catalogue says, its age apart.
+/// The hash of a catalogue, its age included: one that grows stale is sent again.
 pub(super) fn catalogue_digest(catalogue: &wire::Catalogue) -> Hash {
     use prost::Message;
     Hash::of(&catalogue.encode_to_vec())

@@ -178,7 +178,7 @@ fn hello(plane: &Plane) -> wire::RemoteHello {
         version: env!("CARGO_PKG_VERSION").into(),
         head: head.unwrap_or_default(),
         bundle_sequence: plane.bundle.borrow().sequence,
-        // Digests leave the age out, and what is held is stale by now: asked for anew.
+        // What is held is stale by now, so all of it is asked for anew.
         catalogues: Vec::new(),
     }
 }

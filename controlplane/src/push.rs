@@ -9,3 +9,6 @@ mod session;
 
 pub use registry::{Account, Asked, Enrolled, Proxy, Registry, RegistryError};
 pub use session::{Action, Session};
+
+/// The largest message of a proxy: a `Hello` that names some 40,000 resources.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;

@@ -238,11 +238,13 @@ async fn start(
                 shutdown.clone(),
             );
             shutdown.spawn("publisher", publishing);
-            let service = FederationServer::new(link::primary::Server::new(plane.clone(), shutdown.clone()))
-                .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            let server = Arc::new(link::primary::Server::new(plane.clone(), shutdown.clone()));
+            let service =
+                move |bytes| FederationServer::from_arc(server.clone()).max_decoding_message_size(bytes);
             let tls = tls::server(identity, tls::Clients::Enrolling, &["h2"]);
             let listener = listen(*federation).await?;
-            shutdown.spawn("federation", rpc::serve(listener, tls, service, shutdown.clone()));
+            shutdown
+                .spawn("federation", rpc::serve(listener, tls, MAX_MESSAGE_BYTES, service, shutdown.clone()));
         }
         (Duty::Remote { primary, .. }, _) => {
             shutdown.spawn("link", link::remote::run(plane.clone(), *primary, election, shutdown.clone()));
@@ -250,10 +252,11 @@ async fn start(
         (Duty::Primary { .. }, None) => bail!("a primary without a repository"),
     }
 
-    let service = ControlServer::new(push::server::Server::new(plane.clone(), shutdown.clone()));
+    let server = Arc::new(push::server::Server::new(plane.clone(), shutdown.clone()));
+    let service = move |bytes| ControlServer::from_arc(server.clone()).max_decoding_message_size(bytes);
     let tls = tls::server(identity, tls::Clients::Enrolling, &["h2"]);
     let listener = listen(plane.config.proxies).await?;
-    shutdown.spawn("proxies", rpc::serve(listener, tls, service, shutdown.clone()));
+    shutdown.spawn("proxies", rpc::serve(listener, tls, push::MAX_MESSAGE_BYTES, service, shutdown.clone()));
 
     let access = Arc::new(Access::open(&plane.config.state_dir)?);
     let url = format!("http://{}/?login={}", plane.config.admin, access.login());

@@ -1,8 +1,10 @@
 //! gRPC over mesh TLS, between proxies and control planes and between clusters.
 //!
 //! Who may speak is decided by the TLS configurations that the caller brings, and by the service, which
-//! finds the [`PeerInfo`] of the connection among each request's extensions.
+//! finds the [`PeerInfo`] of the connection among each request's extensions. Whoever has shown no certificate
+//! has little: few connections, each for a short time, and on them nothing but small calls that enrol or join.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +18,18 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::logs::causes;
 use crate::shutdown::Shutdown;
 
+mod gate;
 mod incoming;
+mod places;
+
+use gate::{Gate, MAX_OPEN_BYTES};
+use places::Limits;
 
 pub use incoming::PeerInfo;
 
@@ -43,6 +51,11 @@ const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 
 /// The most calls at a time on one connection.
 const MAX_STREAMS: u32 = 128;
+
+/// The same of a peer that has shown no certificate, and what may be under way on its connection: it has one
+/// small call to make.
+const STRANGERS_STREAMS: u32 = 4;
+const STRANGERS_WINDOW_BYTES: u32 = 64 * 1024;
 
 /// Why there is no channel.
 #[derive(Debug, Error)]
@@ -119,38 +132,72 @@ fn reason(error: &tonic::transport::Error) -> String {
 
 /// Serves one gRPC service until `shutdown` is cancelled; then connections are told to go, and it returns
 /// when the last call has ended. Long streams must therefore watch the same handle.
+/// `service` makes the service that takes messages of so many bytes; members may send `max_message_bytes`.
 /// ALPN is set to HTTP/2 whatever `tls` says.
 pub async fn serve<S>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
-    service: S,
+    max_message_bytes: usize,
+    service: impl Fn(usize) -> S + Send + 'static,
     shutdown: Shutdown,
 ) -> Result<(), ServeError>
 where
+    S: GrpcService,
+{
+    let gate = Gate { open: service(MAX_OPEN_BYTES), members: service(max_message_bytes) };
+    serve_within(Limits::USUAL, listener, tls, gate, shutdown).await
+}
+
+/// What tonic serves.
+pub trait GrpcService:
+    tower::Service<
+        http::Request<Body>,
+        Response = http::Response<Body>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> GrpcService for S where
     S: tower::Service<
-            http::Request<tonic::body::Body>,
-            Response = http::Response<tonic::body::Body>,
-            Error = std::convert::Infallible,
+            http::Request<Body>,
+            Response = http::Response<Body>,
+            Error = Infallible,
             Future: Send + 'static,
         > + Clone
         + Send
-        + 'static,
+        + 'static
 {
+}
+
+async fn serve_within<S: GrpcService>(
+    limits: Limits,
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    gate: Gate<S>,
+    shutdown: Shutdown,
+) -> Result<(), ServeError> {
     let mut tls = ServerConfig::clone(&tls);
     tls.alpn_protocols = vec![b"h2".to_vec()];
-    tonic::transport::Server::builder()
+    let incoming = incoming::connections(listener, Arc::new(tls), limits, &shutdown);
+    let members = server(MAX_STREAMS, STREAM_WINDOW_BYTES, 2 * STREAM_WINDOW_BYTES)
+        .serve_with_incoming_shutdown(gate.clone(), incoming.members, shutdown.clone().cancelled_owned());
+    let strangers = server(STRANGERS_STREAMS, STRANGERS_WINDOW_BYTES, STRANGERS_WINDOW_BYTES)
+        .serve_with_incoming_shutdown(gate, incoming.strangers, shutdown.cancelled_owned());
+    tokio::try_join!(members, strangers).map_err(|error| ServeError(reason(&error)))?;
+    Ok(())
+}
+
+fn server(streams: u32, stream_window: u32, connection_window: u32) -> Server {
+    Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(2 * STREAM_WINDOW_BYTES)
-        .max_concurrent_streams(MAX_STREAMS)
-        .serve_with_incoming_shutdown(
-            service,
-            incoming::connections(listener, Arc::new(tls), &shutdown),
-            shutdown.cancelled_owned(),
-        )
-        .await
-        .map_err(|error| ServeError(reason(&error)))
+        .initial_stream_window_size(stream_window)
+        .initial_connection_window_size(connection_window)
+        .max_concurrent_streams(streams)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The server's side of connections: accept, TLS handshake, who the peer is.
 //!
 //! Invariant: a slow handshake holds up nobody but itself; each runs in a task of its own and is bounded.
+//! Invariant: whoever has shown no certificate is gone after a short while, whatever it does.
 
 use std::io;
 use std::net::SocketAddr;
@@ -13,13 +14,14 @@ use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::places::{Limits, Place, Places};
 use crate::accept;
 use crate::logs::Limit;
 use crate::shutdown::Shutdown;
@@ -27,13 +29,10 @@ use crate::shutdown::Shutdown;
 /// A whole handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections and handshakes of one listener together: as many proxies as one control plane may have.
-const MAX_CONNECTIONS: usize = 10_000;
-
 /// Connections that the server has not taken over yet.
 const READY: usize = 64;
 
-/// Anybody can cause a failed handshake.
+/// Anybody can cause these.
 static FAILURES: Limit = Limit::new(10);
 
 /// Who is at the other end of the connection that a request came on.
@@ -46,74 +45,100 @@ pub struct PeerInfo {
     pub chain: Option<Arc<[CertificateDer<'static>]>>,
 }
 
-/// The connections of a listener that have finished their handshake.
+/// The connections of a listener that have finished their handshake, by who came.
+pub(super) struct Incoming {
+    /// Those that have shown a certificate.
+    pub(super) members: ReceiverStream<io::Result<Connection>>,
+    /// Those that have not.
+    pub(super) strangers: ReceiverStream<io::Result<Connection>>,
+}
+
+/// Accepts from now on.
 pub(super) fn connections(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
+    limits: Limits,
     shutdown: &Shutdown,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (ready, connections) = mpsc::channel(READY);
-    shutdown.spawn("rpc accept", accept_all(listener, tls.into(), ready, shutdown.clone()));
-    ReceiverStream::new(connections)
+) -> Incoming {
+    let (to_members, members) = mpsc::channel(READY);
+    let (to_strangers, strangers) = mpsc::channel(READY);
+    let places = Places::new(limits);
+    let door = Door { tls: tls.into(), places, life: limits.life, to_members, to_strangers };
+    shutdown.spawn("rpc accept", accept_all(listener, Arc::new(door), shutdown.clone()));
+    Incoming { members: ReceiverStream::new(members), strangers: ReceiverStream::new(strangers) }
 }
 
-async fn accept_all(
-    listener: TcpListener,
+/// What every handshake of a listener needs.
+struct Door {
     tls: TlsAcceptor,
-    ready: mpsc::Sender<io::Result<Connection>>,
-    shutdown: Shutdown,
-) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    places: Places,
+    life: Duration,
+    to_members: mpsc::Sender<io::Result<Connection>>,
+    to_strangers: mpsc::Sender<io::Result<Connection>>,
+}
+
+async fn accept_all(listener: TcpListener, door: Arc<Door>, shutdown: Shutdown) {
     loop {
-        let next = async { (places.clone().acquire_owned().await, accept::next(&listener).await) };
-        let (place, (stream, address)) = tokio::select! {
+        let next = async { (door.places.room().await, accept::next(&listener).await) };
+        let (room, (stream, address)) = tokio::select! {
             () = shutdown.cancelled() => return,
-            () = ready.closed() => return,
+            () = door.to_members.closed() => return,
             next = next => next,
         };
-        let Ok(place) = place else { return };
-        let handshake = handshake(tls.clone(), stream, address, place);
-        let (ready, stop) = (ready.clone(), shutdown.clone());
+        let Some(room) = room else { return };
+        let Some(place) = door.places.stranger(room, address.ip()) else {
+            refused(address, "too many of its source have shown no certificate");
+            continue;
+        };
+        let (door, stop) = (door.clone(), shutdown.clone());
         shutdown.spawn("rpc handshake", async move {
-            let shaken = async {
-                if let Some(connection) = handshake.await {
-                    let _ = ready.send(Ok(connection)).await;
-                }
-            };
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = shaken => {}
+                () = door.take(stream, address, place) => {}
             }
         });
     }
 }
 
-async fn handshake(
-    tls: TlsAcceptor,
-    stream: TcpStream,
-    address: SocketAddr,
-    place: OwnedSemaphorePermit,
-) -> Option<Connection> {
-    let reason = match timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
-        Ok(Ok(stream)) => {
-            let chain = stream.get_ref().1.peer_certificates().map(|chain| chain.to_vec().into());
-            return Some(Connection { stream, peer: PeerInfo { address, chain }, _place: place });
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(_) => format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}"),
-    };
-    if let Some(suppressed) = FAILURES.pass(Instant::now()) {
-        tracing::warn!(peer = %address, reason, suppressed, "a TLS handshake failed");
+impl Door {
+    /// From a TCP connection of a stranger to a connection that is served.
+    async fn take(&self, stream: TcpStream, address: SocketAddr, place: Place) {
+        let begun = tokio::time::Instant::now();
+        let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return refused(address, &error.to_string()),
+            Err(_) => return refused(address, &format!("no TLS handshake within {HANDSHAKE_TIMEOUT:?}")),
+        };
+        let chain: Option<Arc<[_]>> =
+            stream.get_ref().1.peer_certificates().map(|chain| chain.to_vec().into());
+        let known = chain.is_some();
+        let (place, end) = match known {
+            true => (self.places.member(), None),
+            false => (Some(place), Some(Box::pin(sleep_until(begun + self.life)))),
+        };
+        let Some(place) = place else {
+            return refused(address, "as many proxies as one control plane may have are connected");
+        };
+        let peer = PeerInfo { address, chain };
+        let to = if known { &self.to_members } else { &self.to_strangers };
+        // Fails only where nobody serves any more.
+        let _ = to.send(Ok(Connection { stream, peer, end, _place: place })).await;
     }
-    None
+}
+
+fn refused(peer: SocketAddr, reason: &str) {
+    if let Some(suppressed) = FAILURES.pass(Instant::now()) {
+        tracing::warn!(%peer, reason, suppressed, "a connection is refused");
+    }
 }
 
 /// A TLS connection that knows its peer.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
-    /// Its place among the connections of the listener.
-    _place: OwnedSemaphorePermit,
+    /// When a stranger has to be gone.
+    end: Option<Pin<Box<Sleep>>>,
+    _place: Place,
 }
 
 impl Connected for Connection {
@@ -130,6 +155,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

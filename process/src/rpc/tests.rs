@@ -112,11 +112,17 @@ struct Mesh {
 
 impl Mesh {
     async fn start() -> Self {
+        Self::within(Limits::USUAL).await
+    }
+
+    async fn within(limits: Limits) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (authority, address) = (Authority::new("root"), listener.local_addr().unwrap());
         let (shutdown, seen) = (Shutdown::new(), Arc::default());
-        let service = ControlServer::new(Echo { shutdown: shutdown.clone(), seen: Arc::clone(&seen) });
-        let serving = serve(listener, authority.server(), service, shutdown.clone());
+        let echo = Arc::new(Echo { shutdown: shutdown.clone(), seen: Arc::clone(&seen) });
+        let service = |bytes| ControlServer::from_arc(echo.clone()).max_decoding_message_size(bytes);
+        let gate = Gate { open: service(MAX_OPEN_BYTES), members: service(8 * MAX_OPEN_BYTES) };
+        let serving = serve_within(limits, listener, authority.server(), gate, shutdown.clone());
         shutdown.spawn("rpc", async move { serving.await.unwrap() });
         Self { authority, address, shutdown, seen }
     }
@@ -142,7 +148,7 @@ async fn a_request_knows_its_peer() {
 #[tokio::test]
 async fn streams_flow_until_the_end_and_do_not_hold_it_up() {
     let mesh = Mesh::start().await;
-    let mut client = mesh.connect(mesh.authority.client(None)).await.unwrap();
+    let mut client = mesh.connect(mesh.authority.client(Some(&mesh.authority))).await.unwrap();
     let (send, receive) = tokio::sync::mpsc::channel(4);
     let outgoing = tokio_stream::wrappers::ReceiverStream::new(receive);
     let mut frames = client.follow(outgoing).await.unwrap().into_inner();
@@ -172,10 +178,83 @@ async fn a_stranger_gets_no_call_through() {
 }
 
 #[tokio::test]
+async fn without_a_certificate_nothing_but_a_small_call_to_enrol_is_possible() {
+    let mesh = Mesh::start().await;
+    let mut stranger = mesh.connect(mesh.authority.client(None)).await.unwrap();
+    let mut member = mesh.connect(mesh.authority.client(Some(&mesh.authority))).await.unwrap();
+    let renewal = |bytes| wire::RenewRequest { csr: vec![0; bytes] };
+    let enrolment = |bytes| wire::EnrolRequest { csr: vec![0; bytes], ..Default::default() };
+    let code = |status: Status| status.code();
+
+    let refused = stranger.renew(renewal(1)).await.unwrap_err();
+    assert!(refused.message().contains("needs a certificate of the mesh"), "{refused}");
+    let frames = tokio_stream::iter([wire::FromProxy::default()]);
+    assert_eq!(code(stranger.follow(frames).await.unwrap_err()), tonic::Code::Unauthenticated);
+    stranger.enrol(enrolment(MAX_OPEN_BYTES - 8)).await.unwrap();
+    for client in [&mut stranger, &mut member] {
+        let refused = client.enrol(enrolment(MAX_OPEN_BYTES + 1)).await.map_err(code).map(drop);
+        assert_eq!(refused, Err(tonic::Code::OutOfRange), "what enrols is small, whoever sends it");
+    }
+    // The service's own answer: the message came whole.
+    let heard = member.renew(renewal(7 * MAX_OPEN_BYTES)).await.unwrap_err();
+    assert_eq!(heard.message(), "no certificate");
+}
+
+#[tokio::test]
+async fn strangers_have_few_places_and_members_keep_theirs() {
+    let mesh = Mesh::within(Limits { strangers: 3, of_a_source: 2, ..Limits::USUAL }).await;
+    let from = async |source: &str, tls| {
+        let client = connect(mesh.address, Some(source.parse().unwrap()), tls, NAME.into()).await;
+        ControlClient::new(client.ok()?).enrol(wire::EnrolRequest::default()).await.ok()
+    };
+    // Connections that stay: one source has two at most, all together three.
+    let mut silent = Vec::new();
+    for source in ["127.0.0.3", "127.0.0.3"] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((source.parse::<IpAddr>().unwrap(), 0).into()).unwrap();
+        silent.push(socket.connect(mesh.address).await.unwrap());
+    }
+    assert!(from("127.0.0.3", mesh.authority.client(None)).await.is_none());
+    assert!(from("127.0.0.4", mesh.authority.client(None)).await.is_some());
+    let mut members = Vec::new();
+    for _ in 0..8 {
+        let mut member = mesh.connect(mesh.authority.client(Some(&mesh.authority))).await.unwrap();
+        member.enrol(wire::EnrolRequest::default()).await.unwrap();
+        members.push(member);
+    }
+}
+
+#[tokio::test]
+async fn a_stranger_is_gone_after_a_while_and_a_member_is_not() {
+    let mesh = Mesh::within(Limits { life: Duration::from_millis(200), ..Limits::USUAL }).await;
+    let tls = |identity| {
+        let mut tls = ClientConfig::clone(&mesh.authority.client(identity));
+        tls.alpn_protocols = vec![b"h2".to_vec()];
+        TlsConnector::from(Arc::new(tls))
+    };
+    let raw = async |identity| {
+        let stream = TcpStream::connect(mesh.address).await.unwrap();
+        let mut stream = tls(identity).connect(NAME.try_into().unwrap(), stream).await.unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+        stream
+    };
+    let mut member = raw(Some(&mesh.authority)).await;
+    let mut stranger = raw(None).await;
+    let mut heard = Vec::new();
+    let ended = timeout(LONG / 10, stranger.read_to_end(&mut heard)).await;
+    assert!(ended.is_ok(), "the stranger is still there");
+    // Longer than a stranger's life: the server's settings come, an end does not.
+    let mut settings = [0; 9];
+    member.read_exact(&mut settings).await.unwrap();
+    let lived = timeout(Duration::from_millis(400), member.read_to_end(&mut Vec::new())).await;
+    assert!(lived.is_err(), "the member was sent away");
+}
+
+#[tokio::test]
 async fn a_silent_or_talkative_stranger_holds_up_nobody() {
     let mesh = Mesh::start().await;
     let mut silent = Vec::new();
-    for _ in 0..2 * 64 {
+    for _ in 0..100 {
         silent.push(TcpStream::connect(mesh.address).await.unwrap());
     }
     let mut plain = TcpStream::connect(mesh.address).await.unwrap();

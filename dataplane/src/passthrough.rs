@@ -1,54 +1,60 @@
 //! The east-west gateway: reads the server name of a ClientHello and forwards bytes to the endpoint it names.
 //!
+//! ```text
+//! run (accept) → reach (ClientHello → table → connect, or an alert) → flow (two pumps: copy, then splice)
+//! ```
+//!
 //! It never terminates TLS, holds no workload key and cannot read traffic. What it cannot forward it refuses
 //! at once with a plaintext TLS alert, so that the calling sidecar knows that this is a failed connect:
 //! `unrecognized_name` when the endpoint is gone or not exported, `internal_error` when it is unreachable.
-//! A changed table ends no flow: what is open stays until it ends, only new connections see the new table.
+//!
+//! New connections see the newest table. Flows to an endpoint that it offers no more may finish, as when that
+//! drains, but not for ever: what is exported no more must not be reached over what was opened before.
 
 mod flow;
 mod hello;
+mod pipes;
+mod pump;
+mod reach;
+mod sources;
 mod table;
 
 use std::{
-    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use api::{endpoint::ServerName, wire};
+use api::wire;
 use arc_swap::ArcSwap;
 use process::{
+    logs::Limit,
     metrics::{Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Registry},
     shutdown::Shutdown,
 };
-use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
-use hello::{NotHello, Reading};
+use pipes::Pipes;
+use reach::Outcome;
+use sources::Sources;
+use table::Table;
+
 pub use table::BadTarget;
-use table::{Open, Table};
 
 /// What a ClientHello may take, with its record headers. Those with post-quantum keys take under 2 KiB.
 const HELLO_BYTES: usize = 16 * 1024;
 
-/// How long the end of a refused connection may take, and what is still read from it: closing with unread
-/// bytes would reset the connection and lose the alert.
-const FAREWELL: (Duration, u64) = (Duration::from_secs(1), 64 * 1024);
-
 /// How long to wait after a failed accept, mostly one for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A peer that is gone without a word is noticed by keep-alive, as nothing here knows whether silence is meant.
-const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
-    .with_time(Duration::from_secs(30))
-    .with_interval(Duration::from_secs(5))
-    .with_retries(3);
+/// Descriptors for all that is no flow: listeners, the control stream, admin connections, files.
+const OTHER_FILES: usize = 128;
+
+static ACCEPT_FAILURES: Limit = Limit::new(1);
 
 /// The limits of a gateway.
 #[derive(Debug, Clone)]
@@ -61,10 +67,17 @@ pub struct Settings {
     pub connect: Duration,
     /// After which silence in both directions a flow is closed.
     pub idle: Duration,
+    /// How long a flow may last at all.
+    pub total: Duration,
+    /// How long a flow may outlast the offer of its endpoint: longer than a workload drains.
+    pub withdrawn: Duration,
     /// How long flows may go on after the shutdown began.
     pub drain: Duration,
     /// Connections at once; beyond it they wait in the kernel's queue.
     pub max_flows: usize,
+    /// Connections at once from one source address, of IPv6 from a /64; beyond it they are reset. A whole cluster
+    /// may come from one, behind a NAT.
+    pub max_flows_per_source: usize,
 }
 
 impl Default for Settings {
@@ -74,9 +87,23 @@ impl Default for Settings {
             hello: Duration::from_secs(5),
             connect: Duration::from_secs(1),
             idle: Duration::from_secs(3600),
+            total: Duration::from_secs(7 * 24 * 3600),
+            withdrawn: Duration::from_secs(60),
             drain: Duration::from_secs(5),
             max_flows: 16 * 1024,
+            max_flows_per_source: 8 * 1024,
         }
+    }
+}
+
+impl Settings {
+    /// With no more flows than so many open files carry: two for each, and two for each pipe of each worker. One
+    /// source never gets more than half of them.
+    pub fn within(self, open_files: u64, workers: usize) -> Self {
+        let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
+        let left = open_files.saturating_sub(OTHER_FILES + 2 * pipes::MOST * workers);
+        let max_flows = self.max_flows.min(left / 2).max(2);
+        Settings { max_flows, max_flows_per_source: self.max_flows_per_source.min(max_flows / 2), ..self }
     }
 }
 
@@ -86,6 +113,7 @@ pub struct Passthrough {
     table: ArcSwap<Table>,
     settings: Settings,
     permits: Arc<Semaphore>,
+    sources: Sources,
     metrics: Metrics,
 }
 
@@ -95,6 +123,7 @@ struct Metrics {
     open: Gauge,
     to_endpoint: Counter,
     to_client: Counter,
+    spliced: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -113,37 +142,13 @@ enum Direction {
     ToClient,
 }
 
-/// What became of a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum Outcome {
-    Forwarded,
-    /// No TLS, or broken off before it had said enough.
-    NotTls,
-    Malformed,
-    Slow,
-    /// The endpoint is gone, not exported, or no name was given.
-    Unknown,
-    Unreachable,
-}
-
-impl Outcome {
-    /// The alert that tells the client, where it would understand one (RFC 8446, section 6).
-    fn alert(self) -> Option<u8> {
-        match self {
-            Outcome::Forwarded | Outcome::NotTls | Outcome::Slow => None,
-            Outcome::Malformed => Some(50),
-            Outcome::Unreachable => Some(80),
-            Outcome::Unknown => Some(112),
-        }
-    }
-}
-
 impl Passthrough {
     /// A gateway that knows no endpoint yet.
     pub fn new(settings: Settings, registry: &Registry) -> Arc<Self> {
         Arc::new(Passthrough {
             table: ArcSwap::default(),
             permits: Arc::new(Semaphore::new(settings.max_flows)),
+            sources: Sources::default(),
             settings,
             metrics: Metrics::new(registry),
         })
@@ -151,7 +156,7 @@ impl Passthrough {
 
     /// From now on new connections go by `wire`. An endpoint that cannot be read is left out and returned.
     pub fn update(&self, wire: &wire::Passthrough) -> Vec<BadTarget> {
-        let (table, bad) = self.table.load().next(wire);
+        let (table, bad) = self.table.load().next(wire, tokio::time::Instant::now());
         self.table.store(Arc::new(table));
         bad
     }
@@ -171,13 +176,20 @@ impl Metrics {
             open: registry.register("weft_eastwest_open", "Connections open now", Gauge::default()),
             to_endpoint: of(Direction::ToEndpoint),
             to_client: of(Direction::ToClient),
+            spliced: registry.register(
+                "weft_eastwest_spliced_bytes",
+                "Bytes forwarded by the kernel alone, of all that are",
+                Counter::default(),
+            ),
         }
     }
 }
 
 /// Serves `listener` until the shutdown; then takes what is left in its queue, closes it and returns. Flows
-/// are tasks of `shutdown` and end by themselves, at the latest when the time to drain is over.
+/// are tasks of `shutdown` and end by themselves, at the latest when the time to drain is over. Each listener is one
+/// worker's and has its own pipes.
 pub async fn run(listener: TcpListener, gateway: Arc<Passthrough>, shutdown: Shutdown) {
+    let pipes = Arc::new(Pipes::default());
     let next = async |listener: &TcpListener| {
         let permit = Arc::clone(&gateway.permits).acquire_owned().await.ok();
         (permit, listener.accept().await)
@@ -187,9 +199,11 @@ pub async fn run(listener: TcpListener, gateway: Arc<Passthrough>, shutdown: Shu
             biased;
             () = shutdown.cancelled() => break,
             (permit, accepted) = next(&listener) => match accepted {
-                Ok((client, peer)) => begin(&gateway, client, peer, permit, &shutdown),
+                Ok((client, peer)) => begin((&gateway, &pipes), client, peer, permit, &shutdown),
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection; are there file descriptors left?");
+                    if ACCEPT_FAILURES.pass(Instant::now()).is_some() {
+                        tracing::warn!(%error, "cannot accept a connection; are there file descriptors left?");
+                    }
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
@@ -201,20 +215,20 @@ pub async fn run(listener: TcpListener, gateway: Arc<Passthrough>, shutdown: Shu
             if client.set_nonblocking(true).is_ok()
                 && let Ok(client) = TcpStream::from_std(client)
             {
-                begin(&gateway, client, peer, permit, &shutdown);
+                begin((&gateway, &pipes), client, peer, permit, &shutdown);
             }
         }
     }
 }
 
 fn begin(
-    gateway: &Arc<Passthrough>,
+    (gateway, pipes): (&Arc<Passthrough>, &Arc<Pipes>),
     client: TcpStream,
     peer: SocketAddr,
     permit: Option<OwnedSemaphorePermit>,
     shutdown: &Shutdown,
 ) {
-    let (gateway, end) = (Arc::clone(gateway), shutdown.cancelled_owned());
+    let (gateway, pipes, end) = (Arc::clone(gateway), Arc::clone(pipes), shutdown.cancelled_owned());
     shutdown.spawn("east-west flow", async move {
         let _permit = permit;
         let end = async {
@@ -222,99 +236,36 @@ fn begin(
             sleep(gateway.settings.drain).await;
         };
         tokio::select! {
-            () = serve(&gateway, client, peer) => {}
+            () = serve(&gateway, &pipes, client, peer) => {}
             () = end => tracing::info!(%peer, "closed a flow that outlasted the time to drain"),
         }
     });
 }
 
 /// One connection, from its first byte to its last.
-async fn serve(gateway: &Passthrough, mut client: TcpStream, peer: SocketAddr) {
+async fn serve(gateway: &Passthrough, pipes: &Pipes, client: TcpStream, peer: SocketAddr) {
     let metrics = &gateway.metrics;
     let _open = flow::Raised::new(&metrics.open);
-    let reached = reach(gateway, &mut client).await;
-    let result = reached.as_ref().map_or_else(|refused| *refused, |_| Outcome::Forwarded);
+    // A socket that refuses it is worse, not unusable.
+    let _ = client.set_nodelay(true);
+    let held = gateway.sources.hold(peer.ip(), gateway.settings.max_flows_per_source);
+    let reached = match &held {
+        Some(_) => reach::reach(gateway, client).await,
+        None => Err((client, Outcome::Crowded)),
+    };
+    let result = reached.as_ref().map_or_else(|(_, refused)| *refused, |_| Outcome::Forwarded);
     metrics.connections.get_or_create(&ResultLabel { result }).inc();
     match reached {
-        Ok((server, hello, _open)) => {
-            let counters = (&metrics.to_endpoint, &metrics.to_client);
-            if let Err(error) = flow::forward(client, server, &hello, counters, gateway.settings.idle).await {
+        Ok(flow) => {
+            if let Err(error) = flow.run(gateway, pipes).await {
                 tracing::debug!(%peer, %error, "a flow was broken off");
             }
         }
-        Err(refused) => {
+        Err((client, refused)) => {
             tracing::debug!(%peer, ?refused, "refused a connection");
-            refuse(client, refused).await;
+            reach::refuse(client, refused).await;
         }
     }
-}
-
-/// The endpoint that the client asks for, and what of its words it has to hear first.
-async fn reach(gateway: &Passthrough, client: &mut TcpStream) -> Result<(TcpStream, Vec<u8>, Open), Outcome> {
-    prepare(client);
-    let mut hello = Vec::with_capacity(2048);
-    let name = timeout(gateway.settings.hello, read_hello(client, &mut hello))
-        .await
-        .map_err(|_| Outcome::Slow)??;
-    let name = name.as_deref().and_then(ServerName::parse).ok_or(Outcome::Unknown)?;
-    let targets = gateway.table.load().find(&name);
-    if targets.is_empty() {
-        return Err(Outcome::Unknown);
-    }
-    for target in targets {
-        // Counted before the connect, so that many at once see each other.
-        let open = target.open();
-        match connect(&gateway.settings, target.address).await {
-            Ok(server) => return Ok((server, hello, open)),
-            Err(error) => tracing::debug!(endpoint = %target.id, %error, "cannot reach an endpoint"),
-        }
-    }
-    Err(Outcome::Unreachable)
-}
-
-async fn read_hello(client: &mut TcpStream, bytes: &mut Vec<u8>) -> Result<Option<String>, Outcome> {
-    loop {
-        let room = HELLO_BYTES - bytes.len();
-        match client.take(room as u64).read_buf(bytes).await {
-            Ok(0) | Err(_) if room > 0 => return Err(Outcome::NotTls),
-            _ => {}
-        }
-        match hello::read(bytes) {
-            Ok(Reading::Hello(name)) => return Ok(name),
-            Ok(Reading::More) if bytes.len() < HELLO_BYTES => {}
-            Ok(Reading::More) | Err(NotHello::Malformed) => return Err(Outcome::Malformed),
-            Err(NotHello::NotTls) => return Err(Outcome::NotTls),
-        }
-    }
-}
-
-async fn connect(settings: &Settings, address: SocketAddr) -> io::Result<TcpStream> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    if let Some(source) = settings.source.filter(|source| source.is_ipv4() == address.is_ipv4()) {
-        socket.bind(SocketAddr::new(source, 0))?;
-    }
-    let stream = timeout(settings.connect, socket.connect(address)).await??;
-    prepare(&stream);
-    Ok(stream)
-}
-
-/// A socket that refuses these is worse, not unusable.
-fn prepare(stream: &TcpStream) {
-    let _ = stream.set_nodelay(true);
-    let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
-}
-
-/// Says why, if the client can understand it, and closes.
-async fn refuse(mut client: TcpStream, refused: Outcome) {
-    let farewell = async {
-        if let Some(code) = refused.alert() {
-            // Record: alert, TLS 1.2 as all versions write it, 2 bytes: fatal, code.
-            client.write_all(&[21, 3, 3, 0, 2, 2, code]).await?;
-        }
-        client.shutdown().await?;
-        tokio::io::copy(&mut client.take(FAREWELL.1), &mut tokio::io::sink()).await
-    };
-    let _ = timeout(FAREWELL.0, farewell).await;
 }
 
 #[cfg(test)]

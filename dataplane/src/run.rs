@@ -227,6 +227,8 @@ fn passthrough_of(proxy: &Proxy, registry: &Registry) -> Arc<Passthrough> {
         drain: proxy.config.drain / 2,
         ..Default::default()
     };
+    let settings = settings.within(process::limits::raise_open_files(), proxy.config.workers);
+    tracing::info!(flows = settings.max_flows, "the most at once, by what open files allow");
     let gateway = Passthrough::new(settings, registry);
     update(proxy, &gateway);
     gateway

@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod admin;
 pub mod config;
 pub mod files;
+pub mod limits;
 pub mod logs;
 pub mod metrics;
 mod queue;

@@ -1,22 +1,36 @@
-//! Bytes from one socket to another, both ways.
+//! A flow: bytes from one socket to another, both ways, and what ends it.
 
 use std::{
+    convert::Infallible,
+    future::{pending, poll_fn},
     io,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 
-use process::metrics::{Counter, Gauge};
-use socket2::SockRef;
+use process::metrics::Gauge;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
-/// What is read at once, for each direction. A reader waits while what it read is not yet written on: that is
-/// all the back-pressure there is, and all the memory that a flow takes.
-const BUFFER_BYTES: usize = 16 * 1024;
+use super::{
+    Passthrough,
+    pipes::Pipes,
+    pump::{Pump, Tally, broken},
+    table::Open,
+};
+
+/// A flow that lasts for so long is kept alive from then on; the many that do not are spared the system calls.
+const LASTING: Duration = Duration::from_secs(15);
+
+/// A peer that is gone without a word is noticed by this, as nothing here knows whether silence is meant.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
 
 /// Raises a gauge until it is dropped.
 pub(super) struct Raised<'a>(&'a Gauge);
@@ -34,59 +48,78 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// Forwards `first` and then all bytes, and each side's end, until both sides have ended, one breaks, or both
-/// are silent for `idle`. A broken side resets the other, so that it cannot take this for a proper end.
-pub(super) async fn forward(
-    mut client: TcpStream,
-    mut server: TcpStream,
-    first: &[u8],
-    (to_server, to_client): (&Counter, &Counter),
-    idle: Duration,
-) -> io::Result<()> {
-    let quiet = Quiet::new();
-    let ended = async {
-        let (from_client, into_client) = client.split();
-        let (from_server, mut into_server) = server.split();
-        into_server.write_all(first).await?;
-        to_server.inc_by(first.len() as u64);
-        tokio::try_join!(
-            pump(from_client, into_server, &quiet, to_server),
-            pump(from_server, into_client, &quiet, to_client),
-        )
-        .map(|_| ())
-    };
-    let ended = tokio::select! {
-        ended = ended => ended,
-        () = quiet.lasts(idle) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was said for too long")),
-    };
-    if ended.is_err() {
-        for stream in [&client, &server] {
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-        }
-    }
-    ended
+/// A client and the endpoint that it asked for.
+pub(super) struct Flow {
+    pub client: TcpStream,
+    pub server: TcpStream,
+    /// What the client has said already.
+    pub first: Vec<u8>,
+    pub open: Open,
 }
 
-async fn pump(
-    mut from: impl AsyncRead + Unpin,
-    mut to: impl AsyncWrite + Unpin,
-    quiet: &Quiet,
-    bytes: &Counter,
-) -> io::Result<()> {
-    let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        let count = from.read(&mut buffer).await?;
-        if count == 0 {
-            return to.shutdown().await;
+impl Flow {
+    /// Forwards all bytes, and each side's end, until both sides have ended, one breaks, or it may go on no longer.
+    /// A broken side resets the other, so that it cannot take this for a proper end.
+    pub async fn run(self, gateway: &Passthrough, pipes: &Pipes) -> io::Result<()> {
+        let Flow { client, server, first, open } = self;
+        let quiet = Quiet::new();
+        let (settings, metrics) = (&gateway.settings, &gateway.metrics);
+        let ended = tokio::select! {
+            biased;
+            ended = exchange(&client, &server, first, pipes, [
+                Tally { bytes: &metrics.to_endpoint, spliced: &metrics.spliced, quiet: &quiet },
+                Tally { bytes: &metrics.to_client, spliced: &metrics.spliced, quiet: &quiet },
+            ]) => ended,
+            never = keep_alive_if_lasting(&client, &server) => match never {},
+            () = quiet.lasts(settings.idle, settings.total) => Err(over("it was silent, or went on, for too long")),
+            () = open.withdrawn(settings.withdrawn) => Err(over("its endpoint is not offered any more")),
+        };
+        if ended.is_err() {
+            for stream in [&client, &server] {
+                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+            }
         }
-        to.write_all(&buffer[..count]).await?;
-        bytes.inc_by(count as u64);
-        quiet.broken();
+        ended
+    }
+}
+
+fn over(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, why)
+}
+
+async fn keep_alive_if_lasting(client: &TcpStream, server: &TcpStream) -> Infallible {
+    sleep(LASTING).await;
+    for stream in [client, server] {
+        // A socket that refuses it is worse, not unusable.
+        let _ = SockRef::from(stream).set_tcp_keepalive(&KEEPALIVE);
+    }
+    pending().await
+}
+
+/// Both directions, until both have ended or one socket breaks.
+async fn exchange(
+    client: &TcpStream,
+    server: &TcpStream,
+    first: Vec<u8>,
+    pipes: &Pipes,
+    [up, down]: [Tally<'_>; 2],
+) -> io::Result<()> {
+    let (mut up, mut down) = (Pump::new(first, pipes, up), Pump::new(Vec::new(), pipes, down));
+    let both = poll_fn(|context| {
+        let up = up.poll(context, client, server)?;
+        let down = down.poll(context, server, client)?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    });
+    tokio::select! {
+        biased;
+        ended = both => ended,
+        error = broken(client) => Err(error),
+        error = broken(server) => Err(error),
     }
 }
 
 /// How long both directions have been quiet.
-struct Quiet {
+pub(super) struct Quiet {
     start: Instant,
     /// Milliseconds from the start to the last byte.
     last: AtomicU64,
@@ -97,18 +130,16 @@ impl Quiet {
         Quiet { start: Instant::now(), last: AtomicU64::new(0) }
     }
 
-    fn broken(&self) {
+    /// A byte has passed.
+    pub fn broken(&self) {
         self.last.store(self.start.elapsed().as_millis() as u64, Relaxed);
     }
 
-    /// Ends once it has been quiet for `idle`.
-    async fn lasts(&self, idle: Duration) {
-        while Instant::now() < self.until(idle) {
-            sleep_until(self.until(idle)).await;
+    /// Ends once it has been quiet for `idle`, or `total` is over.
+    async fn lasts(&self, idle: Duration, total: Duration) {
+        let end = || total.min(Duration::from_millis(self.last.load(Relaxed)).saturating_add(idle));
+        while self.start.elapsed() < end() {
+            sleep_until(self.start + end()).await;
         }
-    }
-
-    fn until(&self, idle: Duration) -> Instant {
-        self.start + Duration::from_millis(self.last.load(Relaxed)) + idle
     }
 }

@@ -153,12 +153,13 @@ impl Call<'_> {
                     continue;
                 }
                 Ending::Broken(reason) => {
-                    let again = more && self.on(RetryOn::Reset) && self.body.is_whole() && self.budget();
+                    let again =
+                        more && self.on(RetryOn::Reset) && self.body.is_whole() && self.may_leave(&picked);
                     (Outcome::GatewayError, Failure::upstream(503, "reset", reason), again)
                 }
                 Ending::Late => {
                     let failure = Failure::upstream(504, "late", "no response head came in time");
-                    let again = more && self.body.is_whole() && self.budget();
+                    let again = more && self.body.is_whole() && self.may_leave(&picked);
                     (Outcome::Late { connected: true }, failure, again)
                 }
                 Ending::Client => {
@@ -233,6 +234,13 @@ impl Call<'_> {
         let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
         let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
         retries < attempts && self.body.is_whole()
+    }
+
+    /// Whether the budget bears another try after one at `picked`. A probe is the proxy's own choice and at most one
+    /// a second at each endpoint: the request that it was made with does not pay for going on, least of all when a
+    /// hang has just used the budget up.
+    fn may_leave(&self, picked: &Picked) -> bool {
+        picked.probe.is_some() || self.budget()
     }
 
     fn budget(&self) -> bool {

@@ -321,6 +321,31 @@ async fn a_hung_application_costs_the_time_of_a_first_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_costs_a_request_no_failure_though_the_budget_is_spent() {
+    let app = App::start("reviews-0").await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap(); // the kernel accepts for it
+    let hung = sidecar("reviews-1").serving(silent.local_addr().unwrap(), MtlsMode::Strict);
+    let reviews = [app.sidecar().start().await, hung.start().await];
+    let mut caller = sidecar("front").calling("reviews", endpoints(&reviews));
+    let traffic = caller.services[0].0.traffic.as_mut().unwrap();
+    traffic.timeouts.as_mut().unwrap().first_byte_ms = 1500; // longer than it takes to be suspected
+    let retry = traffic.retry.as_mut().unwrap();
+    (retry.budget_percent, retry.budget_min_per_second) = (0, 0);
+    let front = caller.start().await;
+    let get = async || {
+        let begun = Instant::now();
+        (ask(front.outbound, Request::get("http://reviews/")).await.0, begun.elapsed())
+    };
+    while get().await.0 == 200 {} // until the hung one has hung, and is suspected
+    let mut probes = 0;
+    while probes < 2 {
+        let (status, took) = get().await;
+        assert_eq!(status, 200, "after {took:?} and {probes} probes");
+        probes += usize::from(took >= Duration::from_millis(100));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_websocket_becomes_a_tunnel() {
     let shop = Shop::open(1).await;
     let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();

@@ -71,7 +71,8 @@ impl Repository {
         made.await.expect("git is installed")
     }
 
-    fn git(&self, args: &[&str]) -> String {
+    /// Runs git in it; it has to succeed. Gives what it printed.
+    pub fn git(&self, args: &[&str]) -> String {
         let mut git = Command::new("git");
         git.arg("-C").arg(&self.path).args(args);
         for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {

@@ -1,0 +1,214 @@
+//! One host: a namespace, a thread of the test's own in it, and the processes that run there.
+
+use std::{
+    fs::{self, File},
+    future::Future,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Mutex,
+    thread::JoinHandle,
+};
+
+use futures_util::future::LocalBoxFuture;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{LocalSet, spawn_local},
+};
+
+use super::{
+    Addresses,
+    namespace::{Namespace, enter},
+};
+
+/// Who a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Root.
+    Root,
+    /// The user of proxies, which may change its own host's network and nothing else.
+    Proxy,
+    /// A user that may nothing.
+    Plain,
+}
+
+/// The user id of proxies.
+pub const PROXY_UID: u32 = 1337;
+
+/// The user id of those who may nothing.
+const PLAIN_UID: u32 = 1338;
+
+type Job = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
+
+/// A host of the laboratory.
+pub struct Host {
+    name: String,
+    pub(super) network: String,
+    /// Where it is.
+    pub addresses: Addresses,
+    jobs: Option<mpsc::UnboundedSender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    processes: Mutex<Vec<Process>>,
+    pub(super) namespace: Namespace,
+}
+
+/// A process on a host; killed when it is dropped.
+pub struct Process {
+    name: String,
+    child: Child,
+    output: PathBuf,
+}
+
+impl Host {
+    pub(super) fn start(name: &str, network: &str, addresses: Addresses, namespace: Namespace) -> Self {
+        let (jobs, inbox) = mpsc::unbounded_channel();
+        let inside = namespace.name().to_owned();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || live(&inside, inbox));
+        Host {
+            name: name.to_owned(),
+            network: network.to_owned(),
+            addresses,
+            jobs: Some(jobs),
+            thread: Some(thread.expect("a thread")),
+            processes: Mutex::default(),
+            namespace,
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Does something on this host, as an application of it would: what is connected or bound is so from here.
+    ///
+    /// # Panics
+    /// When `work` does.
+    pub async fn run<T, F>(&self, work: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+    {
+        let (done, result) = oneshot::channel();
+        let job =
+            move || -> LocalBoxFuture<'static, ()> { Box::pin(async move { drop(done.send(work().await)) }) };
+        self.give(Box::new(job));
+        result.await.unwrap_or_else(|_| panic!("what ran on {} panicked: see above", self.name))
+    }
+
+    /// Lets something go on on this host until the laboratory ends.
+    pub fn keep<F: Future<Output = ()> + 'static>(&self, work: impl FnOnce() -> F + Send + 'static) {
+        self.give(Box::new(move || Box::pin(work())));
+    }
+
+    fn give(&self, job: Job) {
+        let given = self.jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
+        assert_eq!(given, Some(true), "{} has ended", self.name);
+    }
+
+    /// A command that runs on this host.
+    pub fn command(&self, user: User, program: &Path) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", self.namespace.name()]);
+        let uid = match user {
+            User::Root => None,
+            User::Proxy => Some(PROXY_UID),
+            User::Plain => Some(PLAIN_UID),
+        };
+        if let Some(uid) = uid {
+            command.arg("setpriv");
+            command.args([format!("--reuid={uid}"), format!("--regid={uid}")]).arg("--clear-groups");
+            if user == User::Proxy {
+                command.args(["--inh-caps=+net_admin", "--ambient-caps=+net_admin"]);
+            }
+        }
+        command.arg(program);
+        command
+    }
+
+    /// Starts a process that ends with the host. What it says goes to `output.log` in `dir`, which becomes its own.
+    pub fn spawn(&self, user: User, program: &Path, args: &[&str], dir: &Path) -> u32 {
+        fs::create_dir_all(dir).expect("a directory of the test's own");
+        match user {
+            User::Root => {}
+            User::Proxy => own(dir, PROXY_UID),
+            User::Plain => own(dir, PLAIN_UID),
+        }
+        let output = dir.join("output.log");
+        let said = File::create(&output).expect("a directory of the test's own");
+        let mut command = self.command(user, program);
+        command.args(args).current_dir(dir).stdin(Stdio::null());
+        command.stdout(said.try_clone().expect("a file")).stderr(said);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let id = child.id();
+        let name = format!("{} on {}", program.display(), self.name);
+        self.processes.lock().expect("no one panics with it").push(Process { name, child, output });
+        id
+    }
+
+    /// What has ended on this host that should run, with its last words.
+    pub fn dead(&self) -> Vec<String> {
+        let mut processes = self.processes.lock().expect("no one panics with it");
+        processes.iter_mut().filter_map(Process::last_words).collect()
+    }
+
+    /// Sends a signal to a process on this host and, where it ends by that, waits for its end.
+    pub fn end(&self, pid: u32, signal: Signal) {
+        let _ = kill(Pid::from_raw(pid as i32), signal);
+        let mut processes = self.processes.lock().expect("no one panics with it");
+        let Some(at) = processes.iter().position(|process| process.child.id() == pid) else { return };
+        let mut process = processes.swap_remove(at);
+        drop(processes);
+        let _ = process.child.wait();
+    }
+}
+
+/// The thread of a host.
+fn live(inside: &str, mut inbox: mpsc::UnboundedReceiver<Job>) {
+    enter(inside).expect("the namespace was just made");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    LocalSet::new().block_on(&runtime, async {
+        while let Some(job) = inbox.recv().await {
+            spawn_local(job());
+        }
+    });
+}
+
+/// Gives a directory and what lies in it to a user.
+fn own(dir: &Path, uid: u32) {
+    let all = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in all.chain([dir.to_owned()]) {
+        std::os::unix::fs::chown(&path, Some(uid), Some(uid)).expect("it is root's");
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.processes.lock().map(|mut all| all.clear()).ok();
+        self.jobs = None;
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+impl Process {
+    fn last_words(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok()??;
+        let said = fs::read_to_string(&self.output).unwrap_or_default();
+        let last: Vec<_> = said.lines().rev().take(5).collect();
+        Some(format!(
+            "{} ended ({status}): {}",
+            self.name,
+            last.into_iter().rev().collect::<Vec<_>>().join("\n")
+        ))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

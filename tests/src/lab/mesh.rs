@@ -1,0 +1,338 @@
+//! A mesh in the laboratory: clusters on networks of their own, each with a control plane and an east-west gateway, and
+//! workloads on hosts of their own.
+//!
+//! Everything is started by its settings file, as anywhere. Other networks reach the control plane of the primary and
+//! the gateways, and nothing else.
+
+use std::{
+    convert::Infallible,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Response, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+
+use super::{Host, Lab, User};
+use crate::harness::{Client, Repository, client, eventually, weft};
+
+/// What is not ready by then has failed.
+const READY: Duration = Duration::from_secs(60);
+
+/// No command takes longer.
+const COMMAND: Duration = Duration::from_secs(60);
+
+/// The clusters, the primary first.
+const CLUSTERS: [&str; 2] = ["east", "west"];
+
+/// What every mesh of the laboratory has.
+const BASE: &str = "apiVersion: weft.mesh/v1alpha1
+kind: Mesh
+metadata: { name: mesh }
+spec: { trustDomain: lab.example }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Cluster
+metadata: { name: east }
+spec: { network: east, locality: { region: eu-east, zone: a }, namespaces: [shop, weft-system] }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Cluster
+metadata: { name: west }
+spec: { network: west, locality: { region: eu-west, zone: a }, namespaces: [shop, weft-system] }
+---
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+";
+
+/// A running mesh.
+pub struct Mesh {
+    /// Its hosts; the processes end with it.
+    pub lab: Lab,
+    dir: TempDir,
+    weft: PathBuf,
+}
+
+/// A workload that is to be.
+#[derive(Debug, Clone)]
+pub struct Workload {
+    service: String,
+    ports: Vec<u16>,
+    settings: Value,
+}
+
+impl Workload {
+    /// One that bears the label `app: <service>`, and the service account of that name, in the namespace `shop`.
+    pub fn of(service: &str) -> Self {
+        Workload { service: service.to_owned(), ports: Vec::new(), settings: json!({}) }
+    }
+
+    /// Its application listens on this port of the host's address.
+    pub fn serving(mut self, port: u16) -> Self {
+        self.ports.push(port);
+        self
+    }
+
+    /// Its sidecar captures what the application sends and is sent, with these settings.
+    pub fn captured(mut self, capture: Value) -> Self {
+        self.settings["capture"] = capture;
+        self
+    }
+}
+
+impl Mesh {
+    /// East and west, ruled by `configuration` beside what every mesh has.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn up(configuration: &str) -> Mesh {
+        let mut lab = Lab::new().await;
+        let dir = tempfile::tempdir().expect("a directory");
+        // Proxies are no root, and their state lies in it.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("one's own directory");
+        for cluster in CLUSTERS {
+            lab.network(cluster);
+            lab.host(cluster, &format!("{cluster}-control"));
+            lab.host(cluster, &format!("{cluster}-gateway"));
+            lab.public(&format!("{cluster}-gateway"));
+        }
+        lab.public("east-control");
+        let mut mesh = Mesh { lab, dir, weft: weft().unwrap_or_else(|error| panic!("{error:#}")) };
+        mesh.prepare_repository(configuration).await;
+        for cluster in CLUSTERS {
+            mesh.start_control_plane(cluster).await;
+            mesh.start_gateway(cluster).await;
+        }
+        mesh.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
+        mesh
+    }
+
+    /// The repository that rules it.
+    pub fn repository(&self) -> Repository {
+        Repository::at(&self.dir.path().join("config"))
+    }
+
+    /// Commits what was changed and waits until it is effective.
+    pub async fn commit(&self, message: &str) {
+        self.repository().commit(message).await;
+        self.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
+    }
+
+    /// Runs `weft` beside the primary's control plane; it has to succeed. Gives what it printed.
+    pub async fn weft(&self, args: &[&str]) -> String {
+        let host = &self.lab["east-control"];
+        let token = fs::read_to_string(self.admin_token("east")).expect("it has made its token");
+        let mut command = tokio::process::Command::from(host.command(User::Root, &self.weft));
+        command.args(args).current_dir(self.repository().path()).stdin(Stdio::null()).kill_on_drop(true);
+        command.env("WEFT_API", api("east", &self.lab)).env("WEFT_TOKEN", token.trim());
+        let output = tokio::time::timeout(COMMAND, command.output()).await;
+        let output = output.unwrap_or_else(|_| panic!("weft {args:?} takes longer than {COMMAND:?}"));
+        let output = output.expect("weft can be started");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "weft {args:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Starts a workload on a host of its own, called `<cluster>-<service>-<number>`: first its application, as
+    /// `application` starts it, then its sidecar. Gives the host's name once the sidecar is ready.
+    pub async fn workload(
+        &mut self,
+        cluster: &str,
+        workload: &Workload,
+        application: impl FnOnce(&Host),
+    ) -> String {
+        let number = (1..).find(|n| !self.lab.has(&format!("{cluster}-{}-{n}", workload.service)));
+        let name = format!("{cluster}-{}-{}", workload.service, number.expect("there are enough numbers"));
+        application(self.lab.host(cluster, &name));
+        self.start_sidecar(cluster, &name, workload).await;
+        name
+    }
+
+    /// Starts a sidecar on a host, beside an application that is there. Gives its process.
+    pub async fn start_sidecar(&self, cluster: &str, host: &str, workload: &Workload) -> u32 {
+        let ip = self.lab[host].addresses.v4;
+        let apps: Vec<_> = workload
+            .ports
+            .iter()
+            .map(|port| json!({ "port": port, "address": format!("{ip}:{port}") }))
+            .collect();
+        let mut settings = json!({
+            "role": "sidecar",
+            "inbound": format!("{ip}:15006"),
+            "outbound": format!("{ip}:15001"),
+            "apps": apps,
+        });
+        merge(&mut settings, &workload.settings);
+        self.start_proxy(cluster, host, "shop", &workload.service, settings).await
+    }
+
+    /// Ends the process of a host in order.
+    pub fn stop(&self, host: &str, pid: u32) {
+        self.lab[host].end(pid, Signal::SIGTERM);
+    }
+
+    /// The directory of the processes of a host.
+    pub fn dir(&self, host: &str) -> PathBuf {
+        self.dir.path().join(host)
+    }
+
+    fn admin_token(&self, cluster: &str) -> PathBuf {
+        self.dir(&format!("{cluster}-control")).join("admin.token")
+    }
+
+    async fn prepare_repository(&mut self, configuration: &str) {
+        let repository = self.repository();
+        repository.write("mesh.yaml", BASE);
+        repository.write("shop.yaml", configuration);
+        for command in [
+            &["init", "--quiet", "--initial-branch=main"][..],
+            &["config", "user.name", "Lab"],
+            &["config", "user.email", "lab@localhost"],
+        ] {
+            repository.git(command);
+        }
+        repository.commit("The mesh").await;
+    }
+
+    async fn start_control_plane(&self, cluster: &str) {
+        let name = format!("{cluster}-control");
+        let (host, dir) = (&self.lab[&name], self.dir(&name));
+        fs::create_dir_all(&dir).expect("a directory of the test's own");
+        let ip = host.addresses.v4;
+        let mut settings = json!({
+            "cluster": cluster, "stateDir": dir, "address": ip, "network": cluster,
+            "locality": { "region": format!("eu-{cluster}"), "zone": "a" },
+        });
+        if cluster == CLUSTERS[0] {
+            merge(
+                &mut settings,
+                &json!({ "role": "primary", "source": { "repository": self.repository().path() } }),
+            );
+        } else {
+            let token = self.ask(CLUSTERS[0], "/join-tokens", json!({ "cluster": cluster })).await;
+            let file = write(&dir.join("join.token"), token["token"].as_str().expect("a token"));
+            let primary = format!("{}:15013", self.lab["east-control"].addresses.v4);
+            merge(&mut settings, &json!({ "role": "remote", "joinTokenFile": file, "primary": primary }));
+        }
+        let file = write(&dir.join("config.json"), &settings.to_string());
+        host.spawn(User::Root, &self.weft, &["controlplane", "--config", &file], &dir);
+        self.ready(&name, format!("{ip}:15014")).await;
+    }
+
+    async fn start_gateway(&self, cluster: &str) {
+        let name = format!("{cluster}-gateway");
+        let listen = format!("{}:15443", self.lab[&name].addresses.v4);
+        let settings = json!({ "role": "east-west", "listen": listen, "publicAddress": listen });
+        self.start_proxy(cluster, &name, "weft-system", "east-west", settings).await;
+    }
+
+    async fn start_proxy(
+        &self,
+        cluster: &str,
+        host: &str,
+        namespace: &str,
+        account: &str,
+        mut settings: Value,
+    ) -> u32 {
+        let request = json!({
+            "workload": host, "namespace": namespace, "serviceAccount": account, "labels": { "app": account },
+        });
+        let token = self.ask(cluster, "/tokens", request).await;
+        let dir = self.dir(host).join("proxy");
+        let token = write(&dir.join("token"), token["token"].as_str().expect("a token"));
+        let ip = self.lab[host].addresses.v4;
+        merge(
+            &mut settings,
+            &json!({
+                "workload": host, "stateDir": dir, "tokenFile": token, "source": ip, "zone": "a",
+                "controlPlanes": [format!("{}:15012", self.lab[&format!("{cluster}-control")].addresses.v4)],
+                "admin": format!("{ip}:15000"), "accessLog": { "path": dir.join("access.log") },
+                "drainSeconds": 2,
+            }),
+        );
+        let file = write(&dir.join("config.json"), &settings.to_string());
+        let proxy = self.weft.with_file_name("weft-proxy");
+        let pid = self.lab[host].spawn(User::Proxy, &proxy, &["--config", &file], &dir);
+        self.ready(host, format!("{ip}:15000")).await;
+        pid
+    }
+
+    /// Waits until a process of a host says on `/ready` that it is.
+    async fn ready(&self, host: &str, address: String) {
+        let host = &self.lab[host];
+        eventually(&format!("{} is ready", host.name()), READY, async || {
+            let dead = host.dead();
+            assert!(dead.is_empty(), "{}", dead.join("\n"));
+            let address = address.clone();
+            let answer = host.run(move || async move { Client::new(&address).get("/ready").await }).await?;
+            if answer.status == 200 {
+                Ok(())
+            } else {
+                Err(String::from_utf8_lossy(&answer.body).into_owned())
+            }
+        })
+        .await;
+    }
+
+    /// Posts to a cluster's admin API, from beside it.
+    async fn ask(&self, cluster: &str, path: &str, body: Value) -> Value {
+        let token = fs::read_to_string(self.admin_token(cluster)).expect("it has made its token");
+        let bearer = format!("Bearer {}", token.trim());
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let mut request = client::request("POST", &format!("/api/v1{path}"), &headers);
+        *request.body_mut() = body.to_string().into_bytes().into();
+        let address = api(cluster, &self.lab);
+        let control = &self.lab[&format!("{cluster}-control")];
+        let answer =
+            control.run(move || async move { Client::new(&address).send(request, true).await }).await;
+        let answer = answer.expect("an answer");
+        assert_eq!(answer.status, 200, "{path}: {}", String::from_utf8_lossy(&answer.body));
+        answer.json()
+    }
+}
+
+/// An HTTP server on a host that answers everything with the host's name.
+pub fn name_yourself(host: &Host, port: u16) {
+    let (name, address) = (host.name().to_owned(), host.addresses.v4);
+    host.keep(move || async move {
+        let listener = TcpListener::bind((address, port)).await.expect("the host is new");
+        while let Ok((stream, _)) = listener.accept().await {
+            let name = name.clone();
+            tokio::task::spawn_local(async move {
+                let answer = service_fn(|_| {
+                    let answer = Response::new(Full::<Bytes>::from(name.clone()));
+                    async move { Ok::<_, Infallible>(answer) }
+                });
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    });
+}
+
+fn api(cluster: &str, lab: &Lab) -> String {
+    format!("http://{}:15080", lab[&format!("{cluster}-control")].addresses.v4)
+}
+
+/// Writes a file of the test's own. Gives its path.
+fn write(path: &Path, text: &str) -> String {
+    fs::create_dir_all(path.parent().expect("a file in a directory")).expect("a directory of the test's own");
+    fs::write(path, text).expect("a directory of the test's own");
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).expect("one's own file");
+    path.display().to_string()
+}
+
+/// Adds the fields of one object to another.
+fn merge(into: &mut Value, from: &Value) {
+    let (Value::Object(into), Value::Object(from)) = (into, from) else { return };
+    into.extend(from.iter().map(|(key, value)| (key.clone(), value.clone())));
+}

@@ -1,0 +1,78 @@
+//! The laboratory itself: hosts see their own network, and of another one what is public.
+
+use std::{io, net::IpAddr, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+use weft_tests::lab::{Host, Lab};
+
+/// Long enough for a connection inside one machine.
+const AWAY: Duration = Duration::from_millis(500);
+
+fn greet(host: &Host) {
+    for address in host.addresses.all() {
+        host.keep(move || async move {
+            let listener = TcpListener::bind((address, 7)).await.unwrap();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"hello").await;
+            }
+        });
+    }
+}
+
+async fn call(host: &Host, address: IpAddr) -> io::Result<String> {
+    host.run(move || async move {
+        let mut stream = timeout(AWAY, TcpStream::connect((address, 7))).await??;
+        let mut said = String::new();
+        stream.read_to_string(&mut said).await?;
+        Ok(said)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn hosts_see_their_own_network_and_what_is_public_of_others() {
+    let mut lab = Lab::new().await;
+    lab.network("near");
+    lab.network("far");
+    for (network, host) in [("near", "a"), ("near", "b"), ("far", "c"), ("far", "open")] {
+        greet(lab.host(network, host));
+    }
+    lab.public("open");
+    for address in lab["b"].addresses.all().into_iter().chain(lab["open"].addresses.all()) {
+        assert_eq!(call(&lab["a"], address).await.ok().as_deref(), Some("hello"), "{address}");
+    }
+    for address in lab["c"].addresses.all() {
+        assert_eq!(call(&lab["a"], address).await.unwrap_err().kind(), io::ErrorKind::TimedOut, "{address}");
+    }
+}
+
+#[tokio::test]
+async fn a_partition_is_as_it_is_said_until_it_heals() {
+    let mut lab = Lab::new().await;
+    lab.network("near");
+    for host in ["a", "b", "c"] {
+        greet(lab.host("near", host));
+    }
+    let [a, b] = [lab["a"].addresses.v4, lab["b"].addresses.v4].map(IpAddr::from);
+
+    let guard = lab.partition("a", "b").drop();
+    assert_eq!(call(&lab["a"], b).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(call(&lab["b"], a).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(call(&lab["c"], b).await.unwrap(), "hello", "others are not concerned");
+    guard.heal();
+
+    let guard = lab.partition("a", "b").reject();
+    assert_eq!(call(&lab["a"], b).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(call(&lab["b"], a).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    drop(guard);
+
+    // Nothing comes back of what one says, so that neither can connect; but what is not said is not missed.
+    let guard = lab.partition("a", "b").one_way().drop();
+    assert_eq!(call(&lab["b"], a).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    guard.heal();
+    assert_eq!(call(&lab["a"], b).await.unwrap(), "hello");
+}

@@ -25,14 +25,7 @@ use tokio::net::TcpListener;
 
 pub use access::Access;
 
-use crate::{
-    config::Duty,
-    explain::explain,
-    git::Repository,
-    plane::{Plane, unix_now},
-    publish::Accepted,
-    report,
-};
+use crate::{config::Duty, explain::explain, git::Repository, plane::Plane, publish::Accepted, report};
 
 const DEFAULT_WAIT: u64 = 60;
 const LONGEST_WAIT: u64 = 3600;
@@ -155,7 +148,7 @@ async fn token(State(api): State<Api>, Json(asked): Json<TokenRequest>) -> Resul
         workload: asked.workload,
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
         control_planes: vec![api.plane.config.proxies.to_string()],
-        expires: expires(asked.ttl_seconds, TOKEN_TTL),
+        expires: expires(&api.plane, asked.ttl_seconds, TOKEN_TTL),
     };
     Ok(Json(Token { token: authority.issue(&token) }))
 }
@@ -174,13 +167,13 @@ async fn join_token(
         primary: api.plane.config.cluster.clone(),
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
         addresses: vec![federation.to_string()],
-        expires: expires(asked.ttl_seconds, JOIN_TTL),
+        expires: expires(&api.plane, asked.ttl_seconds, JOIN_TTL),
     };
     Ok(Json(Token { token: authority.issue(&token) }))
 }
 
-fn expires(ttl: Option<u64>, default: u64) -> u64 {
-    unix_now().as_secs() + ttl.unwrap_or(default).min(LONGEST_TTL)
+fn expires(plane: &Plane, ttl: Option<u64>, default: u64) -> u64 {
+    plane.world.unix().as_secs() + ttl.unwrap_or(default).min(LONGEST_TTL)
 }
 
 async fn deregister(State(api): State<Api>, Path(id): Path<WorkloadId>) -> Result<StatusCode, Refused> {

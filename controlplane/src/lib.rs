@@ -13,6 +13,7 @@ pub mod publish;
 pub mod push;
 pub mod report;
 mod run;
+pub mod serving;
 pub mod snapshot;
 pub mod store;
 

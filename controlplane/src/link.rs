@@ -7,14 +7,11 @@ mod kept;
 pub mod primary;
 pub mod remote;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use api::{name::ClusterName, wire};
 
-use crate::plane::{Plane, seconds};
+use crate::plane::Plane;
 
 pub use kept::Kept;
 
@@ -41,7 +38,7 @@ pub(crate) fn learn(plane: &Plane, catalogue: wire::Catalogue) {
 
 /// Marks the catalogues of `clusters` stale from now on, where they are not already.
 pub(crate) fn grow_stale(plane: &Plane, clusters: impl Fn(&ClusterName) -> bool) {
-    let now = seconds(SystemTime::now()) as i64;
+    let now = plane.now() as i64;
     plane.peers.send_if_modified(|peers| {
         let fresh: Vec<_> = peers
             .iter()

@@ -1,12 +1,12 @@
 //! What a scrape of the control plane tells. Computed anew each time from what the parts share.
 
-use std::{sync::Arc, time::SystemTime};
+use std::sync::Arc;
 
 use api::admin::{CommitState, ProxyState};
 use process::metrics::{Registry, collector::Collector, encoding::DescriptorEncoder};
 use prometheus_client::{encoding::EncodeMetric, metrics::gauge::ConstGauge};
 
-use crate::plane::{Plane, seconds};
+use crate::plane::Plane;
 
 /// Adds the control plane's metrics to those of the process.
 pub fn register(registry: &Registry, plane: &Arc<Plane>) {
@@ -25,7 +25,7 @@ impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
         let plane = &self.0;
         let own = plane.own.borrow().clone();
-        let now = seconds(SystemTime::now());
+        let now = plane.now();
         let count = |state| own.proxies.iter().filter(|proxy| proxy.state == state).count() as i64;
         let snapshot = plane.snapshot.borrow().clone();
         let endpoints: usize = snapshot.services.values().map(|entry| entry.endpoints.len()).sum();

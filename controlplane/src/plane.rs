@@ -9,10 +9,11 @@ use std::{
 use api::{
     admin::{ClusterStatus, CommitStatus, Event},
     head::{Revision, Seq},
-    identity::{Bundle, UnixTime},
+    identity::Bundle,
     name::ClusterName,
     wire,
 };
+use process::world::SharedWorld;
 use tokio::sync::watch;
 
 use crate::{
@@ -43,6 +44,8 @@ pub struct Heard {
 
 /// One control plane.
 pub struct Plane {
+    /// The time of day, chance and the network.
+    pub world: SharedWorld,
     /// Its settings.
     pub config: Config,
     /// What outlives it.
@@ -74,6 +77,11 @@ pub struct Plane {
 }
 
 impl Plane {
+    /// Seconds since the epoch.
+    pub fn now(&self) -> f64 {
+        seconds(self.world.now())
+    }
+
     /// Whether `cluster` is a member by the configuration in force.
     pub fn is_member(&self, cluster: &ClusterName) -> bool {
         self.configuration.borrow().member(cluster).is_some()
@@ -130,11 +138,6 @@ impl Events {
 /// Seconds since the epoch.
 pub fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
-/// Now, as certificates count it.
-pub fn unix_now() -> UnixTime {
-    UnixTime::now()
 }
 
 /// The resources of a revision, typed.

@@ -132,6 +132,21 @@ async fn take(
     election: &Election,
 ) -> Result<(), String> {
     let (checkout, judged) = read(repository, commit, last).await.map_err(|trouble| trouble.to_string())?;
+    bring(plane, &checkout, judged, accepted, election).await
+}
+
+/// Brings a commit into force, unless the gate refused it or it has to wait for an operator.
+///
+/// # Errors
+/// When it was accepted and is not in force yet; it is to be brought again.
+pub async fn bring(
+    plane: &Plane,
+    checkout: &Checkout,
+    judged: Result<ResourceSet, Vec<Problem>>,
+    accepted: &Accepted,
+    election: &Election,
+) -> Result<(), String> {
+    let commit = &checkout.commits[0].1;
     if checkout.rewrote {
         plane.events.note(
             format!("commit {}", commit.short()),
@@ -140,7 +155,7 @@ async fn take(
     }
     let refuse = |problems: Vec<Problem>| {
         plane.events.note(format!("commit {}", commit.short()), format!("refused: {}", list(&problems)));
-        note(&plane.commits, commit, &checkout, CommitState::Refused, problems);
+        note(&plane.commits, commit, checkout, CommitState::Refused, problems);
     };
     let set = match judged {
         Ok(set) => set,
@@ -157,12 +172,12 @@ async fn take(
         plane
             .events
             .note(format!("commit {}", commit.short()), "held: it removes more than half of all resources");
-        note(&plane.commits, commit, &checkout, CommitState::Held, vec![]);
+        note(&plane.commits, commit, checkout, CommitState::Held, vec![]);
         return Ok(());
     }
-    let published = publish(plane, &checkout, &set, election).await;
+    let published = publish(plane, checkout, &set, election).await;
     published.map_err(|error| format!("accepted, and not yet in force: {error}"))?;
-    note(&plane.commits, commit, &checkout, CommitState::Rolling, vec![]);
+    note(&plane.commits, commit, checkout, CommitState::Rolling, vec![]);
     Ok(())
 }
 
@@ -199,7 +214,7 @@ async fn publish(
     let head = match &before {
         Some(head) if unchanged => head.clone(),
         Some(head) => head.next(revision.clone()),
-        None => Head::first(new_epoch()).next(revision.clone()),
+        None => Head::first(new_epoch(plane)).next(revision.clone()),
     };
     let configuration = load(store, &revision).await?;
     if !unchanged {
@@ -219,8 +234,8 @@ fn rule_lines(entry: &Entry) -> Vec<u32> {
 }
 
 /// A new store begins a new epoch, later than that of any store before it.
-fn new_epoch() -> u64 {
-    seconds(SystemTime::now()) as u64
+fn new_epoch(plane: &Plane) -> u64 {
+    plane.now() as u64
 }
 
 fn members(set: &ResourceSet) -> BTreeMap<ClusterName, Vouch> {

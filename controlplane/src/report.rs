@@ -1,10 +1,6 @@
 //! What this cluster says of itself, and what `wait` makes of everybody's word.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
     admin::{
@@ -95,7 +91,7 @@ fn own(plane: &Plane) -> ClusterStatus {
         commit,
         primary_away_since: *plane.primary_away.borrow(),
         away_since: None,
-        reported: seconds(SystemTime::now()),
+        reported: plane.now(),
         intermediate_not_after: plane.authority.intermediate_not_after().as_secs() as f64,
         bundle_sequence: plane.bundle.borrow().sequence,
         proxies,
@@ -229,7 +225,7 @@ fn settle(plane: &Plane) {
     plane.commits.send_modify(|commits| {
         if let Some(one) = commits.seen.iter_mut().find(|one| one.commit == commit) {
             one.state = CommitState::Effective;
-            one.effective_after_ms = Some(((seconds(SystemTime::now()) - one.seen) * 1000.0) as u64);
+            one.effective_after_ms = Some(((plane.now() - one.seen) * 1000.0) as u64);
         }
     });
 }
@@ -255,7 +251,7 @@ fn lagging(plane: &Plane, published: &[(api::head::Seq, String)], at: usize) -> 
         let mut late =
             |why: String| lagging.push(Laggard { cluster: status.name.clone(), workload: None, why });
         if let Some(since) = heard.away_since {
-            late(format!("partitioned: no word from this cluster since {}", ago(since)));
+            late(format!("partitioned: no word from this cluster since {}", ago(plane, since)));
         } else if !obeys(&status.commit) {
             late("slow: its control plane does not serve the commit yet".into());
         }
@@ -269,11 +265,13 @@ fn lagging(plane: &Plane, published: &[(api::head::Seq, String)], at: usize) -> 
             match proxy.state {
                 ProxyState::Gone => gone.push(laggard(format!(
                     "gone since {}; its certificate ends in {} s",
-                    ago(proxy.since),
-                    (proxy.certificate_not_after - seconds(SystemTime::now())).max(0.0) as u64
+                    ago(plane, proxy.since),
+                    (proxy.certificate_not_after - plane.now()).max(0.0) as u64
                 ))),
-                ProxyState::Away => lagging
-                    .push(laggard(format!("partitioned: its stream is away since {}", ago(proxy.since)))),
+                ProxyState::Away => lagging.push(laggard(format!(
+                    "partitioned: its stream is away since {}",
+                    ago(plane, proxy.since)
+                ))),
                 ProxyState::Connected if !proxy.refused.is_empty() => {
                     lagging.push(laggard(format!("refused: {}", proxy.refused.join("; "))));
                 }
@@ -284,8 +282,8 @@ fn lagging(plane: &Plane, published: &[(api::head::Seq, String)], at: usize) -> 
     (lagging, gone)
 }
 
-fn ago(since: f64) -> String {
-    format!("{:.0} s ago", (seconds(SystemTime::now()) - since).max(0.0))
+fn ago(plane: &Plane, since: f64) -> String {
+    format!("{:.0} s ago", (plane.now() - since).max(0.0))
 }
 
 /// Waits until `commit` or a descendant is effective everywhere, or `timeout` is over.

@@ -10,7 +10,7 @@ pub mod protocol;
 pub mod renew;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -24,9 +24,10 @@ use process::{
     rpc::{self, stub::control_client::ControlClient},
     shutdown::Shutdown,
     tls::{self, Expect, Identity},
+    world::{SharedWorld, World},
 };
 use protocol::{Action, Event, Session};
-use tokio::{net::TcpStream, sync::mpsc, time::timeout};
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
@@ -51,11 +52,17 @@ const OUTGOING: usize = 64;
 const MESSAGE_BYTES: usize = 64 << 20;
 
 /// Follows the control plane until `shutdown`, and says farewell then.
-pub async fn run(proxy: Arc<Proxy>, session: Session, questions: mpsc::Receiver<String>, shutdown: Shutdown) {
-    let mut control = Control { proxy, session, questions };
+pub async fn run(
+    world: SharedWorld,
+    proxy: Arc<Proxy>,
+    session: Session,
+    questions: mpsc::Receiver<String>,
+    shutdown: Shutdown,
+) {
+    let mut control = Control { world, proxy, session, questions };
     let mut pause = Pause::default();
     for address in control.proxy.config.control_planes.clone().into_iter().cycle() {
-        let began = Instant::now();
+        let began = tokio::time::Instant::now();
         let ended = control.follow(address, &shutdown).await;
         if shutdown.is_cancelled() {
             return;
@@ -63,7 +70,7 @@ pub async fn run(proxy: Arc<Proxy>, session: Session, questions: mpsc::Receiver<
         if began.elapsed() > LONGEST_PAUSE * 2 {
             pause = Pause::default();
         }
-        let pause = pause.next();
+        let pause = pause.next(&*control.world);
         tracing::warn!(%address, reason = ended, pause_ms = pause.as_millis() as u64, "no control stream; requests go on as they were");
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
@@ -74,16 +81,16 @@ pub async fn run(proxy: Arc<Proxy>, session: Session, questions: mpsc::Receiver<
 
 /// A channel to the control plane of this proxy's own cluster at `address`.
 async fn channel(
+    world: &SharedWorld,
     identity: &Arc<Identity>,
     address: SocketAddr,
-    source: std::net::IpAddr,
+    source: IpAddr,
 ) -> Result<Channel, String> {
     let own = identity.credentials();
-    let verified =
-        identity.verify(own.chain(), api::identity::UnixTime::now()).map_err(|error| error.to_string())?;
+    let verified = identity.verify(own.chain(), world.unix()).map_err(|error| error.to_string())?;
     let domain = SpiffeId::trust_domain(&verified.id);
     let config = tls::client(identity, Expect::control_plane(domain, &verified.cluster), &["h2"]);
-    rpc::connect(address, Some(source), config, SERVER_NAME.to_owned())
+    rpc::connect(world, address, Some(source), config, SERVER_NAME.to_owned())
         .await
         .map_err(|error| error.to_string())
 }
@@ -93,14 +100,15 @@ async fn channel(
 pub(crate) struct Pause(u32);
 
 impl Pause {
-    pub(crate) fn next(&mut self) -> Duration {
+    pub(crate) fn next(&mut self, world: &dyn World) -> Duration {
         let whole = FIRST_PAUSE.saturating_mul(1 << self.0.min(10)).min(LONGEST_PAUSE);
         self.0 += 1;
-        whole.mul_f64(rand::random_range(0.5..1.0))
+        world.jittered(whole)
     }
 }
 
 struct Control {
+    world: SharedWorld,
     proxy: Arc<Proxy>,
     session: Session,
     questions: mpsc::Receiver<String>,
@@ -122,13 +130,14 @@ impl Control {
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let event = tokio::select! {
+                biased;
                 message = incoming.message() => match message {
                     Ok(Some(message)) => Event::Received(message),
                     Ok(None) => return "the control plane closed the stream".into(),
                     Err(status) => return status.message().to_owned(),
                 },
                 Some(host) = self.questions.recv() => Event::Wanted(host),
-                _ = beats.tick() => Event::Beat(heartbeat(&self.proxy).await),
+                _ = beats.tick() => Event::Beat(heartbeat(&*self.world, &self.proxy).await),
                 () = shutdown.cancelled() => Event::Leaving,
             };
             let leaving = matches!(event, Event::Leaving);
@@ -149,7 +158,7 @@ impl Control {
         &mut self,
         address: SocketAddr,
     ) -> Result<(mpsc::Sender<wire::FromProxy>, Streaming<wire::ToProxy>), String> {
-        let channel = channel(&self.proxy.identity, address, self.proxy.config.source).await?;
+        let channel = channel(&self.world, &self.proxy.identity, address, self.proxy.config.source).await?;
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let actions = self.session.on(Event::Opened);
         self.carry_out(actions, &outgoing).await?;
@@ -194,10 +203,10 @@ impl Control {
     }
 }
 
-async fn heartbeat(proxy: &Proxy) -> wire::Heartbeat {
+async fn heartbeat(world: &dyn World, proxy: &Proxy) -> wire::Heartbeat {
     let mut app_ready = true;
     for app in proxy.config.role.apps() {
-        let connected = timeout(PROBE, TcpStream::connect(app.address)).await;
+        let connected = timeout(PROBE, world.connect(app.address, None)).await;
         app_ready &= matches!(connected, Ok(Ok(_)));
     }
     wire::Heartbeat {
@@ -209,9 +218,9 @@ async fn heartbeat(proxy: &Proxy) -> wire::Heartbeat {
 }
 
 /// The credentials of this proxy: those on disk if they are usable, else by its token, however long that takes.
-pub async fn identity(config: &crate::config::Config) -> anyhow::Result<Arc<Identity>> {
+pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> anyhow::Result<Arc<Identity>> {
     match Identity::load(&config.state_dir) {
-        Ok(Some(identity)) if usable(&identity) => return Ok(identity),
+        Ok(Some(identity)) if usable(&**world, &identity) => return Ok(identity),
         Ok(Some(_)) => tracing::warn!("the certificate on disk has expired; a token is needed"),
         Ok(None) => {}
         Err(error) => tracing::warn!(error = logs::causes(&error), "the credentials on disk are of no use"),
@@ -225,7 +234,7 @@ pub async fn identity(config: &crate::config::Config) -> anyhow::Result<Arc<Iden
     let token = enrol::Token::read(&String::from_utf8_lossy(&text))?;
     let mut pause = Pause::default();
     for address in config.control_planes.iter().cycle() {
-        match enrol::enrol(&token, *address, config.source).await {
+        match enrol::enrol(world, &token, *address, config.source).await {
             Ok(identity) => {
                 identity.store(&config.state_dir)?;
                 tracing::info!(id = %identity.credentials().id(), "enrolled");
@@ -233,11 +242,11 @@ pub async fn identity(config: &crate::config::Config) -> anyhow::Result<Arc<Iden
             }
             Err(error) => tracing::warn!(%address, error = logs::causes(&error), "not enrolled yet"),
         }
-        tokio::time::sleep(pause.next()).await;
+        tokio::time::sleep(pause.next(&**world)).await;
     }
     anyhow::bail!("no control plane is named")
 }
 
-fn usable(identity: &Identity) -> bool {
-    identity.verify(identity.credentials().chain(), api::identity::UnixTime::now()).is_ok()
+fn usable(world: &dyn World, identity: &Identity) -> bool {
+    identity.verify(identity.credentials().chain(), world.unix()).is_ok()
 }

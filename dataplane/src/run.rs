@@ -17,6 +17,7 @@ use process::{
     shutdown::Shutdown,
     tls::Identity,
     trace::{Collector, Exporter},
+    world::{Machine, SharedWorld},
 };
 use tokio::{net::TcpListener, runtime::LocalOptions, sync::mpsc};
 
@@ -51,8 +52,9 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     let admin_routes = routes(Routes::new(&registry, &readiness), later.clone(), end.clone());
     background.spawn("admin", admin::run(listener, admin_routes, background.clone()));
 
+    let world: SharedWorld = Arc::new(Machine);
     let identity = tokio::select! {
-        identity = control::identity(&config) => identity?,
+        identity = control::identity(&world, &config) => identity?,
         () = end.cancelled() => return Ok(()),
     };
     let [credentials, view, listeners] = waiting;
@@ -60,7 +62,7 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
 
     let telemetry = telemetry(&config, &identity, &registry, &background)?;
     let (hosts, questions) = Hosts::new();
-    let (session, refused) = Session::new(hello(&config), kept::read(&config.state_dir)?);
+    let (session, refused) = Session::new(hello(&config, rand::random()), kept::read(&config.state_dir)?);
     if let Err(reasons) = refused {
         tracing::warn!(reasons = ?reasons, "the view on disk is of no use any more");
     }
@@ -71,8 +73,9 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
         proxy.install(runtime.clone());
     }
     let control = Shutdown::new();
-    control.spawn("control stream", control::run(proxy.clone(), session, questions, control.clone()));
-    background.spawn("renewal", control::renew::run(proxy.clone(), background.clone()));
+    let stream = control::run(world.clone(), proxy.clone(), session, questions, control.clone());
+    control.spawn("control stream", stream);
+    background.spawn("renewal", control::renew::run(world, proxy.clone(), background.clone()));
     background.spawn("judging", judge(proxy.clone(), background.clone()));
 
     let mut changes = proxy.changes();
@@ -94,14 +97,15 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn hello(config: &Config) -> wire::Hello {
+/// What a new life of the proxy says first; `life` tells it from all others.
+pub fn hello(config: &Config, life: u32) -> wire::Hello {
     let public = match &config.role {
         Role::EastWest { public, .. } => public.to_string(),
         Role::Sidecar { .. } | Role::Ingress { .. } => String::new(),
     };
     let ports = config.role.apps().iter();
     wire::Hello {
-        instance: format!("{}-{:08x}", config.workload, rand::random::<u32>()),
+        instance: format!("{}-{:08x}", config.workload, life),
         role: config.role.wire() as i32,
         level: wire::LEVEL,
         version: env!("CARGO_PKG_VERSION").to_owned(),

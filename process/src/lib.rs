@@ -16,3 +16,4 @@ pub mod rpc;
 pub mod shutdown;
 pub mod tls;
 pub mod trace;
+pub mod world;

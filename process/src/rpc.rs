@@ -14,7 +14,6 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ServerConfig};
 use thiserror::Error;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -23,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::logs::causes;
 use crate::shutdown::Shutdown;
+use crate::world::{Clock, Listener, SharedWorld, Stream};
 
 mod gate;
 mod incoming;
@@ -81,6 +81,7 @@ pub struct ServeError(String);
 /// Connects now, so that a failure is told with its reason; a channel that breaks later connects anew at its
 /// next call. `source` is the local address to connect from. ALPN is set to HTTP/2 whatever `tls` says.
 pub async fn connect(
+    world: &SharedWorld,
     address: SocketAddr,
     source: Option<IpAddr>,
     tls: Arc<ClientConfig>,
@@ -88,10 +89,12 @@ pub async fn connect(
 ) -> Result<Channel, ConnectError> {
     let name = ServerName::try_from(server_name.clone()).map_err(|_| ConnectError::Name(server_name))?;
     let mut tls = ClientConfig::clone(&tls);
+    tls.time_provider = Arc::new(Clock(world.clone()));
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let connector = TlsConnector::from(Arc::new(tls));
+    let world = world.clone();
     let dial = tower::service_fn(move |_| {
-        let dialled = dial(address, source, connector.clone(), name.clone());
+        let dialled = dial(world.clone(), address, source, connector.clone(), name.clone());
         async move { timeout(CONNECT_TIMEOUT, dialled).await.map_err(too_slow)?.map(TokioIo::new) }
     });
     // The authority is for the protocol's sake: the connector above knows where to go and whom to expect.
@@ -107,17 +110,13 @@ pub async fn connect(
 }
 
 async fn dial(
+    world: SharedWorld,
     address: SocketAddr,
     source: Option<IpAddr>,
     connector: TlsConnector,
     name: ServerName<'static>,
-) -> io::Result<TlsStream<TcpStream>> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    if let Some(source) = source {
-        socket.bind((source, 0).into())?;
-    }
-    let stream = socket.connect(address).await?;
-    stream.set_nodelay(true)?;
+) -> io::Result<TlsStream<Stream>> {
+    let stream = world.connect(address, source).await?;
     connector.connect(name, stream).await
 }
 
@@ -135,7 +134,8 @@ fn reason(error: &tonic::transport::Error) -> String {
 /// `service` makes the service that takes messages of so many bytes; members may send `max_message_bytes`.
 /// ALPN is set to HTTP/2 whatever `tls` says.
 pub async fn serve<S>(
-    listener: TcpListener,
+    world: SharedWorld,
+    listener: Listener,
     tls: Arc<ServerConfig>,
     max_message_bytes: usize,
     service: impl Fn(usize) -> S + Send + 'static,
@@ -145,7 +145,7 @@ where
     S: GrpcService,
 {
     let gate = Gate { open: service(MAX_OPEN_BYTES), members: service(max_message_bytes) };
-    serve_within(Limits::USUAL, listener, tls, gate, shutdown).await
+    serve_within(world, Limits::USUAL, listener, tls, gate, shutdown).await
 }
 
 /// What tonic serves.
@@ -174,13 +174,15 @@ impl<S> GrpcService for S where
 }
 
 async fn serve_within<S: GrpcService>(
+    world: SharedWorld,
     limits: Limits,
-    listener: TcpListener,
+    listener: Listener,
     tls: Arc<ServerConfig>,
     gate: Gate<S>,
     shutdown: Shutdown,
 ) -> Result<(), ServeError> {
     let mut tls = ServerConfig::clone(&tls);
+    tls.time_provider = Arc::new(Clock(world));
     tls.alpn_protocols = vec![b"h2".to_vec()];
     let incoming = incoming::connections(listener, Arc::new(tls), limits, &shutdown);
     let members = server(MAX_STREAMS, STREAM_WINDOW_BYTES, 2 * STREAM_WINDOW_BYTES)

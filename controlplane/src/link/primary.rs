@@ -1,6 +1,6 @@
 //! The primary's end: every remote's stream arrives here.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
 use api::{
     admin::ClusterStatus,
@@ -20,7 +20,7 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{BLOB_BATCH_BYTES, GATHER, QUEUE, grow_stale, learn};
-use crate::plane::{Heard, Plane, seconds, unix_now};
+use crate::plane::{Heard, Plane};
 
 /// Blobs that one message may ask for.
 const MAX_WANTED: usize = 10_000;
@@ -43,7 +43,8 @@ impl Server {
     }
 
     fn sign(&self, csr: &[u8], cluster: &ClusterName) -> Result<Vec<Vec<u8>>, Status> {
-        let signed = self.plane.authority.sign_intermediate(csr, cluster, self.lifetime(), unix_now());
+        let signed =
+            self.plane.authority.sign_intermediate(csr, cluster, self.lifetime(), self.plane.world.unix());
         let signed = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let roots =
             self.plane.bundle.borrow().roots.iter().map(|root| root.der().to_vec()).collect::<Vec<_>>();
@@ -58,7 +59,7 @@ impl Federation for Server {
         let token: JoinToken = self
             .plane
             .authority
-            .redeem(&token, unix_now())
+            .redeem(&token, self.plane.world.unix())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
         if self.plane.configuration.borrow().member(&token.cluster).is_none() {
             return Err(Status::failed_precondition(format!(
@@ -81,7 +82,7 @@ impl Federation for Server {
         let chain = request.extensions().get::<PeerInfo>().and_then(|info| info.chain.clone());
         let chain = chain
             .ok_or_else(|| Status::unauthenticated("a link needs the certificate of a control plane"))?;
-        let verified = self.plane.authority.identity().verify(&chain, unix_now());
+        let verified = self.plane.authority.identity().verify(&chain, self.plane.world.unix());
         let verified = verified.map_err(|rejection| Status::unauthenticated(rejection.to_string()))?;
         let SpiffeId::ControlPlane { cluster, .. } = verified.id.clone() else {
             return Err(Status::permission_denied("only a control plane opens a link"));
@@ -221,7 +222,7 @@ impl Link {
                 }
                 _ = heads.changed() => {}
                 _ = bundles.changed() => {
-                    if let Err(rejection) = self.verified.still_holds(&self.plane.bundle.borrow(), unix_now()) {
+                    if let Err(rejection) = self.verified.still_holds(&self.plane.bundle.borrow(), self.plane.world.unix()) {
                         self.plane.events.note(format!("cluster {cluster}"), format!("its link is ended: {rejection}"));
                         break;
                     }
@@ -242,7 +243,7 @@ impl Link {
         if !self.plane.is_newest_link(cluster, self.number) {
             return;
         }
-        let now = seconds(SystemTime::now());
+        let now = self.plane.now();
         self.plane
             .events
             .note(format!("cluster {cluster}"), "its link is down; what it offered stays, with its age");
@@ -297,7 +298,7 @@ impl Link {
                     &renew.csr,
                     &self.hub.cluster,
                     INTERMEDIATE_LIFETIME,
-                    unix_now(),
+                    self.plane.world.unix(),
                 );
                 match signed {
                     Ok(certificate) => {

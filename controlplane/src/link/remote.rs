@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use api::{
@@ -22,6 +22,7 @@ use process::{
     rpc::{self, stub::federation_client::FederationClient},
     shutdown::Shutdown,
     tls,
+    world::SharedWorld,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,7 +31,7 @@ use tonic::Streaming;
 use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn, primary::catalogue_digest};
 use crate::{
     authority::Authority,
-    plane::{Heard, Plane, load, seconds, unix_now},
+    plane::{Heard, Plane, load},
     store::{self, Conflict, Election},
 };
 
@@ -63,6 +64,7 @@ pub enum JoinError {
 
 /// Joins the mesh with a one-time token. The primary's root is checked against the token before the token is sent.
 pub async fn join(
+    world: &SharedWorld,
     text: &str,
     cluster: &ClusterName,
     primary: SocketAddr,
@@ -77,13 +79,13 @@ pub async fn join(
     let key = IntermediateKey::load_or_create(dir).map_err(|error| unusable(&error))?;
     let request = key.request().map_err(|error| unusable(&error))?;
     let tls = tls::enrolment(token.root, &token.primary, &["h2"]);
-    let channel = rpc::connect(primary, Some(source), tls, "federation.weft.internal".into()).await?;
+    let channel = rpc::connect(world, primary, Some(source), tls, "federation.weft.internal".into()).await?;
     let asked = wire::JoinRequest { token: text.to_owned(), intermediate_csr: request };
     let joined = FederationClient::new(channel).join(asked).await;
     let joined = joined.map_err(|status| JoinError::Refused(status.message().to_owned()))?.into_inner();
     let certificate = joined.intermediate.into_iter().next().ok_or_else(|| unusable(&"no certificate"))?;
     let bundle: Bundle = serde_json::from_slice(&joined.bundle).map_err(|error| unusable(&error))?;
-    Authority::joined(dir, cluster, key, CertificateDer::from(certificate), bundle, unix_now())
+    Authority::joined(dir, cluster, key, CertificateDer::from(certificate), bundle, world.unix())
         .map_err(|error| unusable(&error))
 }
 
@@ -102,17 +104,16 @@ pub async fn run(plane: Arc<Plane>, primary: SocketAddr, election: Election, shu
         if begun.elapsed() > LONGEST_PAUSE {
             pause = FIRST_PAUSE;
         }
-        let jitter = rand::random_range(0.5..1.0);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(pause.mul_f64(jitter)) => {}
+            () = tokio::time::sleep(plane.world.jittered(pause)) => {}
         }
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
 fn mark_away(plane: &Plane) {
-    let now = seconds(SystemTime::now());
+    let now = plane.now();
     let first = plane.primary_away.send_if_modified(|away| {
         let first = away.is_none();
         away.get_or_insert(now);
@@ -137,10 +138,11 @@ async fn once(plane: &Arc<Plane>, primary: SocketAddr, election: &Election) -> S
     let expect = tls::Expect::control_plane(&plane.authority.trust_domain(), &name);
     let tls = tls::client(plane.authority.identity(), expect, &["h2"]);
     let source = Some(plane.config.address);
-    let channel = match rpc::connect(primary, source, tls, "federation.weft.internal".into()).await {
-        Ok(channel) => channel,
-        Err(error) => return error.to_string(),
-    };
+    let channel =
+        match rpc::connect(&plane.world, primary, source, tls, "federation.weft.internal".into()).await {
+            Ok(channel) => channel,
+            Err(error) => return error.to_string(),
+        };
     let (sender, receiver) = mpsc::channel(QUEUE);
     let hello = wire::FromRemote { message: Some(from_remote::Message::Hello(hello(plane))) };
     if sender.send(hello).await.is_err() {
@@ -241,7 +243,7 @@ impl Link<'_> {
     }
 
     async fn ask_renewal(&self) -> Result<(), String> {
-        match self.plane.authority.intermediate_request(unix_now()) {
+        match self.plane.authority.intermediate_request(self.plane.world.unix()) {
             Ok(Some(csr)) => self.send(from_remote::Message::Renew(wire::RenewIntermediate { csr })).await,
             Ok(None) => Ok(()),
             Err(error) => Err(error.to_string()),
@@ -286,7 +288,8 @@ impl Link<'_> {
             to_remote::Message::Intermediate(intermediate) => {
                 let certificate =
                     intermediate.chain.into_iter().next().ok_or("an intermediate without certificate")?;
-                let renewed = self.plane.authority.renew_intermediate(certificate.into(), unix_now());
+                let renewed =
+                    self.plane.authority.renew_intermediate(certificate.into(), self.plane.world.unix());
                 renewed.map_err(|error| error.to_string())
             }
             to_remote::Message::Status(status) => {

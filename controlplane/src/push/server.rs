@@ -4,7 +4,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
-    time::SystemTime,
 };
 
 use api::{
@@ -25,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{Account, Action, Enrolled, RegistryError, Session};
 use crate::{
-    plane::{Plane, unix_now},
+    plane::Plane,
     snapshot::{Registered, Role},
 };
 
@@ -57,7 +56,7 @@ impl Server {
         let chain = self
             .plane
             .authority
-            .sign_leaf(csr, id, self.leaf_lifetime(), unix_now())
+            .sign_leaf(csr, id, self.leaf_lifetime(), self.plane.world.unix())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let leaf = Hash::of(&chain[0]);
         Ok((chain, leaf))
@@ -79,7 +78,7 @@ impl Server {
         let chain = info.and_then(|info| info.chain.clone());
         let chain =
             chain.ok_or_else(|| Status::unauthenticated("this call needs a certificate of the mesh"))?;
-        let verified = self.plane.authority.identity().verify(&chain, unix_now());
+        let verified = self.plane.authority.identity().verify(&chain, self.plane.world.unix());
         let verified = verified.map_err(|rejection| Status::unauthenticated(rejection.to_string()))?;
         if verified.cluster != self.plane.config.cluster {
             return Err(Status::permission_denied(
@@ -115,7 +114,7 @@ impl Control for Server {
         let token: WorkloadToken = self
             .plane
             .authority
-            .redeem(&token, unix_now())
+            .redeem(&token, self.plane.world.unix())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
         if token.cluster != self.plane.config.cluster {
             return Err(Status::permission_denied(format!("this token is for cluster {}", token.cluster)));
@@ -200,7 +199,7 @@ impl Follower {
         let hosts = hello.hosts.iter().cloned().chain(siblings).take(super::session::MAX_HOSTS).collect();
         let version = hello.version.clone();
         let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
-        let now = SystemTime::now();
+        let now = plane.world.now();
         let stream =
             plane.registry.connect(node.clone(), version, now).await.map_err(|error| match error {
                 RegistryError::Store(error) => Status::unavailable(error.to_string()),
@@ -259,7 +258,7 @@ impl Follower {
                 },
             };
         }
-        if self.plane.registry.disconnect(&self.instance, self.stream, SystemTime::now()) {
+        if self.plane.registry.disconnect(&self.instance, self.stream, self.plane.world.now()) {
             self.plane.events.note(format!("proxy {}", self.instance), "its stream is away; its lease runs");
         }
     }

@@ -15,8 +15,10 @@ use api::head::{Seq, SignedHead};
 use api::name::InstanceId;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use redb::WriteTransaction;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
+    TableDefinition, WriteTransaction,
+};
 use tokio::sync::{Semaphore, watch};
 
 use super::{Answer, Conflict, Election, Registration, Store, StoreError};
@@ -39,6 +41,8 @@ pub struct Embedded {
     leader: Arc<Semaphore>,
     /// The last leadership granted.
     term: AtomicU64,
+    /// Whether its storage may make a caller wait.
+    blocks: bool,
 }
 
 impl Embedded {
@@ -54,6 +58,15 @@ impl Embedded {
             redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.display().to_string()),
             other => failed(other),
         })?;
+        Embedded::new(database, true)
+    }
+
+    /// The store over a storage that makes nobody wait: memory, or a disk that is simulated.
+    pub fn over(storage: impl StorageBackend) -> Result<Self, StoreError> {
+        Embedded::new(Database::builder().create_with_backend(storage).map_err(failed)?, false)
+    }
+
+    fn new(database: Database, blocks: bool) -> Result<Self, StoreError> {
         prepare(&database)?;
         let head = read_heads(&database, 1)?.pop();
         Ok(Embedded {
@@ -61,6 +74,7 @@ impl Embedded {
             head: Arc::new(watch::Sender::new(head)),
             leader: Arc::new(Semaphore::new(1)),
             term: AtomicU64::new(0),
+            blocks,
         })
     }
 
@@ -71,6 +85,9 @@ impl Embedded {
         E: From<StoreError> + Send + 'static,
     {
         let database = self.database.clone();
+        if !self.blocks {
+            return async move { work(&database) }.boxed();
+        }
         async move {
             let done = tokio::task::spawn_blocking(move || work(&database)).await;
             done.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()).into()))

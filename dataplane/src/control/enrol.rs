@@ -7,6 +7,7 @@ use data_encoding::BASE64URL_NOPAD;
 use process::{
     rpc::{self, stub::control_client::ControlClient},
     tls::{self, Credentials, Identity, Key},
+    world::SharedWorld,
 };
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
@@ -57,12 +58,13 @@ impl Token {
 
 /// Redeems the token at one control plane.
 pub async fn enrol(
+    world: &SharedWorld,
     token: &Token,
     address: SocketAddr,
     source: IpAddr,
 ) -> Result<std::sync::Arc<Identity>, EnrolError> {
     let config = tls::enrolment(token.root, &token.cluster, &["h2"]);
-    let channel = rpc::connect(address, Some(source), config, super::SERVER_NAME.to_owned()).await?;
+    let channel = rpc::connect(world, address, Some(source), config, super::SERVER_NAME.to_owned()).await?;
     let key = Key::generate()?;
     let request = wire::EnrolRequest { token: token.text.clone(), csr: key.request()? };
     let answer = ControlClient::new(channel).enrol(request).await;

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{identity::UnixTime, wire};
+use api::wire;
 use process::{
     logs,
     rpc::stub::control_client::ControlClient,
     shutdown::Shutdown,
     tls::{Key, renewal},
+    world::SharedWorld,
 };
 
 use super::{Pause, channel, enrol::certified};
@@ -17,14 +18,14 @@ use crate::proxy::Proxy;
 const CALL: Duration = Duration::from_secs(5);
 
 /// Renews for as long as the process lives.
-pub async fn run(proxy: Arc<Proxy>, shutdown: Shutdown) {
+pub async fn run(world: SharedWorld, proxy: Arc<Proxy>, shutdown: Shutdown) {
     let work = async {
         loop {
             let validity = proxy.identity.credentials().validity().clone();
-            let due = renewal::due(*validity.start(), *validity.end(), rand::random());
-            let wait = due.as_secs().saturating_sub(UnixTime::now().as_secs());
+            let due = renewal::due(*validity.start(), *validity.end(), world.chance());
+            let wait = due.as_secs().saturating_sub(world.unix().as_secs());
             tokio::time::sleep(Duration::from_secs(wait)).await;
-            renewed(&proxy).await;
+            renewed(&world, &proxy).await;
         }
     };
     tokio::select! {
@@ -34,20 +35,20 @@ pub async fn run(proxy: Arc<Proxy>, shutdown: Shutdown) {
 }
 
 /// Returns when there is a new certificate, however often that must be tried.
-async fn renewed(proxy: &Proxy) {
+async fn renewed(world: &SharedWorld, proxy: &Proxy) {
     let mut pause = Pause::default();
     for address in proxy.config.control_planes.iter().cycle() {
-        let tried = tokio::time::timeout(CALL, renew(proxy, *address)).await;
+        let tried = tokio::time::timeout(CALL, renew(world, proxy, *address)).await;
         match tried.unwrap_or_else(|_| Err("no answer in time".into())) {
             Ok(()) => return tracing::info!("the certificate is renewed"),
             Err(error) => tracing::warn!(%address, error, "the certificate is not renewed yet"),
         }
-        tokio::time::sleep(pause.next()).await;
+        tokio::time::sleep(pause.next(&**world)).await;
     }
 }
 
-async fn renew(proxy: &Proxy, address: std::net::SocketAddr) -> Result<(), String> {
-    let channel = channel(&proxy.identity, address, proxy.config.source).await?;
+async fn renew(world: &SharedWorld, proxy: &Proxy, address: std::net::SocketAddr) -> Result<(), String> {
+    let channel = channel(world, &proxy.identity, address, proxy.config.source).await?;
     let key = Key::generate().map_err(|error| error.to_string())?;
     let csr = key.request().map_err(|error| error.to_string())?;
     let answer = ControlClient::new(channel).renew(wire::RenewRequest { csr }).await;

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -25,6 +24,7 @@ use super::places::{Limits, Place, Places};
 use crate::accept;
 use crate::logs::Limit;
 use crate::shutdown::Shutdown;
+use crate::world::{Listener, Stream};
 
 /// A whole handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,7 +55,7 @@ pub(super) struct Incoming {
 
 /// Accepts from now on.
 pub(super) fn connections(
-    listener: TcpListener,
+    listener: Listener,
     tls: Arc<ServerConfig>,
     limits: Limits,
     shutdown: &Shutdown,
@@ -77,9 +77,9 @@ struct Door {
     to_strangers: mpsc::Sender<io::Result<Connection>>,
 }
 
-async fn accept_all(listener: TcpListener, door: Arc<Door>, shutdown: Shutdown) {
+async fn accept_all(listener: Listener, door: Arc<Door>, shutdown: Shutdown) {
     loop {
-        let next = async { (door.places.room().await, accept::next(&listener).await) };
+        let next = async { (door.places.room().await, accept::tirelessly(|| listener.accept()).await) };
         let (room, (stream, address)) = tokio::select! {
             () = shutdown.cancelled() => return,
             () = door.to_members.closed() => return,
@@ -102,7 +102,7 @@ async fn accept_all(listener: TcpListener, door: Arc<Door>, shutdown: Shutdown) 
 
 impl Door {
     /// From a TCP connection of a stranger to a connection that is served.
-    async fn take(&self, stream: TcpStream, address: SocketAddr, place: Place) {
+    async fn take(&self, stream: Stream, address: SocketAddr, place: Place) {
         let begun = tokio::time::Instant::now();
         let stream = match timeout(HANDSHAKE_TIMEOUT, self.tls.accept(stream)).await {
             Ok(Ok(stream)) => stream,
@@ -134,7 +134,7 @@ fn refused(peer: SocketAddr, reason: &str) {
 
 /// A TLS connection that knows its peer.
 pub(super) struct Connection {
-    stream: TlsStream<TcpStream>,
+    stream: TlsStream<Stream>,
     peer: PeerInfo,
     /// When a stranger has to be gone.
     end: Option<Pin<Box<Sleep>>>,

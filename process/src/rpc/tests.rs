@@ -13,6 +13,12 @@ use tonic::{Request, Response, Status, Streaming};
 use super::stub::control_client::ControlClient;
 use super::stub::control_server::{Control, ControlServer};
 use super::*;
+use crate::world::Machine;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+fn world() -> SharedWorld {
+    Arc::new(Machine)
+}
 
 const LONG: Duration = Duration::from_secs(30);
 const NAME: &str = "control.weft.internal";
@@ -122,14 +128,15 @@ impl Mesh {
         let echo = Arc::new(Echo { shutdown: shutdown.clone(), seen: Arc::clone(&seen) });
         let service = |bytes| ControlServer::from_arc(echo.clone()).max_decoding_message_size(bytes);
         let gate = Gate { open: service(MAX_OPEN_BYTES), members: service(8 * MAX_OPEN_BYTES) };
-        let serving = serve_within(limits, listener, authority.server(), gate, shutdown.clone());
+        let serving =
+            serve_within(world(), limits, Box::new(listener), authority.server(), gate, shutdown.clone());
         shutdown.spawn("rpc", async move { serving.await.unwrap() });
         Self { authority, address, shutdown, seen }
     }
 
     async fn connect(&self, tls: Arc<ClientConfig>) -> Result<ControlClient<Channel>, ConnectError> {
         let source = Some("127.0.0.9".parse().unwrap());
-        connect(self.address, source, tls, NAME.into()).await.map(ControlClient::new)
+        connect(&world(), self.address, source, tls, NAME.into()).await.map(ControlClient::new)
     }
 }
 
@@ -204,7 +211,7 @@ async fn without_a_certificate_nothing_but_a_small_call_to_enrol_is_possible() {
 async fn strangers_have_few_places_and_members_keep_theirs() {
     let mesh = Mesh::within(Limits { strangers: 3, of_a_source: 2, ..Limits::USUAL }).await;
     let from = async |source: &str, tls| {
-        let client = connect(mesh.address, Some(source.parse().unwrap()), tls, NAME.into()).await;
+        let client = connect(&world(), mesh.address, Some(source.parse().unwrap()), tls, NAME.into()).await;
         ControlClient::new(client.ok()?).enrol(wire::EnrolRequest::default()).await.ok()
     };
     // Connections that stay: one source has two at most, all together three.
@@ -273,7 +280,7 @@ async fn a_server_that_never_shakes_hands_is_given_up() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = silent.local_addr().unwrap();
     let tls = Authority::new("root").client(None);
-    let error = connect(address, None, tls.clone(), NAME.into()).await.unwrap_err().to_string();
+    let error = connect(&world(), address, None, tls.clone(), NAME.into()).await.unwrap_err().to_string();
     assert_eq!(error, format!("cannot connect to {address}: no connection within 2s"));
-    assert!(matches!(connect(address, None, tls, "a b".into()).await, Err(ConnectError::Name(_))));
+    assert!(matches!(connect(&world(), address, None, tls, "a b".into()).await, Err(ConnectError::Name(_))));
 }

@@ -1,0 +1,187 @@
+//! What a control plane does once it knows who it is: snapshots, pushes, its word on itself, leases, and the primary's
+//! end of the links. Nothing of Git, of the admin API or of signals.
+//!
+//! Invariant: time of day, chance and connections come from the plane's world, what outlives it from its store and its
+//! state directory. So the simulated network runs this same code.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result};
+use process::{
+    rpc::{
+        self,
+        stub::{control_server::ControlServer, federation_server::FederationServer},
+    },
+    shutdown::Shutdown,
+    tls,
+    world::{Listener, SharedWorld},
+};
+use tokio::sync::watch;
+
+use crate::{
+    authority::Authority,
+    config::{Config, Duty},
+    link::{self, Kept, MAX_MESSAGE_BYTES},
+    plane::{Commits, Events, Plane, seconds},
+    push::{self, Registry},
+    report,
+    snapshot::{self, Configuration, Inputs},
+    store::Store,
+};
+
+/// How often leases and own certificates are looked at.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// Endpoint changes that come within this time make one snapshot.
+const GATHER: Duration = Duration::from_millis(3);
+/// How often the age of stale endpoints is looked at.
+const AGEING: Duration = Duration::from_secs(5);
+
+/// What both roles have before they can serve.
+pub struct Begun {
+    /// What it may sign, and who it is.
+    pub authority: Authority,
+    /// What is in force by its store.
+    pub configuration: Configuration,
+    /// What became of commits until now.
+    pub commits: watch::Sender<Commits>,
+}
+
+/// The plane, as its store and its state directory remember it.
+pub async fn assemble(
+    config: Config,
+    world: SharedWorld,
+    store: Arc<dyn Store>,
+    begun: Begun,
+) -> Result<Arc<Plane>> {
+    let now = world.now();
+    let registry = Registry::open(store.clone(), config.lease, now).await?;
+    let peers = Kept::new(&config.state_dir).load(seconds(now) as i64)?;
+    let bundle = begun.authority.identity().bundle();
+    let inputs = Inputs {
+        cluster: config.cluster.clone(),
+        own: Arc::new(config.place.clone()),
+        configuration: Arc::new(begun.configuration),
+        workloads: registry.workloads().borrow().clone(),
+        peers,
+        bundle,
+        now: seconds(now) as u64,
+    };
+    let plane = Plane {
+        world,
+        authority: Arc::new(begun.authority),
+        registry,
+        store,
+        own: watch::Sender::new(Arc::new(report::unknown(&config))),
+        snapshot: watch::Sender::new(Arc::new(snapshot::build(&inputs))),
+        configuration: watch::Sender::new(inputs.configuration),
+        peers: watch::Sender::new(inputs.peers),
+        reports: watch::Sender::default(),
+        bundle: watch::Sender::new(inputs.bundle),
+        commits: begun.commits,
+        primary_away: watch::Sender::new(None),
+        events: Events::default(),
+        links: std::sync::Mutex::default(),
+        config,
+    };
+    Ok(Arc::new(plane))
+}
+
+/// Serves the cluster's proxies, and at the primary the remotes, until `shutdown`.
+pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
+    shutdown.spawn("snapshots", build(plane.clone(), shutdown.clone()));
+    shutdown.spawn("reports", report::run(plane.clone(), shutdown.clone()));
+    shutdown.spawn("judging commits", report::judge(plane.clone(), shutdown.clone()));
+    shutdown.spawn("upkeep", upkeep(plane.clone(), shutdown.clone()));
+    let kept = Kept::new(&plane.config.state_dir);
+    shutdown.spawn("kept catalogues", kept.run(plane.peers.subscribe(), shutdown.clone()));
+
+    let identity = plane.authority.identity();
+    if let Duty::Primary { federation, .. } = &plane.config.duty {
+        let server = Arc::new(link::primary::Server::new(plane.clone(), shutdown.clone()));
+        let service =
+            move |bytes| FederationServer::from_arc(server.clone()).max_decoding_message_size(bytes);
+        let tls = tls::server(identity, tls::Clients::Enrolling, &["h2"]);
+        let listener = listen(&plane.world, *federation).await?;
+        let world = plane.world.clone();
+        let served = rpc::serve(world, listener, tls, MAX_MESSAGE_BYTES, service, shutdown.clone());
+        shutdown.spawn("federation", served);
+    }
+    let server = Arc::new(push::server::Server::new(plane.clone(), shutdown.clone()));
+    let service = move |bytes| ControlServer::from_arc(server.clone()).max_decoding_message_size(bytes);
+    let tls = tls::server(identity, tls::Clients::Enrolling, &["h2"]);
+    let listener = listen(&plane.world, plane.config.proxies).await?;
+    let world = plane.world.clone();
+    let served = rpc::serve(world, listener, tls, push::MAX_MESSAGE_BYTES, service, shutdown.clone());
+    shutdown.spawn("proxies", served);
+    Ok(())
+}
+
+async fn listen(world: &SharedWorld, address: SocketAddr) -> Result<Listener> {
+    let listener = world.listen(address).await;
+    listener.with_context(|| format!("cannot listen at {address}: does another process?"))
+}
+
+/// Stage four, forever: inputs in, snapshots out.
+async fn build(plane: Arc<Plane>, shutdown: Shutdown) {
+    let mut configuration = plane.configuration.subscribe();
+    let mut workloads = plane.registry.workloads();
+    let mut peers = plane.peers.subscribe();
+    let mut bundle = plane.bundle.subscribe();
+    let mut ages = tokio::time::interval(AGEING);
+    loop {
+        let inputs = Inputs {
+            cluster: plane.config.cluster.clone(),
+            own: Arc::new(plane.config.place.clone()),
+            configuration: configuration.borrow_and_update().clone(),
+            workloads: workloads.borrow_and_update().clone(),
+            peers: peers.borrow_and_update().clone(),
+            bundle: bundle.borrow_and_update().clone(),
+            now: plane.now() as u64,
+        };
+        plane.snapshot.send_replace(Arc::new(snapshot::build(&inputs)));
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            // A commit does not wait for others.
+            _ = configuration.changed() => {}
+            _ = bundle.changed() => {}
+            _ = workloads.changed() => tokio::time::sleep(GATHER).await,
+            _ = peers.changed() => tokio::time::sleep(GATHER).await,
+            () = grow_old(&mut ages, &inputs) => {}
+        }
+    }
+}
+
+/// Ends when stale endpoints have grown older; never, where nothing is stale.
+async fn grow_old(ages: &mut tokio::time::Interval, inputs: &Inputs) {
+    if inputs.peers.values().all(|catalogue| catalogue.stale_since == 0) {
+        return std::future::pending().await;
+    }
+    ages.tick().await;
+}
+
+/// Leases that run out, and this process's own certificate.
+async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match plane.registry.expire(plane.world.now()).await {
+            Ok(gone) => gone.iter().for_each(|workload| {
+                plane.events.note(format!("workload {workload}"), "is gone: its lease has run out");
+            }),
+            Err(error) => tracing::warn!(%error, "leases could not be judged"),
+        }
+        let lifetimes = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.clone());
+        let lifetime = lifetimes.unwrap_or_default().intermediate.get();
+        let renewed = plane
+            .authority
+            .renew_own_intermediate(lifetime, plane.world.unix())
+            .and_then(|()| plane.authority.renew_own(plane.world.unix()));
+        if let Err(error) = renewed {
+            tracing::warn!(%error, "this control plane's own certificates were not renewed");
+        }
+    }
+}

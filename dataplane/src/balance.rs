@@ -16,6 +16,7 @@ pub mod endpoint;
 pub mod gateway;
 mod live;
 pub mod outlier;
+mod probe;
 pub mod retry;
 mod silence;
 mod table;

@@ -12,9 +12,9 @@ use arc_swap::ArcSwap;
 
 use super::{
     Moment,
-    choice::{Ask, Choice},
+    choice::{Ask, Choice, Probe},
     endpoint::{BadEndpoint, Endpoint, Grade},
-    live::{Outcome, Streak},
+    live::{Outcome, Probing, Streak},
     outlier,
     table::{Input, Table},
 };
@@ -56,9 +56,10 @@ pub enum NoEndpoint {
 pub struct Picked {
     endpoint: Arc<Endpoint>,
     balancer: Arc<Balancer>,
-    /// This try probes a suspected endpoint: go elsewhere, if it may be sent again, when no connection or no
-    /// response head has come after this time.
+    /// This try probes the endpoint: go elsewhere, if it may be sent again, when no connection or no response head has
+    /// come after this time.
     pub probe: Option<Duration>,
+    probing: Option<Probing>,
     sent: Moment,
     connecting: bool,
     answered: bool,
@@ -103,15 +104,24 @@ impl Balancer {
             return Pick::None(NoEndpoint::Empty);
         }
         let mut choice = Choice::new(&table, &self.turn, ask);
-        match choice.probe().or_else(|| choice.best().map(|endpoint| (endpoint, None))) {
+        let probe = choice.probe().map(|(endpoint, probe)| (endpoint, Some(probe)));
+        match probe.or_else(|| choice.best().map(|endpoint| (endpoint, None))) {
             Some((endpoint, probe)) => Pick::Endpoint(self.begin(Arc::clone(endpoint), probe, ask.now)),
             None => Pick::None(NoEndpoint::Exhausted),
         }
     }
 
-    fn begin(self: &Arc<Self>, endpoint: Arc<Endpoint>, probe: Option<Duration>, now: Moment) -> Picked {
+    fn begin(self: &Arc<Self>, endpoint: Arc<Endpoint>, probe: Option<Probe>, now: Moment) -> Picked {
         endpoint.live.start(now);
-        Picked { endpoint, balancer: Arc::clone(self), probe, sent: now, connecting: false, answered: false }
+        Picked {
+            endpoint,
+            balancer: Arc::clone(self),
+            probe: probe.map(|probe| probe.limit),
+            probing: probe.map(|probe| probe.of),
+            sent: now,
+            connecting: false,
+            answered: false,
+        }
     }
 
     /// Once a second or so: at each interval of the policy, forgives and judges success rates.
@@ -148,12 +158,12 @@ impl Balancer {
         let deviations = f64::from(rules.success_rate_deviations_milli) / 1000.0;
         let threshold = outlier::success_threshold(&rates, deviations);
         for (endpoint, _) in rated.iter().filter(|(_, rate)| *rate < threshold) {
-            self.eject(endpoint, now);
+            self.eject(endpoint, false, now);
         }
     }
 
-    /// Ejects after too many errors in a row.
-    fn judge(&self, endpoint: &Endpoint, streak: Streak, now: Moment) {
+    /// Ejects after too many errors in a row, the last of them a refusal or not.
+    fn judge(&self, endpoint: &Endpoint, streak: Streak, refusing: bool, now: Moment) {
         let table = self.table.load();
         let rules = &table.rules.outlier;
         let over = |count: u32, limit: u32| limit > 0 && count >= limit;
@@ -161,11 +171,11 @@ impl Balancer {
             || over(streak.connect_failures, rules.consecutive_connect_failures)
             || over(streak.server_errors, rules.consecutive_server_errors)
         {
-            self.eject(endpoint, now);
+            self.eject(endpoint, refusing, now);
         }
     }
 
-    fn eject(&self, endpoint: &Endpoint, now: Moment) {
+    fn eject(&self, endpoint: &Endpoint, refusing: bool, now: Moment) {
         let _judging = self.judging.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.table.load();
         if endpoint.live.ejected(now) || !may_eject(&table, endpoint, now) {
@@ -175,7 +185,7 @@ impl Balancer {
         let base = Duration::from_millis(rules.base_ejection_ms);
         let max = Duration::from_millis(rules.max_ejection_ms);
         let seed = now.as_nanos() ^ Arc::as_ptr(&endpoint.live) as u64;
-        endpoint.live.eject(now, |count| outlier::ejection_time(base, max, count, seed));
+        endpoint.live.eject(refusing, now, |count| outlier::ejection_time(base, max, count, seed));
     }
 
     /// All endpoints as they are now.
@@ -255,8 +265,11 @@ impl Picked {
         if !self.answered {
             self.silent(outcome, now);
         }
+        if self.probing == Some(Probing::Refusing) {
+            return self.endpoint.live.tried(outcome, now);
+        }
         if let Some(streak) = self.endpoint.live.settle(outcome, now) {
-            self.balancer.judge(&self.endpoint, streak, now);
+            self.balancer.judge(&self.endpoint, streak, outcome == Outcome::ConnectFailure, now);
         }
     }
 
@@ -275,7 +288,7 @@ impl Drop for Picked {
         if self.connecting {
             self.endpoint.live.connected(None);
         }
-        self.endpoint.live.release(self.answered, self.probe.is_some());
+        self.endpoint.live.release(self.answered, self.probing);
     }
 }
 

@@ -13,6 +13,7 @@ use api::{endpoint::EndpointId, wire::LoadBalancing};
 use super::{
     Moment,
     endpoint::{Endpoint, Grade},
+    live::Probing,
     mix,
     table::{Survey, Table},
     unit,
@@ -33,8 +34,8 @@ pub struct Ask<'a> {
     pub chance: u64,
     /// The endpoints that this request has tried already.
     pub tried: &'a Tried,
-    /// Whether it can be sent again when it is not answered in time: such a try probes suspected endpoints; others
-    /// do so only rarely, for the sake of services that are never asked anything else.
+    /// Whether it can be sent again when it is not answered in time: such a try probes endpoints; others do so only
+    /// rarely, for the sake of services that are never asked anything else.
     pub may_repeat: bool,
 }
 
@@ -53,6 +54,14 @@ enum End {
     Late,
     /// It was sent.
     Failed,
+}
+
+/// A try that finds out how an endpoint is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Probe {
+    /// What connecting and the response head may take, each.
+    pub limit: Duration,
+    pub of: Probing,
 }
 
 /// One pick under way.
@@ -79,21 +88,28 @@ impl<'a> Choice<'a> {
         Choice { table, turn, ask, surveys, first }
     }
 
-    /// A suspected endpoint that is due for a probe, no farther away than what the shares gave. In a distribution
-    /// nothing is far away: a group of suspects has no share, and without probes would never have one again.
-    pub fn probe(&self) -> Option<(&'a Arc<Endpoint>, Option<Duration>)> {
+    /// An endpoint that is due for a probe, no farther away than what the shares gave: a suspected one, or one that
+    /// was ejected while it refused. In a distribution nothing is far away: a group of suspects has no share, and
+    /// without probes would never have one again.
+    pub fn probe(&self) -> Option<(&'a Arc<Endpoint>, Probe)> {
         if !self.ask.tried.is_empty() {
             return None;
         }
-        let patience = self.table.patience();
         let reach = if self.table.distributed { self.surveys.len() } else { self.first + 1 };
         let near = self.surveys.iter().enumerate().take(reach);
         near.flat_map(|(tier, survey)| self.members(tier).iter().zip(&survey.grades))
-            .filter(|(_, grade)| **grade == Grade::Suspect)
-            .find_map(|(endpoint, _)| {
-                let limit = endpoint.live.claim_probe(self.ask.now, patience, self.ask.may_repeat);
-                limit.map(|limit| (endpoint, Some(limit)))
-            })
+            .find_map(|(endpoint, grade)| Some((endpoint, self.claim(endpoint, *grade)?)))
+    }
+
+    fn claim(&self, endpoint: &Endpoint, grade: Grade) -> Option<Probe> {
+        let Ask { now, may_repeat, .. } = *self.ask;
+        let (patience, live) = (self.table.patience(), &endpoint.live);
+        let (limit, of) = match grade {
+            Grade::Suspect => (live.claim_probe(now, patience, may_repeat)?, Probing::Silent),
+            Grade::Ejected => (live.claim_trial(now, patience, may_repeat)?, Probing::Refusing),
+            Grade::Fine | Grade::Unfit => return None,
+        };
+        Some(Probe { limit, of })
     }
 
     /// The fittest that was not tried, in the tier that the shares gave if it can be had there; then one

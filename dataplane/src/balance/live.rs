@@ -1,12 +1,13 @@
 //! What this proxy has seen of an endpoint: latency, silence, errors in a row, ejections.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
 use super::{
     Moment,
+    probe::Turn,
     silence::{Patience, Silence},
 };
 
@@ -15,6 +16,9 @@ const LATENCY_DECAY: Duration = Duration::from_secs(5);
 
 /// How fast a "too many requests" is forgotten.
 const BUSY_DECAY: Duration = Duration::from_secs(10);
+
+/// How often what was ejected while it refused is asked whether it still does.
+const TRIAL: Duration = Duration::from_secs(1);
 
 /// The part of its weight that an endpoint starts with.
 const SLOWEST_START: f64 = 0.1;
@@ -54,6 +58,9 @@ pub(super) struct Live {
     connect_failures: AtomicU32,
     server_errors: AtomicU32,
     ejected_until: AtomicU64,
+    /// Whether the last that was seen of it when it was ejected is that it refuses.
+    refusing: AtomicBool,
+    trial: Turn,
     /// Ejections in a row; the sweep forgives one in each interval without.
     ejections: AtomicU32,
     /// From when its slow start counts; 0: it was there from the beginning.
@@ -61,6 +68,15 @@ pub(super) struct Live {
     /// Finished since the last sweep, and failed among them.
     window: AtomicU32,
     window_failures: AtomicU32,
+}
+
+/// What a try finds out beside its own end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Probing {
+    /// Whether a suspected endpoint speaks again.
+    Silent,
+    /// Whether an ejected one still refuses.
+    Refusing,
 }
 
 /// Errors in a row.
@@ -119,12 +135,14 @@ impl Live {
         self.latency.peak(latency.as_nanos() as f64, now);
     }
 
-    pub(super) fn release(&self, answered: bool, probe: bool) {
+    pub(super) fn release(&self, answered: bool, probing: Option<Probing>) {
         if !answered {
             self.silence.give_up();
         }
-        if probe {
-            self.silence.probed();
+        match probing {
+            Some(Probing::Silent) => self.silence.probed(),
+            Some(Probing::Refusing) => self.trial.end(),
+            None => {}
         }
         self.outstanding.fetch_sub(1, Relaxed);
     }
@@ -188,12 +206,42 @@ impl Live {
     }
 
     /// Ejects it for `time(n)` at its nth ejection in a row; slow start begins at its return.
-    pub(super) fn eject(&self, now: Moment, time: impl FnOnce(u32) -> Duration) {
+    pub(super) fn eject(&self, refusing: bool, now: Moment, time: impl FnOnce(u32) -> Duration) {
+        self.refusing.store(refusing, Relaxed);
+        self.trial.wait_from(now);
         let until = now + time(self.ejections.fetch_add(1, Relaxed) + 1);
         self.ejected_until.store(until.as_nanos(), Relaxed);
         self.since.store(until.as_nanos(), Relaxed);
         for streak in [&self.gateway_errors, &self.connect_failures, &self.server_errors] {
             streak.store(0, Relaxed);
+        }
+    }
+
+    /// Takes the place of the one trial of what was ejected while it refused, if it is due: the time that it has. To be
+    /// refused costs a request nothing, so that nobody has to wait for the end of the ejection to see whether an
+    /// application is back. What was ejected for answering badly has its time.
+    pub(super) fn claim_trial(
+        &self,
+        now: Moment,
+        patience: Patience<'_>,
+        may_repeat: bool,
+    ) -> Option<Duration> {
+        let due = self.refusing.load(Relaxed) && self.trial.claim(now, TRIAL, may_repeat);
+        due.then(|| TRIAL.max(patience.probe(self.peak())))
+    }
+
+    /// How a trial ended: with an answer the ejection does too; after a refusal the next trial will tell; whatever else
+    /// was seen costs more than a refusal, so that there are no more of them.
+    pub(super) fn tried(&self, outcome: Outcome, now: Moment) {
+        match outcome {
+            Outcome::Success | Outcome::Busy | Outcome::ServerError => {
+                if self.ejected(now) {
+                    self.ejected_until.store(now.as_nanos(), Relaxed);
+                    self.since.store(now.as_nanos(), Relaxed);
+                }
+            }
+            Outcome::ConnectFailure | Outcome::Cancelled => {}
+            Outcome::GatewayError | Outcome::Late { .. } => self.refusing.store(false, Relaxed),
         }
     }
 
@@ -287,7 +335,7 @@ mod tests {
         let live = Live::default();
         live.start(at(0));
         live.head(Duration::from_millis(latency), at(latency));
-        live.release(true, false);
+        live.release(true, None);
         live
     }
 
@@ -340,12 +388,12 @@ mod tests {
     fn ejections_lengthen_and_are_forgiven() {
         let live = Live::default();
         let time = |count: u32| SECOND * count;
-        live.eject(at(0), time);
+        live.eject(false, at(0), time);
         assert!(live.ejected(at(999)) && !live.ejected(at(1001)));
-        live.eject(at(2000), time);
+        live.eject(false, at(2000), time);
         assert!(live.ejected(at(3999)) && !live.ejected(at(4001)));
         live.forgive();
-        live.eject(at(5000), time);
+        live.eject(false, at(5000), time);
         assert!(live.ejected(at(6999)) && !live.ejected(at(7001)));
     }
 

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Moment, endpoint::Endpoint};
+use super::{Moment, endpoint::Endpoint, probe::Turn};
 
 /// How often its usual latency an endpoint may be silent.
 const SUSPECT_LATENCIES: u32 = 5;
@@ -26,9 +26,6 @@ const SUSPECT_LATENCIES: u32 = 5;
 /// A probe waits at least this long, and unless it is in the way of others three times the usual latency.
 const PROBE_LEAST: Duration = Duration::from_millis(100);
 const PROBE_LATENCIES: u32 = 3;
-
-/// A request that must not be sent twice is a probe only after so many of the usual intervals: it may hang.
-const PROBE_BY_ANY: u32 = 10;
 
 /// How long silence is borne.
 #[derive(Debug, Clone, Copy)]
@@ -76,9 +73,8 @@ pub(super) struct Silence {
     suspect: AtomicBool,
     /// A late try has been held against it since it is suspected.
     charged: AtomicBool,
-    probing: AtomicBool,
-    /// Or suspected, if that was later.
-    probed_at: AtomicU64,
+    /// From the last probe on, or from when it was suspected, if that was later.
+    probe: Turn,
 }
 
 impl Silence {
@@ -123,7 +119,7 @@ impl Silence {
 
     /// A probe is over.
     pub fn probed(&self) {
-        self.probing.store(false, Relaxed);
+        self.probe.end();
     }
 
     /// Whether it is suspected; `threshold` says what silence is too long.
@@ -148,7 +144,7 @@ impl Silence {
 
     /// It is suspected from now on.
     pub fn suspected(&self, now: Moment) {
-        self.probed_at.store(now.as_nanos(), Relaxed);
+        self.probe.wait_from(now);
         self.suspect.store(true, Relaxed);
     }
 
@@ -160,13 +156,7 @@ impl Silence {
     /// Takes the place of the one probe, if it is due: `interval` after the last. What was sent before is no probe,
     /// since it may hang for good however well the endpoint is by now.
     pub fn claim_probe(&self, now: Moment, interval: Duration, may_repeat: bool) -> bool {
-        let interval = if may_repeat { interval } else { interval * PROBE_BY_ANY };
-        let since = now.after(Moment::from_nanos(self.probed_at.load(Relaxed)));
-        if since < interval || self.probing.swap(true, Relaxed) {
-            return false;
-        }
-        self.probed_at.store(now.as_nanos(), Relaxed);
-        true
+        self.probe.claim(now, interval, may_repeat)
     }
 }
 

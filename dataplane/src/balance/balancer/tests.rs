@@ -148,6 +148,10 @@ impl Tale {
         picked.finished(Outcome::Success, at(now));
     }
 
+    fn is_probed(&mut self, now: u64) -> bool {
+        matches!(self.ask(now, &Tried::default(), true), Pick::Endpoint(picked) if picked.probe.is_some())
+    }
+
     /// The next probe, which must be due.
     fn probe(&mut self, now: u64) -> Picked {
         match self.ask(now, &Tried::default(), true) {
@@ -183,6 +187,52 @@ fn a_whole_priority_may_go_while_another_can_take_over() {
     assert_eq!(tale.state("x", 4), "fine", "the last over all stays");
     assert!(tale.taken(40_000).starts_with("a b"), "and the others come back after their time");
     assert_eq!(tale.taken(45_000), "a b");
+}
+
+#[test]
+fn what_refused_is_back_as_soon_as_it_takes_a_request() {
+    let mut tale = Tale::new(&["a"], &["w"]);
+    tale.kill("a", 1);
+    assert_eq!((tale.state("a", 2), tale.taken(900)), ("ejected", "w".into()));
+    let trial = tale.probe(1001);
+    assert_eq!(trial.endpoint().wire.workload, "a");
+    assert!(!tale.is_probed(1990), "one at a time");
+    trial.finished(Outcome::ConnectFailure, at(1999));
+    assert!(!tale.is_probed(2000), "a second between two");
+    for now in [9001, 10_002, 11_003] {
+        tale.probe(now).finished(Outcome::ConnectFailure, at(now));
+    }
+    let left = |tale: &Tale, now| tale.balancer.report(at(now))[0].ejected_ms / 1000;
+    assert!((18..23).contains(&left(&tale, 11_004)), "trials in vain add nothing");
+    drop(tale.probe(12_004));
+    let mut trial = tale.probe(13_005);
+    trial.head(at(13_006));
+    trial.finished(Outcome::Success, at(13_006));
+    assert_eq!((tale.state("a", 13_007), tale.taken(13_007)), ("fine", "a w".into()), "by degrees");
+    assert_eq!(tale.taken(18_999), "a");
+    tale.kill("a", 19_000);
+    let second = left(&tale, 19_000);
+    assert!((59..67).contains(&second), "the second ejection is longer: {second}");
+}
+
+#[test]
+fn what_answered_badly_has_its_time() {
+    let mut tale = Tale::new(&["a"], &["w"]);
+    (0..5).for_each(|_| tale.report("a", Outcome::GatewayError, 1));
+    assert!((2..29).all(|second| !tale.is_probed(second * 1000)), "no trial of what does not refuse");
+    let mut tale = Tale::new(&["a"], &["w"]);
+    tale.kill("a", 1);
+    tale.probe(1001).finished(Outcome::GatewayError, at(1001));
+    assert!((2..29).all(|second| !tale.is_probed(second * 1000)), "nor of what does no more");
+    assert_eq!(tale.state("a", 29_000), "ejected");
+}
+
+#[test]
+fn what_must_not_be_sent_twice_seldom_tries() {
+    let mut tale = Tale::new(&["a"], &["w"]);
+    tale.kill("a", 1);
+    assert_eq!(tale.pick(10_000).endpoint().wire.workload, "w");
+    assert_eq!(tale.pick(10_001).endpoint().wire.workload, "a");
 }
 
 #[test]

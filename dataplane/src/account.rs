@@ -30,6 +30,7 @@ use crate::{
     balance::{Endpoint, Outcome, Picked},
     body::Replayable,
     caller::{Caller, Side},
+    limit::Place,
     pool::Lease,
     worker::Worker,
 };
@@ -92,6 +93,8 @@ pub struct Exchange {
     pub upstream: Option<Duration>,
     /// The request's body.
     pub body: Option<Replayable>,
+    /// Its place among what its service may have at once.
+    pub place: Option<Place>,
     bytes_out: u64,
     complete: bool,
     broken: bool,
@@ -139,6 +142,7 @@ impl Exchange {
             tries: 0,
             upstream: None,
             body: None,
+            place: None,
             bytes_out: 0,
             complete: false,
             broken: false,

@@ -6,7 +6,7 @@ use process::{admin::Routes, shutdown::Shutdown};
 use runtime::Runtime;
 use serde_json::{Value, json};
 
-use crate::proxy::Proxy;
+use crate::{limit::Kind, proxy::Proxy};
 
 /// What may be asked of a proxy that perhaps has not come to its identity yet.
 pub type Later = Arc<OnceLock<Arc<Proxy>>>;
@@ -41,6 +41,7 @@ fn view(proxy: &Proxy) -> Value {
     if let (Some(state), Value::Object(map)) = (proxy.state(), &mut whole) {
         map.insert("runtime".into(), runtime(&state.runtime));
         map.insert("endpoints".into(), endpoints(proxy));
+        map.insert("load".into(), load(proxy));
     }
     whole
 }
@@ -80,6 +81,18 @@ fn runtime(runtime: &Runtime) -> Value {
         "networks": runtime.networks.networks.iter().map(|(name, one)| (name.clone(), json!(one.addresses))).collect::<serde_json::Map<_, _>>(),
         "passthrough": runtime.passthrough.endpoints.iter().map(|one| json!({ "id": one.id, "address": one.address, "services": one.services })).collect::<Vec<_>>(),
     })
+}
+
+fn load(proxy: &Proxy) -> Value {
+    let mut all = serde_json::Map::new();
+    proxy.each_load(|(service, port), load| {
+        let count = |kind| load.count(kind);
+        all.insert(
+            format!("{service}:{port}"),
+            json!({ "connections": count(Kind::Connection), "requests": count(Kind::Request), "pending": count(Kind::Pending) }),
+        );
+    });
+    Value::Object(all)
 }
 
 fn endpoints(proxy: &Proxy) -> Value {

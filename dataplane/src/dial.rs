@@ -24,7 +24,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    balance::{Endpoint, Outcome, Tried},
+    balance::{Endpoint, Outcome},
     liveness::Watched,
     worker::Worker,
 };
@@ -80,23 +80,18 @@ pub enum DialError {
     /// The configuration names no identity that could be expected.
     #[error("{0}: its identity `{1}` is not among those of its service")]
     Identity(SocketAddr, String),
+    /// The service has as many connections as it may.
+    #[error("as many connections stand as `limits.connections` allows")]
+    Full,
 }
 
 impl DialError {
     /// What it tells of the endpoint. A gateway that cannot be reached tells nothing of the endpoint behind it.
     pub fn outcome(&self) -> Outcome {
         match self {
-            DialError::Gateway(_) => Outcome::Cancelled,
+            DialError::Gateway(_) | DialError::Full => Outcome::Cancelled,
             DialError::Slow(..) => Outcome::Late { connected: false },
             DialError::Tcp(..) | DialError::Tls(..) | DialError::Identity(..) => Outcome::ConnectFailure,
-        }
-    }
-
-    /// Notes where the next try had better not go.
-    pub fn note(&self, tried: &mut Tried, endpoint: &Endpoint) {
-        match self {
-            DialError::Slow(..) => tried.connect_late(endpoint),
-            _ => tried.connect_failed(endpoint),
         }
     }
 }

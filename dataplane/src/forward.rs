@@ -1,11 +1,11 @@
 //! Sends a request to an endpoint, and to another one when that may and must be.
 //!
-//! What may be sent again is decided in one place ([`Ending`]): what was not processed may go elsewhere whatever it
-//! is; what broke off or came late may when it is idempotent and can be replayed; a gRPC call may when its whole answer
-//! is a status that says so. Nothing else ever is.
+//! [`attempt`] is one try, [`verdict`] the table of what its end means; here they are strung together.
 
 pub mod address;
+mod attempt;
 pub mod stream;
+mod verdict;
 
 use std::{
     borrow::Cow,
@@ -15,21 +15,21 @@ use std::{
 };
 
 use api::wire::{Retry, RetryOn, TrafficPolicy};
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use hyper::body::{Body as _, Incoming};
-use process::trace::{Kind, Span, with_ids};
+use http::Response;
+use hyper::body::Incoming;
+use process::trace::Span;
 use runtime::{Service, route::Rule};
 use socket2::TcpKeepalive;
 
+use self::verdict::{Again, May};
 use crate::{
     account::Exchange,
-    balance::{Ask, Endpoint, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
+    balance::{Ask, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
     body::Replayable,
-    dial::{self, DialError, Route},
     failure::Failure,
-    headers,
+    limit::Wait,
     message::Outgoing,
-    pool::{Lease, Slot, Unsent},
+    pool::Lease,
     proxy::Callee,
     worker::Worker,
 };
@@ -44,20 +44,6 @@ pub struct Reply {
     pub picked: Option<(Picked, Outcome)>,
     /// The span of the try.
     pub span: Option<Span>,
-}
-
-/// How one try ended.
-enum Ending {
-    /// With a head.
-    Answered(Response<Incoming>),
-    /// Before it was processed.
-    NotProcessed(String),
-    /// After it may have been processed, before a head.
-    Broken(String),
-    /// No head came in time.
-    Late,
-    /// The caller broke off.
-    Client,
 }
 
 /// One request to one service.
@@ -83,99 +69,38 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Sends it until it is answered, or may not be sent again.
     pub async fn run(&self, exchange: &mut Exchange) -> Result<Reply, Failure> {
+        self.callee.budget.request(&self.retry(), self.worker.proxy.now());
+        let mut wait = Wait::new(&self.callee.load, &self.service.traffic);
         let mut tried = Tried::default();
         let mut retries = 0;
         let mut last = None;
-        self.callee.budget.request(&self.retry(), self.worker.proxy.now());
         loop {
-            let mut picked = match self.pick(&tried) {
-                Ok(picked) => picked,
-                Err(NoEndpoint::Empty) => {
-                    return Err(Failure::upstream(503, "no-endpoints", NoEndpoint::Empty.to_string()));
-                }
-                Err(NoEndpoint::Exhausted) => {
-                    return Err(last.unwrap_or_else(|| {
-                        Failure::upstream(503, "no-endpoints", NoEndpoint::Exhausted.to_string())
-                    }));
-                }
-            };
+            let picked = self.pick(&tried).map_err(|reason| nowhere(reason, last.take()))?;
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let leased = self.lease(&endpoint, &mut picked).await;
-            let mut lease = match leased.and_then(|lease| self.meant(&endpoint, lease)) {
-                Ok(lease) => lease,
-                Err(error) => {
-                    picked.finished(error.outcome(), self.worker.proxy.now());
-                    error.note(&mut tried, &endpoint);
-                    let failure = Failure::upstream(503, "connect-failed", error.to_string());
-                    self.may_connect_again(&tried, failure, &mut last)?;
-                    continue;
-                }
+            let Some(attempt) = self.attempt(exchange, picked, self.may(retries), &mut wait).await else {
+                wait.room().await?;
+                continue;
             };
-            exchange.tries += 1;
-            let more = self.may_repeat(retries);
-            let (ending, span) = self.once(exchange, &mut picked, &mut lease, more).await;
-            exchange.upstream = Some(exchange.started().elapsed());
-            let now = self.worker.proxy.now();
-            let (outcome, failure, again) = match ending {
-                Ending::Answered(response) => match self.judge(response, &lease, more) {
-                    Verdict::Pass(response, outcome) => {
-                        picked.head(now);
-                        return Ok(Reply { response, lease, picked: Some((picked, outcome)), span });
-                    }
-                    Verdict::NotProcessed(reason) => {
-                        picked.head(now);
-                        picked.finished(Outcome::ConnectFailure, now);
-                        tried.connect_failed(&endpoint);
-                        failed_span(self.worker, span, "refused");
-                        self.may_connect_again(&tried, Failure::upstream(503, "refused", reason), &mut last)?;
-                        continue;
-                    }
-                    Verdict::Again(response, outcome) => {
-                        picked.head(now);
-                        if !self.has_tries(retries) || !self.budget() {
-                            return Ok(Reply { response, lease, picked: Some((picked, outcome)), span });
-                        }
-                        let failure =
-                            Failure::upstream(503, "upstream-status", "the status is to be retried");
-                        (outcome, failure, true)
-                    }
-                    Verdict::Reset => {
-                        let failure = Failure::upstream(503, "reset", "the application broke off");
-                        (Outcome::GatewayError, failure, self.budget())
-                    }
-                },
-                Ending::NotProcessed(reason) => {
-                    picked.finished(Outcome::ConnectFailure, now);
-                    tried.connect_failed(&endpoint);
-                    failed_span(self.worker, span, "refused");
-                    self.may_connect_again(&tried, Failure::upstream(503, "refused", reason), &mut last)?;
-                    continue;
-                }
-                Ending::Broken(reason) => {
-                    let again =
-                        more && self.on(RetryOn::Reset) && self.body.is_whole() && self.may_leave(&picked);
-                    (Outcome::GatewayError, Failure::upstream(503, "reset", reason), again)
-                }
-                Ending::Late => {
-                    let failure = Failure::upstream(504, "late", "no response head came in time");
-                    let again = more && self.body.is_whole() && self.may_leave(&picked);
-                    (Outcome::Late { connected: true }, failure, again)
-                }
-                Ending::Client => {
-                    return Err(Failure::client(400, "client-body", "the request's body broke off"));
-                }
-            };
-            failed_span(self.worker, span, failure.flag());
-            picked.finished(outcome, now);
-            tried.failed(&endpoint);
-            drop(lease);
-            if !again {
-                return Err(failure);
+            let end = attempt.end;
+            let again = end.again(May { probe: attempt.is_probe(), ..self.may(retries) });
+            if again == Again::Never {
+                return attempt.close(self.worker);
             }
-            retries += 1;
-            last = Some(failure);
-            tokio::time::sleep(backoff(&self.retry(), retries, self.worker.chance())).await;
+            end.note(&mut tried, &endpoint);
+            let paid = match again {
+                Again::Budget => self.callee.budget.take(&self.retry(), self.worker.proxy.now()),
+                Again::Free | Again::Never => tried.may_connect(),
+                Again::Try => true,
+            };
+            if !paid {
+                return attempt.close(self.worker);
+            }
+            last = Some(attempt.give_up(self.worker));
+            if again != Again::Free {
+                retries += 1;
+                tokio::time::sleep(backoff(&self.retry(), retries, self.worker.chance())).await;
+            }
         }
     }
 
@@ -184,7 +109,7 @@ impl Call<'_> {
             now: self.worker.proxy.now(),
             chance: self.worker.chance(),
             tried,
-            may_repeat: self.may_repeat(0),
+            may_repeat: self.may(0).repeat(),
         };
         match self.callee.balancer.pick(&ask) {
             Pick::Endpoint(picked) => Ok(picked),
@@ -192,19 +117,21 @@ impl Call<'_> {
         }
     }
 
-    /// After a connect in vain: on to the next endpoint, or the end.
-    fn may_connect_again(
-        &self,
-        tried: &Tried,
-        failure: Failure,
-        last: &mut Option<Failure>,
-    ) -> Result<(), Failure> {
-        let on = self.on(RetryOn::Refused);
-        if on && tried.may_connect() && self.body.is_whole() {
-            *last = Some(failure);
-            return Ok(());
+    fn may(&self, retries: u32) -> May {
+        let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
+        let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
+        May {
+            whole: self.body.is_whole(),
+            tries: retries < attempts,
+            idempotent: self.outgoing.idempotent,
+            on_refused: self.on(RetryOn::Refused),
+            on_reset: self.on(RetryOn::Reset),
+            probe: false,
         }
-        Err(failure)
+    }
+
+    fn on(&self, what: RetryOn) -> bool {
+        self.service.traffic.retry.as_ref().is_some_and(|retry| retry.on.contains(&(what as i32)))
     }
 
     /// What the service says of retries, with the back-off of the route where that says one.
@@ -219,220 +146,12 @@ impl Call<'_> {
             }),
         }
     }
-
-    fn on(&self, what: RetryOn) -> bool {
-        self.service.traffic.retry.as_ref().is_some_and(|retry| retry.on.contains(&(what as i32)))
-    }
-
-    /// Whether another try may follow this one, should it break off or be late: nobody knows what has become of it.
-    fn may_repeat(&self, retries: u32) -> bool {
-        self.outgoing.idempotent && self.has_tries(retries)
-    }
-
-    /// Whether another try is left, and can have all of the body.
-    fn has_tries(&self, retries: u32) -> bool {
-        let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
-        let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
-        retries < attempts && self.body.is_whole()
-    }
-
-    /// Whether the budget bears another try after one at `picked`. A probe is the proxy's own choice and at most one
-    /// a second at each endpoint: the request that it was made with does not pay for going on, least of all when a
-    /// hang has just used the budget up.
-    fn may_leave(&self, picked: &Picked) -> bool {
-        picked.probe.is_some() || self.budget()
-    }
-
-    fn budget(&self) -> bool {
-        self.callee.budget.take(&self.retry(), self.worker.proxy.now())
-    }
-
-    /// One try, over a connection that stands.
-    async fn once(
-        &self,
-        exchange: &mut Exchange,
-        picked: &mut Picked,
-        lease: &mut Lease,
-        more: bool,
-    ) -> (Ending, Option<Span>) {
-        let mut span = None;
-        let mut traceparent = None;
-        if let Some(trace) = &exchange.trace
-            && trace.context.sampled
-        {
-            let context = with_ids(|ids| trace.context.child(ids));
-            traceparent = HeaderValue::try_from(context.traceparent()).ok();
-            span = Span::begin(
-                &context,
-                trace.parent,
-                Kind::Client,
-                exchange.method().to_string(),
-                std::time::SystemTime::now(),
-            );
-            if let Some(span) = &mut span {
-                self.describe(span, picked.endpoint(), lease, exchange.tries);
-            }
-        }
-        let request = self.outgoing.request(self.body.body(), lease.is_h2(), traceparent);
-        picked.sent(self.worker.proxy.now());
-        let limit = self.limit(picked, more);
-        let sent = match limit {
-            None => lease.send(request).await,
-            Some(limit) => match tokio::time::timeout(limit, lease.send(request)).await {
-                Ok(sent) => sent,
-                Err(_) => return (Ending::Late, span),
-            },
-        };
-        (self.ending(sent, lease), span)
-    }
-
-    fn ending(&self, sent: Result<Response<Incoming>, Unsent>, lease: &Lease) -> Ending {
-        let Unsent { error, returned } = match sent {
-            Ok(response) => return Ending::Answered(response),
-            Err(unsent) => unsent,
-        };
-        let reason = process::logs::causes(&error);
-        let alert = !lease.facts.proven.get() && dial::is_refusal(&error);
-        if self.body.client_failed() {
-            Ending::Client
-        } else if returned || alert || is_unprocessed(&error) {
-            Ending::NotProcessed(reason)
-        } else {
-            Ending::Broken(reason)
-        }
-    }
-
-    fn limit(&self, picked: &Picked, more: bool) -> Option<Duration> {
-        let positive = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
-        let timeouts = self.service.traffic.timeouts.as_ref();
-        let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
-        let first_byte = first_byte.filter(|_| more && self.on(RetryOn::FirstByte));
-        [first_byte, picked.probe.filter(|_| more), self.backend_timeout].into_iter().flatten().min()
-    }
-
-    /// A connection to the endpoint: one that stands, or a new one. A probe may take no longer to connect than to be
-    /// answered.
-    async fn lease(&self, endpoint: &Arc<Endpoint>, picked: &mut Picked) -> Result<Lease, DialError> {
-        let slot = self.worker.pool.endpoint(endpoint);
-        limit(&slot, &self.service.traffic);
-        let remote = endpoint.gateway.is_some();
-        let h2 = match (endpoint.wire.mtls, self.outgoing.upgrade.is_some()) {
-            (_, true) => false,
-            (true, false) => remote || self.outgoing.h2,
-            (false, false) => self.speaks_h2,
-        };
-        if let Some(lease) = slot.take(h2) {
-            return Ok(lease);
-        }
-        let tls = match endpoint.wire.mtls {
-            true => Some(slot.tls(h2, || {
-                dial::tls_config(
-                    self.worker,
-                    endpoint,
-                    &self.service.identities,
-                    if h2 { &["h2"] } else { &["http/1.1"] },
-                )
-            })?),
-            false => None,
-        };
-        let timeout = connect_limit(&self.service.traffic, remote);
-        let keep_alive = keep_alive(&self.service.traffic);
-        let route = Route { address: endpoint.address, endpoint: Some(endpoint), tls, timeout, keep_alive };
-        if !remote {
-            picked.connecting(self.worker.proxy.now());
-        }
-        let connecting = slot.connect(self.worker, route, h2);
-        let Some(limit) = picked.probe else { return connecting.await };
-        let connected = tokio::time::timeout(limit, connecting).await;
-        connected.unwrap_or(Err(DialError::Slow(endpoint.address, limit)))
-    }
-
-    /// A connection that other services share is to one of this service only if its configuration says so too.
-    fn meant(&self, endpoint: &Endpoint, lease: Lease) -> Result<Lease, DialError> {
-        match &lease.facts.peer {
-            Some(peer) if !self.service.identities.contains(&peer.id) => {
-                Err(DialError::Identity(endpoint.address, endpoint.wire.identity.clone()))
-            }
-            _ => Ok(lease),
-        }
-    }
-
-    fn judge(&self, response: Response<Incoming>, lease: &Lease, more: bool) -> Verdict {
-        let map = response.headers();
-        if lease.facts.peer.is_some() {
-            if let Some(reason) = map.get(headers::REFUSED) {
-                return Verdict::NotProcessed(format!(
-                    "refused: {}",
-                    String::from_utf8_lossy(reason.as_bytes())
-                ));
-            }
-            if map.contains_key(headers::RESET) && more && self.on(RetryOn::Reset) && self.body.is_whole() {
-                return Verdict::Reset;
-            }
-        }
-        let outcome = outcome(response.status(), map);
-        if self.is_retried(&response) {
-            Verdict::Again(response, outcome)
-        } else {
-            Verdict::Pass(response, outcome)
-        }
-    }
-
-    fn is_retried(&self, response: &Response<Incoming>) -> bool {
-        let Some(retry) = &self.service.traffic.retry else { return false };
-        let code = u32::from(response.status().as_u16());
-        let own = self.rule.and_then(|rule| rule.retry.as_ref());
-        let listed = own.map_or(&retry.statuses, |own| &own.codes).contains(&code);
-        // With its status in the head and no body, a call has had no message for an answer.
-        let bare = self.outgoing.grpc && response.body().is_end_stream();
-        let grpc = bare.then(|| response.headers().get("grpc-status")).flatten();
-        let grpc = grpc.and_then(|value| value.to_str().ok()?.parse::<u32>().ok());
-        (listed && self.outgoing.idempotent)
-            || grpc.is_some_and(|status| retry.grpc_statuses.contains(&status))
-    }
-
-    fn describe(&self, span: &mut Span, endpoint: &Endpoint, lease: &Lease, tries: u32) {
-        span.set("server.address", endpoint.address.ip().to_string());
-        span.set("server.port", i64::from(endpoint.address.port()));
-        span.set("http.request.method", self.outgoing.method().to_string());
-        span.set("url.path", self.outgoing.path().to_owned());
-        span.set("weft.service", self.service.name.to_string());
-        span.set("weft.peer.cluster", endpoint.wire.cluster.clone());
-        span.set("weft.peer.workload", endpoint.wire.workload.clone());
-        span.set("weft.locality.priority", i64::from(endpoint.priority));
-        if let Some(gateway) = lease.facts.gateway {
-            span.set("weft.gateway", gateway.to_string());
-        }
-        if tries > 1 {
-            span.set("http.request.resend_count", i64::from(tries - 1));
-        }
-    }
 }
 
-enum Verdict {
-    Pass(Response<Incoming>, Outcome),
-    Again(Response<Incoming>, Outcome),
-    NotProcessed(String),
-    Reset,
-}
-
-/// What a response tells of its endpoint.
-fn outcome(status: StatusCode, map: &HeaderMap) -> Outcome {
-    match status.as_u16() {
-        502..=504 => Outcome::GatewayError,
-        429 => Outcome::Busy,
-        500.. => Outcome::ServerError,
-        _ if map.get("grpc-status").is_some_and(|status| status == "8") => Outcome::Busy,
-        _ => Outcome::Success,
-    }
-}
-
-fn failed_span(worker: &Worker, span: Option<Span>, flag: &'static str) {
-    if let Some(mut span) = span {
-        span.fail(flag);
-        span.end(std::time::SystemTime::now());
-        worker.proxy.telemetry.spans.record(span);
-    }
+/// There is no endpoint to go to: said by what was met on the way, if anything was.
+fn nowhere(reason: NoEndpoint, last: Option<Failure>) -> Failure {
+    let last = last.filter(|_| reason == NoEndpoint::Exhausted);
+    last.unwrap_or_else(|| Failure::upstream(503, "no-endpoints", reason.to_string()))
 }
 
 /// Whether HTTP/2 says that the stream was not processed (RFC 9113, 8.7): REFUSED_STREAM, or above a GOAWAY that
@@ -462,11 +181,6 @@ fn keep_alive(traffic: &TrafficPolicy) -> Option<TcpKeepalive> {
             .with_interval(seconds(interval))
             .with_retries(traffic.tcp_keepalive_probes.max(1))
     })
-}
-
-fn limit(slot: &Slot, traffic: &TrafficPolicy) {
-    let idle = traffic.timeouts.as_ref().map_or(0, |timeouts| timeouts.idle_ms);
-    slot.limit(traffic.max_idle_per_endpoint, Duration::from_millis(idle));
 }
 
 /// The time that is over at `limit` after `started`.

@@ -24,6 +24,7 @@ pub mod failure;
 pub mod forward;
 pub mod headers;
 pub mod http1;
+pub mod limit;
 pub mod listen;
 pub mod liveness;
 pub mod message;

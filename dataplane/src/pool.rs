@@ -27,6 +27,7 @@ use crate::{
     body::Body,
     dial::{self, DialError, Dialled, Route},
     http1::HEAD_BYTES,
+    limit::{Kind, Load, Place},
     worker::{LocalExecutor, Worker},
 };
 
@@ -51,6 +52,25 @@ const PING: Duration = Duration::from_secs(5);
 pub struct Pool {
     endpoints: RefCell<HashMap<EndpointId, Vec<Owned>>>,
     plain: RefCell<HashMap<SocketAddr, Rc<Slot>>>,
+    /// Of connections that nobody limits.
+    unlimited: Arc<Load>,
+}
+
+/// Among what a new connection counts.
+#[derive(Clone, Copy)]
+pub struct Room<'a> {
+    /// What stands already.
+    pub load: &'a Arc<Load>,
+    /// How many there may be; 0: any number.
+    pub limit: u32,
+}
+
+impl Room<'_> {
+    /// A place for another connection, if need be that of one of this worker's that idles.
+    pub fn place(self, pool: &Pool) -> Option<Place> {
+        let take = || Place::take(self.load, Kind::Connection, self.limit);
+        take().or_else(|| pool.give_up_idle(self.load).then(take).flatten())
+    }
 }
 
 /// The connections to an endpoint, and who says that it has its id.
@@ -98,11 +118,12 @@ pub struct Facts {
     pub proven: Cell<bool>,
     /// When the peer was verified. That its certificate expires later does not end the connection.
     pub verified_at: UnixTime,
+    place: Place,
 }
 
 impl Facts {
-    fn new(peer: Option<Arc<Verified>>, gateway: Option<SocketAddr>) -> Rc<Self> {
-        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now() })
+    fn new(peer: Option<Arc<Verified>>, gateway: Option<SocketAddr>, place: Place) -> Rc<Self> {
+        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now(), place })
     }
 }
 
@@ -149,6 +170,16 @@ impl Pool {
             return slot.clone();
         }
         self.plain.borrow_mut().entry(address).or_default().clone()
+    }
+
+    /// The place of what goes to an address that is no endpoint.
+    pub fn unlimited(&self) -> Room<'_> {
+        Room { load: &self.unlimited, limit: 0 }
+    }
+
+    /// Closes a connection that idles, so that another may take its place.
+    fn give_up_idle(&self, load: &Arc<Load>) -> bool {
+        self.endpoints.borrow().values().flatten().any(|one| one.slot.give_up_idle(load))
     }
 
     /// Closes what idles too long, and what is no longer believed.
@@ -233,32 +264,35 @@ impl Slot {
         worker: &Rc<Worker>,
         route: Route<'_>,
         h2: bool,
+        room: Room<'_>,
     ) -> Result<Lease, DialError> {
+        let place = || room.place(&worker.pool).ok_or(DialError::Full);
         if !h2 {
+            let place = place()?;
             let dialled = dial::dial(worker, &route).await?;
-            return self.start_h1(worker, dialled, route.address).await;
+            return self.start_h1(worker, dialled, route.address, place).await;
         }
         loop {
-            if let Some(lease) = self.take_h2() {
-                return Ok(lease);
-            }
             let standing = self.connecting.borrow().clone();
             let connecting = match standing {
                 Some(connecting) => connecting,
-                None => self.begin_h2(worker, &route),
+                None => self.begin_h2(worker, &route, place()?),
             };
             Waiting { slot: self, connecting }.wait().await?;
+            if let Some(lease) = self.take_h2() {
+                return Ok(lease);
+            }
         }
     }
 
-    fn begin_h2(self: &Rc<Self>, worker: &Rc<Worker>, route: &Route<'_>) -> Connecting {
+    fn begin_h2(self: &Rc<Self>, worker: &Rc<Worker>, route: &Route<'_>, place: Place) -> Connecting {
         let (slot, worker) = (self.clone(), worker.clone());
         let (address, tls, timeout) = (route.address, route.tls.clone(), route.timeout);
         let (endpoint, keep_alive) = (route.endpoint.cloned(), route.keep_alive.clone());
         let connect = async move {
             let route = Route { address, endpoint: endpoint.as_ref(), tls, timeout, keep_alive };
             let dialled = dial::dial(&worker, &route).await?;
-            slot.start_h2(&worker, dialled, address).await
+            slot.start_h2(&worker, dialled, address, place).await
         };
         let connecting = connect.boxed_local().shared();
         *self.connecting.borrow_mut() = Some(connecting.clone());
@@ -270,10 +304,11 @@ impl Slot {
         worker: &Worker,
         dialled: Dialled,
         address: SocketAddr,
+        place: Place,
     ) -> Result<Lease, DialError> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES * 4);
-        let facts = Facts::new(dialled.peer, dialled.gateway);
+        let facts = Facts::new(dialled.peer, dialled.gateway, place);
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
         worker.spawn(async move {
@@ -287,6 +322,7 @@ impl Slot {
         worker: &Worker,
         dialled: Dialled,
         address: SocketAddr,
+        place: Place,
     ) -> Result<(), DialError> {
         let mut builder = http2::Builder::new(LocalExecutor);
         builder
@@ -295,7 +331,7 @@ impl Slot {
             .initial_connection_window_size(WINDOW * 4)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let facts = Facts::new(dialled.peer, dialled.gateway);
+        let facts = Facts::new(dialled.peer, dialled.gateway, place);
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
         worker.spawn(async move {
@@ -309,8 +345,21 @@ impl Slot {
     fn put(&self, idle: Idle) {
         let mut all = self.idle.borrow_mut();
         if all.len() < self.max_idle.get().unwrap_or(MAX_IDLE) && !idle.sender.is_closed() {
+            idle.facts.place.idles();
             all.push(idle);
         }
+    }
+
+    /// Closes one that idles and has a place of `load`.
+    fn give_up_idle(&self, load: &Arc<Load>) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        if let Some(at) = idle.iter().position(|one| one.facts.place.is_of(load)) {
+            idle.swap_remove(at);
+            return true;
+        }
+        let mut shared = self.shared.borrow_mut();
+        let at = shared.iter().position(|one| one.active.get() == 0 && one.facts.place.is_of(load));
+        at.map(|at| shared.swap_remove(at)).is_some()
     }
 
     /// Whether there is still something to keep.
@@ -321,12 +370,14 @@ impl Slot {
             let bundle = worker.proxy.identity.bundle();
             facts.peer.as_ref().is_none_or(|peer| peer.still_holds(&bundle, facts.verified_at).is_ok())
         };
+        // Where connections are limited another worker may want the place of one that idles here.
+        let kept = |since: Instant, facts: &Facts| fresh(since) && !facts.place.is_wanted();
         self.idle
             .borrow_mut()
-            .retain(|one| !one.sender.is_closed() && fresh(one.since) && believed(&one.facts));
+            .retain(|one| !one.sender.is_closed() && kept(one.since, &one.facts) && believed(&one.facts));
         self.shared.borrow_mut().retain(|one| {
             !one.sender.is_closed()
-                && (one.active.get() > 0 || fresh(one.since.get()))
+                && (one.active.get() > 0 || kept(one.since.get(), &one.facts))
                 && believed(&one.facts)
         });
         let empty = self.idle.borrow().is_empty() && self.shared.borrow().is_empty();
@@ -397,6 +448,7 @@ impl Drop for Lease {
         if let Some(Sender::H2(h2)) = &self.sender {
             h2.active.set(h2.active.get() - 1);
             h2.since.set(Instant::now());
+            self.facts.place.idles();
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::{
     balance::{Balancer, Budget, Gateways, Input, Moment, Place},
     config::Config,
     control::hosts::Hosts,
+    limit::Load,
 };
 
 /// One process.
@@ -59,8 +60,8 @@ pub struct Callee {
     pub balancer: Arc<Balancer>,
     /// How many tries beyond the first there may be.
     pub budget: Budget,
-    /// Requests under way.
-    pub requests: std::sync::atomic::AtomicU32,
+    /// What is under way to it.
+    pub load: Arc<Load>,
 }
 
 impl State {
@@ -175,6 +176,12 @@ impl Proxy {
     pub fn each_balancer(&self, mut see: impl FnMut(&(ServiceName, u16), &Arc<Balancer>)) {
         let callees = self.callees.lock().unwrap_or_else(PoisonError::into_inner);
         callees.iter().for_each(|(key, callee)| see(key, &callee.balancer));
+    }
+
+    /// What is under way to each service by its target port: connections, requests, and what waits for a connection.
+    pub fn each_load(&self, mut see: impl FnMut(&(ServiceName, u16), &Arc<Load>)) {
+        let callees = self.callees.lock().unwrap_or_else(PoisonError::into_inner);
+        callees.iter().for_each(|(key, callee)| see(key, &callee.load));
     }
 
     /// The endpoints that this proxy holds to be bad now.

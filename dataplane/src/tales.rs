@@ -26,6 +26,8 @@ use crate::{
     fixture::{Running, Sidecar, endpoint, free, sidecar},
 };
 
+mod limits;
+
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
 /// An application: it says who it is, and does what the path says.

@@ -142,7 +142,7 @@ spec:
 apiVersion: weft.mesh/v1alpha1
 kind: TrafficPolicy
 metadata: { name: a, namespace: b }
-spec: { loadBalancing: { policy: HASH, hash: { on: HEADER, name: x } }, limits: { requests: 9, pending: 9 } }
+spec: { loadBalancing: { policy: HASH, hash: { on: HEADER, name: x } } }
 ",
         expect![[r#"
             a.yaml:3:36: `ownerReferences` is not yet supported (it is part of the standard, but nothing here would act on it: leave it out)
@@ -159,8 +159,7 @@ spec: { loadBalancing: { policy: HASH, hash: { on: HEADER, name: x } }, limits: 
             a.yaml:29:39: `protocol: HTTPS` is not yet supported
             a.yaml:29:46: `tls` is not yet supported (it is part of the standard, but nothing here would act on it: leave it out)
             a.yaml:34:34: `policy: HASH` is not yet supported
-            a.yaml:34:40: `hash` is not yet supported (it is part of the standard, but nothing here would act on it: leave it out)
-            a.yaml:34:96: `pending` is not yet supported (it is part of the standard, but nothing here would act on it: leave it out)"#]],
+            a.yaml:34:40: `hash` is not yet supported (it is part of the standard, but nothing here would act on it: leave it out)"#]],
     );
 }
 

@@ -105,8 +105,6 @@ fn table(kind: Kind) -> &'static [&'static str] {
         Kind::TrafficPolicy => &[
             "/spec/loadBalancing/hash",
             "/spec/loadBalancing/policy=HASH",
-            "/spec/limits/connections",
-            "/spec/limits/pending",
             // A proxy does not know its node yet.
             "/spec/locality/priority/*=node",
         ],

@@ -277,17 +277,18 @@ impl Default for SuccessRate {
     }
 }
 
-/// How much at a time, per proxy. 0: no limit.
+/// How much at a time, per proxy, to all endpoints together. 0: no limit. What is over one is answered with 503 here, and
+/// goes nowhere else.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct Limits {
-    /// Open connections.
+    /// Open connections. A request that finds none free waits for one, for at most `timeouts.firstByte`.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub connections: u32,
-    /// Requests under way.
+    /// Requests under way, each until its answer has come to its end.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub requests: u32,
-    /// Requests that wait for a connection.
+    /// Requests that wait for a connection, be it a new one or one that comes free.
     #[schemars(range(min = 0, max = 1_000_000))]
     pub pending: u32,
 }

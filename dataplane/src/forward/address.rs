@@ -33,7 +33,9 @@ pub async fn to_address(
             Some(lease) => lease,
             None => {
                 let route = Route::plain(address, CONNECT);
-                slot.connect(worker, route, h2).await.map_err(AddressError::Connect)?
+                slot.connect(worker, route, h2, worker.pool.unlimited())
+                    .await
+                    .map_err(AddressError::Connect)?
             }
         };
         let Unsent { error, returned } = match lease.send(outgoing.request(body.body(), h2, None)).await {

@@ -4,12 +4,14 @@ use std::{rc::Rc, sync::Arc};
 
 use runtime::Service;
 
-use super::{connect_limit, keep_alive};
+use super::{connect_limit, keep_alive, nowhere, verdict::End};
 use crate::{
     account::Exchange,
     balance::{Ask, Pick, Picked, Tried},
     dial::{self, Dialled, Route},
     failure::Failure,
+    limit::Over,
+    pool::Room,
     proxy::Callee,
     worker::Worker,
 };
@@ -21,12 +23,15 @@ pub async fn open(
     callee: &Arc<Callee>,
     exchange: &mut Exchange,
 ) -> Result<(Dialled, Picked), Failure> {
+    let room = Room { load: &callee.load, limit: service.traffic.limit_connections };
+    // A stream of bytes is its connection: it waits for none.
+    exchange.place = Some(room.place(&worker.pool).ok_or(Over::Connections)?);
     let mut tried = Tried::default();
     loop {
         let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_repeat: false };
         let mut picked = match callee.balancer.pick(&ask) {
             Pick::Endpoint(picked) => picked,
-            Pick::None(reason) => return Err(Failure::upstream(503, "no-endpoints", reason.to_string())),
+            Pick::None(reason) => return Err(nowhere(reason, None)),
         };
         let endpoint = picked.endpoint().clone();
         exchange.endpoint = Some(endpoint.clone());
@@ -55,7 +60,7 @@ pub async fn open(
             Err(error) => error,
         };
         picked.finished(error.outcome(), worker.proxy.now());
-        error.note(&mut tried, &endpoint);
+        End::Unconnected(error.outcome()).note(&mut tried, &endpoint);
         if !tried.may_connect() {
             return Err(Failure::upstream(503, "connect-failed", error.to_string()));
         }

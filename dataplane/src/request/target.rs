@@ -1,10 +1,6 @@
 //! Where a plan leads: the application, a service of the mesh, a host outside it.
 
-use std::{
-    net::SocketAddr,
-    rc::Rc,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use api::identity::UnixTime;
 use http::Response;
@@ -23,6 +19,7 @@ use crate::{
         stream,
     },
     headers,
+    limit::{Kind, Over, Place},
     message::Outgoing,
     proxy::{Callee, State},
     tunnel::Above,
@@ -47,7 +44,8 @@ pub(super) async fn send(
         Target::Service { service, port } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
-            let _place = Place::take(callee, service.traffic.limit_requests)?;
+            let place = Place::take(&callee.load, Kind::Request, service.traffic.limit_requests);
+            exchange.place = Some(place.ok_or(Over::Requests)?);
             let call = Call {
                 worker: ways.worker,
                 service,
@@ -71,29 +69,6 @@ fn speaks_h2(protocol: api::wire::Protocol) -> bool {
     match protocol {
         Protocol::Http2 | Protocol::Grpc => true,
         Protocol::Unspecified | Protocol::Http | Protocol::Tcp => false,
-    }
-}
-
-/// A place among the requests that a service may have at once (`limits.requests`; 0: as many as there are).
-struct Place<'a>(&'a Callee);
-
-impl<'a> Place<'a> {
-    fn take(callee: &'a Callee, limit: u32) -> Result<Self, Failure> {
-        let place = Place(callee);
-        if callee.requests.fetch_add(1, Relaxed) >= limit && limit > 0 {
-            return Err(Failure::upstream(
-                503,
-                "limit",
-                "as many requests are under way as `limits.requests` allows",
-            ));
-        }
-        Ok(place)
-    }
-}
-
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        self.0.requests.fetch_sub(1, Relaxed);
     }
 }
 

@@ -14,13 +14,16 @@ use api::name::InstanceId;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 mod embedded;
+mod etcd;
 mod revision;
 #[cfg(test)]
 mod suite;
 
 pub use embedded::Embedded;
+pub use etcd::{Etcd, EtcdSettings};
 pub use revision::{Entry, Position, Stored, missing, read_revision, retain, write_revision};
 
 /// One blob. A resource comes from a file of at most 4 MiB; a manifest line takes some 200 bytes.
@@ -58,6 +61,8 @@ pub trait Store: Send + Sync + 'static {
     fn watch_head(&self) -> watch::Receiver<Option<SignedHead>>;
 
     /// Puts `next` into force if the head is still `expected`, `next` is later, and `guard` still leads.
+    ///
+    /// A [`StoreError`] says nothing of whether it did: its answer may be what was lost.
     fn compare_and_swap_head<'a>(
         &'a self,
         expected: Option<Seq>,
@@ -111,6 +116,9 @@ pub enum StoreError {
     /// The medium or the server behind it failed.
     #[error("the store does not answer: {0}; is the disk full, or its server away?")]
     Failed(String),
+    /// The server takes no more.
+    #[error("the store is full ({0}); compact and defragment etcd or raise its quota, then disarm its alarm")]
+    Full(String),
     /// Something is larger than a limit.
     #[error("{what} of {size} is over the limit of {limit}")]
     TooLarge {
@@ -160,18 +168,25 @@ pub enum Conflict {
     Store(#[from] StoreError),
 }
 
-/// The proof that this process leads, as long as it is held.
+/// The proof that this process leads, as long as it is held and not lost.
 pub struct Election {
-    /// Counts leaderships; each store compares it with the one that it granted last.
+    /// Counts leaderships.
     term: u64,
+    /// Ends when somebody else may lead.
+    lost: CancellationToken,
     /// What holds the leadership: a permit here, a lease at a server.
-    _held: Box<dyn Any + Send + Sync>,
+    held: Box<dyn Any + Send + Sync>,
 }
 
 impl Election {
     /// Which leadership this is.
     pub fn term(&self) -> u64 {
         self.term
+    }
+
+    /// Waits until this process does not lead any more. Never, where nobody else could.
+    pub async fn lost(&self) {
+        self.lost.cancelled().await;
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod etcd;
 pub mod explanations;
 pub mod load;
 pub mod logs;
@@ -25,6 +26,7 @@ use anyhow::Context;
 pub use self::{
     client::{Answer, Client, Hop},
     collector::Collector,
+    etcd::EtcdServer,
     load::Load,
     mesh::{Blocks, Mesh},
     prober::Prober,

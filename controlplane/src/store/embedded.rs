@@ -20,6 +20,7 @@ use redb::{
     TableDefinition, WriteTransaction,
 };
 use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{Answer, Conflict, Election, Registration, Store, StoreError};
 use super::{MAX_BLOB_BYTES, MAX_REGISTRATION_BYTES, MAX_REGISTRATIONS};
@@ -176,7 +177,7 @@ impl Store for Embedded {
             let closed = |_| StoreError::Failed("the store is closing".into());
             let permit = self.leader.clone().acquire_owned().await.map_err(closed)?;
             let term = self.term.fetch_add(1, Ordering::AcqRel) + 1;
-            Ok(Election { term, _held: Box::new(permit) })
+            Ok(Election { term, lost: CancellationToken::new(), held: Box::new(permit) })
         }
         .boxed()
     }

@@ -16,6 +16,7 @@ pub(super) async fn suite<F: Future<Output = Arc<dyn Store>>>(fresh: impl Fn() -
     one_leads_at_a_time(&*fresh().await).await;
     workloads_register_beat_and_go(&*fresh().await).await;
     a_revision_is_read_as_it_was_written(&*fresh().await).await;
+    a_namespace_may_be_large(&*fresh().await).await;
     a_commit_writes_what_it_changed(&*fresh().await).await;
     what_did_not_change_keeps_its_commit_and_author(&*fresh().await).await;
     a_replica_asks_for_what_it_lacks(&*fresh().await, &*fresh().await).await;
@@ -155,6 +156,15 @@ async fn a_revision_is_read_as_it_was_written(store: &dyn Store) {
         write(store, &[], 'b', None).await,
         write(store, &[], 'b', Some(&revision_of_nothing(store).await)).await
     );
+}
+
+/// Its manifest is one blob, larger than what some servers take in a request.
+async fn a_namespace_may_be_large(store: &dyn Store) {
+    let entries: Vec<_> = (0..20_000)
+        .map(|i| entry("shop", &format!("a-service-with-a-long-name-{i}"), &i.to_string(), 'a'))
+        .collect();
+    let revision = write(store, &entries, 'a', None).await;
+    assert_eq!(read_revision(store, &revision).await.unwrap().len(), 20_000);
 }
 
 async fn revision_of_nothing(store: &dyn Store) -> Revision {

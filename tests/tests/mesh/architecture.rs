@@ -24,7 +24,11 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
 ];
 
 /// Crates that only one place may use.
-const KEPT_INSIDE: [(&str, &str); 2] = [("gix", "controlplane/src/git"), ("redb", "controlplane/src/store")];
+const KEPT_INSIDE: [(&str, &str); 3] = [
+    ("gix", "controlplane/src/git"),
+    ("redb", "controlplane/src/store"),
+    ("etcd_client", "controlplane/src/store"),
+];
 
 /// What may not be read in a pure crate: no clock, no chance, no network, no waiting.
 const IMPURE: [&str; 7] =

@@ -1,0 +1,171 @@
+//! A real etcd server: the `etcd` of the path, or the binary that `WEFT_TEST_ETCD` names. The control plane's own tests
+//! read this file too, so it knows nobody.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// A server that is not ready by then has failed.
+const READY_LIMIT: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(10);
+
+/// One server of a cluster of one. Its drop ends it.
+pub struct EtcdServer {
+    child: Option<Child>,
+    home: TempDir,
+    client: SocketAddr,
+    peer: SocketAddr,
+    metrics: SocketAddr,
+    tls: bool,
+    args: Vec<String>,
+}
+
+impl EtcdServer {
+    /// Starts one at free ports of `ip`, with further arguments, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start(ip: IpAddr, args: &[&str]) -> Self {
+        let free = || {
+            let listener = TcpListener::bind((ip, 0)).expect("a free port");
+            listener.local_addr().expect("it is bound")
+        };
+        let mut server = EtcdServer {
+            child: None,
+            home: tempfile::tempdir().expect("a directory"),
+            client: free(),
+            peer: free(),
+            metrics: free(),
+            tls: args.contains(&"--cert-file"),
+            args: Vec::new(),
+        };
+        server.again_with(args);
+        server
+    }
+
+    /// Where clients find it.
+    pub fn url(&self) -> String {
+        format!("{}://{}", if self.tls { "https" } else { "http" }, self.client)
+    }
+
+    /// Starts it again on the data that it has.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn again(&mut self) {
+        let binary = std::env::var_os("WEFT_TEST_ETCD").map_or_else(|| PathBuf::from("etcd"), PathBuf::from);
+        let peer = format!("http://{}", self.peer);
+        let (url, metrics) = (self.url(), format!("http://{}", self.metrics));
+        let child = Command::new(&binary)
+            .arg("--data-dir")
+            .arg(self.data())
+            .args(["--name", "one", "--initial-cluster", &format!("one={peer}")])
+            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args([
+                "--listen-metrics-urls",
+                &metrics,
+                "--heartbeat-interval",
+                "20",
+                "--election-timeout",
+                "200",
+            ])
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(self.home.path().join("etcd.err")).expect("a directory"))
+            .spawn();
+        self.child = Some(child.unwrap_or_else(|error| {
+            panic!("{} cannot be started: {error}; `scripts/setup test` installs etcd, or name one in WEFT_TEST_ETCD", binary.display())
+        }));
+        let deadline = Instant::now() + READY_LIMIT;
+        while !self.is_ready() {
+            assert!(Instant::now() < deadline, "etcd is not ready:\n{}", self.said());
+            thread::sleep(POLL);
+        }
+    }
+
+    /// The same with other arguments.
+    pub fn again_with(&mut self, args: &[&str]) {
+        self.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        self.again();
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Sends it a signal by its name, `STOP` or `CONT`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
+        assert!(sent.is_ok_and(|status| status.success()), "kill -{name} {pid}");
+    }
+
+    /// A copy of its data as a killed server leaves it: a backup. The server has to be dead.
+    pub fn back_up(&self, to: &Path) {
+        assert!(self.child.is_none());
+        copy(&self.data(), to);
+    }
+
+    /// Replaces its data by a backup, or by nothing. The server has to be dead.
+    pub fn restore(&self, from: Option<&Path>) {
+        assert!(self.child.is_none());
+        fs::remove_dir_all(self.data()).expect("it has data");
+        if let Some(from) = from {
+            copy(from, &self.data());
+        }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.home.path().join("etcd.err")).unwrap_or_default()
+    }
+
+    fn is_ready(&self) -> bool {
+        let ask = || {
+            TcpStream::connect(self.client)?;
+            let mut stream = TcpStream::connect(self.metrics)?;
+            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            std::io::Result::Ok(answer)
+        };
+        // Its own word on its health is no when it is merely full.
+        ask().is_ok_and(|answer| answer.contains("etcd_server_has_leader 1"))
+    }
+}
+
+impl Drop for EtcdServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a directory");
+    for entry in fs::read_dir(from).expect("a directory").flatten() {
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy(&from, &to);
+        } else {
+            fs::copy(&from, &to).expect("a file");
+        }
+    }
+}

@@ -60,12 +60,14 @@ pub struct Event {
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
-    /// Its path.
+    /// Its path or URL.
     pub repository: String,
     /// The branch that rules.
     pub branch: String,
     /// What is wrong with the repository now (away, branch gone); the last good commit stays in force.
     pub trouble: Option<String>,
+    /// Since when something is.
+    pub trouble_since: Option<f64>,
     /// The newest commits seen, newest last.
     pub commits: Vec<CommitStatus>,
 }

@@ -91,6 +91,7 @@ pub(crate) mod tests {
                 repository: "/srv/config".into(),
                 branch: "main".into(),
                 trouble: None,
+                trouble_since: None,
                 commits: vec![CommitStatus {
                     commit: "1a2b3c4d5e".into(),
                     subject: "The shop, as it comes".into(),
@@ -139,6 +140,7 @@ pub(crate) mod tests {
         let mut status = sample();
         let source = status.source.as_mut().unwrap();
         source.trouble = Some("the branch `main` is gone".into());
+        source.trouble_since = Some(970.0);
         source.commits[0].state = CommitState::Refused;
         source.commits[0].effective_after_ms = None;
         source.commits[0].errors = vec![Problem {
@@ -154,7 +156,7 @@ pub(crate) mod tests {
         cluster.proxies[0].ejected = BTreeMap::from([("east-ratings-1".into(), "5 gateway errors".into())]);
         let text = render(&status, 1000.0, Style { colour: false });
         for line in [
-            "  trouble: the branch `main` is gone",
+            "  trouble for 30s: the branch `main` is gone; the last good commit stays in force",
             "    policy.yaml:3:9: unknown name `souce`",
             "primary away for 2m0s",
             "  east-front-1 refused: policy/shop/a: level 2 is above mine",

@@ -78,7 +78,8 @@ pub(crate) async fn resolve(revision: &str, mesh: &Mesh, client: &Client) -> any
         Some(source) if Path::new(&source.repository).is_dir() => {
             repository::resolve(Path::new(&source.repository), revision)
         }
-        _ => Ok(revision.to_owned()), // the repository is on another machine; its control plane resolves what it can
+        // At a server, of which this directory may be a clone; else, its control plane resolves what it can.
+        _ => Ok(repository::resolve(Path::new("."), revision).unwrap_or_else(|_| revision.to_owned())),
     }
 }
 

@@ -25,7 +25,14 @@ use tokio::net::TcpListener;
 
 pub use access::Access;
 
-use crate::{config::Duty, explain::explain, git::Repository, plane::Plane, publish::Accepted, report};
+use crate::{
+    config::Duty,
+    explain::explain,
+    git::{Address, Bell, Repository},
+    plane::Plane,
+    publish::Accepted,
+    report,
+};
 
 const DEFAULT_WAIT: u64 = 60;
 const LONGEST_WAIT: u64 = 3600;
@@ -41,8 +48,8 @@ pub struct Api {
     pub plane: Arc<Plane>,
     /// Who may call.
     pub access: Arc<Access>,
-    /// The configuration's source (primary).
-    pub repository: Option<Arc<Repository>>,
+    /// The configuration's source, and what makes it ask its server (primary).
+    pub source: Option<(Arc<Repository>, Bell)>,
     /// Held commits that an operator let pass (primary).
     pub accepted: Arc<Accepted>,
 }
@@ -95,9 +102,12 @@ struct WaitQuery {
 }
 
 async fn wait(State(api): State<Api>, Query(asked): Query<WaitQuery>) -> Result<Response, Refused> {
-    let commit = resolve(&api, &asked.commit).await?;
+    let commit = match resolve(&api, &asked.commit).await {
+        Err(unknown) => expect(&api, &asked.commit).ok_or(unknown)?,
+        Ok(commit) => commit,
+    };
     let timeout = Duration::from_secs(asked.timeout.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT));
-    let repository = api.repository.clone();
+    let repository = api.source.as_ref().map(|(repository, _)| repository.clone());
     let descends = |published: &str| {
         let ids = commit.parse::<CommitId>().ok().zip(published.parse::<CommitId>().ok());
         let (Some(repository), Some((ancestor, descendant))) = (&repository, ids) else { return false };
@@ -108,12 +118,22 @@ async fn wait(State(api): State<Api>, Query(asked): Query<WaitQuery>) -> Result<
 
 /// The full id of the commit that `text` names.
 async fn resolve(api: &Api, text: &str) -> Result<String, Refused> {
-    let Some(repository) = api.repository.clone() else {
+    let Some((repository, _)) = api.source.clone() else {
         return Err(Refused(StatusCode::CONFLICT, "a remote reads no repository: ask the primary".into()));
     };
     let text = text.to_owned();
     let found = tokio::task::spawn_blocking(move || repository.resolve(&text)).await.map_err(broken)?;
     found.map(|commit| commit.to_string()).map_err(bad)
+}
+
+/// A commit that was pushed to a server and is not here yet: the server is asked at once.
+fn expect(api: &Api, text: &str) -> Option<String> {
+    let (repository, bell) = api.source.as_ref()?;
+    let commit = text.parse::<CommitId>().ok()?;
+    matches!(repository.source().address, Address::Remote(_)).then(|| {
+        bell.notify_one();
+        commit.to_string()
+    })
 }
 
 async fn explain_request(

@@ -15,6 +15,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{git::Source, snapshot::Place};
 
+mod source;
+
+pub use source::RawSource;
+
 /// The settings file, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -33,6 +37,9 @@ pub struct RawConfig {
     /// For remote control planes (primary only); port 15013 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub federation: Option<SocketAddr>,
+    /// For webhooks of sources that have a secret (primary only); port 15017 by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<SocketAddr>,
     /// Metrics and readiness; port 15014 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
@@ -56,20 +63,6 @@ pub struct RawConfig {
     /// How long a proxy may be away before its workload counts as gone; 15 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_seconds: Option<u32>,
-}
-
-/// A configuration repository.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RawSource {
-    /// A local path, bare or with a work tree.
-    pub repository: PathBuf,
-    /// The branch that rules; `main` by default.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub branch: Option<String>,
-    /// The folder inside the repository; all of it by default.
-    #[serde(default)]
-    pub path: String,
 }
 
 /// The settings, complete.
@@ -101,9 +94,11 @@ pub enum Duty {
     /// Reads Git, holds the root.
     Primary {
         /// Where configuration comes from.
-        source: Source,
+        source: Box<Source>,
         /// Listens for remotes.
         federation: SocketAddr,
+        /// Listens for webhooks, if a source has any.
+        webhook: SocketAddr,
     },
     /// Follows a primary.
     Remote {
@@ -146,16 +141,14 @@ impl RawConfig {
         if lease < MIN_LEASE {
             wrong.push(format!("leaseSeconds must be at least {}", MIN_LEASE.as_secs()));
         }
-        let duty = match (self.role, &self.source, self.primary) {
-            (Role::Primary, Some(source), None) => Some(Duty::Primary {
-                source: Source {
-                    name: "main".into(),
-                    path: source.repository.clone(),
-                    branch: source.branch.clone().unwrap_or_else(|| "main".into()),
-                    folder: source.path.clone(),
-                },
-                federation: at(self.federation, 15013),
-            }),
+        let duty = match (self.role, self.source, self.primary) {
+            (Role::Primary, Some(source), None) => {
+                source.meant("main".into(), &mut wrong).map(|source| Duty::Primary {
+                    source: source.into(),
+                    federation: at(self.federation, 15013),
+                    webhook: at(self.webhook, 15017),
+                })
+            }
             (Role::Primary, ..) => {
                 wrong.push("a primary needs `source` and takes no `primary`".into());
                 None
@@ -170,7 +163,7 @@ impl RawConfig {
         };
         let duty = match duty {
             Some(duty) if wrong.is_empty() => duty,
-            Some(_) | None => return Err(BadConfig(wrong)),
+            _ => return Err(BadConfig(wrong)),
         };
         Ok(Config {
             proxies: at(self.proxies, 15012),

@@ -18,3 +18,4 @@ pub mod snapshot;
 pub mod store;
 
 pub use run::run;
+pub mod webhook;

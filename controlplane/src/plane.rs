@@ -106,8 +106,8 @@ impl Plane {
 pub struct Commits {
     /// What became of each, newest last.
     pub seen: VecDeque<CommitStatus>,
-    /// What is wrong with the repository now.
-    pub trouble: Option<String>,
+    /// What is wrong with the repository now, and since when something is.
+    pub trouble: Option<(String, f64)>,
     /// Each commit that was taken into force, oldest first.
     pub published: Vec<(Seq, String)>,
 }

@@ -67,17 +67,17 @@ pub async fn first_good(
 ) -> Option<ResourceSet> {
     loop {
         let now = observed.borrow_and_update().clone();
-        match now {
-            Some(Observation::At(commit)) => match read(repository, &commit, None).await {
+        let Observation { commit, trouble } = now.unwrap_or_default();
+        set_trouble(commits, trouble);
+        if let Some(commit) = commit {
+            match read(repository, &commit, None).await {
                 Ok((_, Ok(set))) => return Some(set),
                 Ok((checkout, Err(problems))) => {
                     tracing::error!(commit = commit.as_str(), "refused: {}", list(&problems));
                     note(commits, &commit, &checkout, CommitState::Refused, problems);
                 }
                 Err(trouble) => set_trouble(commits, Some(trouble)),
-            },
-            Some(Observation::Trouble(trouble)) => set_trouble(commits, Some(trouble)),
-            None => {}
+            }
         }
         observed.changed().await.ok()?;
     }
@@ -96,22 +96,19 @@ pub async fn run(
     loop {
         let mut failed = false;
         let now = observed.borrow_and_update().clone();
-        match now {
-            Some(Observation::At(commit)) => {
-                set_trouble(&plane.commits, None);
-                match take(&plane, &repository, &commit, last.as_ref(), &accepted, &election).await {
-                    Ok(()) => last = Some(commit),
-                    Err(message) => {
-                        plane.events.note(format!("commit {}", commit.short()), message);
-                        failed = true;
-                    }
+        let Observation { commit, trouble } = now.unwrap_or_default();
+        if let Some(trouble) = trouble.as_ref().filter(|_| plane.commits.borrow().trouble.is_none()) {
+            plane.events.note("repository", trouble.to_string());
+        }
+        set_trouble(&plane.commits, trouble);
+        if let Some(commit) = commit {
+            match take(&plane, &repository, &commit, last.as_ref(), &accepted, &election).await {
+                Ok(()) => last = Some(commit),
+                Err(message) => {
+                    plane.events.note(format!("commit {}", commit.short()), message);
+                    failed = true;
                 }
             }
-            Some(Observation::Trouble(trouble)) => {
-                plane.events.note("repository", trouble.to_string());
-                set_trouble(&plane.commits, Some(trouble));
-            }
-            None => {}
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -333,11 +330,14 @@ fn note(
     });
 }
 
+/// Since when there is trouble stays, however its reason changes.
 fn set_trouble(commits: &watch::Sender<Commits>, trouble: Option<Trouble>) {
-    let trouble = trouble.map(|trouble| trouble.to_string());
     commits.send_if_modified(|commits| {
-        let changed = commits.trouble != trouble;
-        commits.trouble = trouble;
+        let since = commits.trouble.as_ref().map(|(_, since)| *since);
+        let now =
+            trouble.map(|trouble| (trouble.to_string(), since.unwrap_or_else(|| seconds(SystemTime::now()))));
+        let changed = commits.trouble != now;
+        commits.trouble = now;
         changed
     });
 }

@@ -185,9 +185,10 @@ pub fn status(plane: &Plane) -> Status {
         Duty::Primary { source, .. } => {
             let commits = plane.commits.borrow();
             Some(SourceStatus {
-                repository: source.path.display().to_string(),
+                repository: source.address.to_string(),
                 branch: source.branch.clone(),
-                trouble: commits.trouble.clone(),
+                trouble: commits.trouble.as_ref().map(|(why, _)| why.clone()),
+                trouble_since: commits.trouble.as_ref().map(|(_, since)| *since),
                 commits: commits.seen.iter().cloned().collect(),
             })
         }

@@ -24,6 +24,7 @@ use crate::{
     serving::{self, Begun},
     snapshot::Configuration,
     store::{Election, Embedded, Store},
+    webhook::{self, Hook},
 };
 
 /// What is under way when the end is asked for gets this long.
@@ -71,7 +72,7 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
     };
     let (begun, source) = match config.duty.clone() {
         Duty::Primary { source, .. } => {
-            begin_primary(&world, &config, source, configuration, &shutdown).await?
+            begin_primary(&world, &config, *source, configuration, &shutdown).await?
         }
         Duty::Remote { primary, join_token_file } => {
             begin_remote(&world, &config, primary, join_token_file.as_deref(), configuration).await?
@@ -79,7 +80,7 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
     };
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
-    start(&plane, source, election, &shutdown).await?;
+    start(&plane, source, election, &metrics, &shutdown).await?;
     ready(&plane).await;
     drop(starting);
     tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
@@ -87,8 +88,8 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
     Ok(())
 }
 
-/// The repository, and what is seen of it.
-type Seen = (Arc<Repository>, watch::Receiver<Option<git::Observation>>);
+/// The repository, what is seen of it, and what makes it ask its server at once.
+type Seen = (Arc<Repository>, watch::Receiver<Option<git::Observation>>, git::Bell);
 
 async fn begin_primary(
     world: &SharedWorld,
@@ -97,10 +98,11 @@ async fn begin_primary(
     configuration: Configuration,
     shutdown: &Shutdown,
 ) -> Result<(Begun, Option<Seen>)> {
-    let repository = Arc::new(Repository::new(source));
+    let repository = Arc::new(Repository::new(source, &config.state_dir.join("sources")));
+    let bell = git::Bell::default();
     let (seen, mut observed) = watch::channel(None);
     let ended = CancellationToken::new();
-    shutdown.spawn("repository", git::watch(repository.clone(), seen, ended.clone()));
+    shutdown.spawn("repository", git::watch(repository.clone(), seen, bell.clone(), ended.clone()));
     let stop = shutdown.clone();
     shutdown.spawn("end of the watch", async move {
         stop.cancelled().await;
@@ -121,7 +123,7 @@ async fn begin_primary(
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
     // The publisher looks at it again, this time to take it.
     observed.mark_changed();
-    Ok((Begun { authority, configuration, commits }, Some((repository, observed))))
+    Ok((Begun { authority, configuration, commits }, Some((repository, observed, bell))))
 }
 
 async fn begin_remote(
@@ -171,13 +173,20 @@ async fn start(
     plane: &Arc<Plane>,
     source: Option<Seen>,
     election: Election,
+    metrics: &Metrics,
     shutdown: &Shutdown,
 ) -> Result<()> {
     serving::begin(plane, shutdown).await?;
     let accepted = Arc::new(Accepted::default());
-    let repository = source.as_ref().map(|(repository, _)| repository.clone());
+    let asked = source.as_ref().map(|(repository, _, bell)| (repository.clone(), bell.clone()));
     match (&plane.config.duty, source) {
-        (Duty::Primary { .. }, Some((repository, observed))) => {
+        (Duty::Primary { webhook, .. }, Some((repository, observed, bell))) => {
+            if let Some(secret) = repository.source().webhook_secret.clone() {
+                let hook = Hook { source: repository.source().name.clone(), secret, bell };
+                let routes = webhook::routes(vec![hook], metrics);
+                let serving = process::admin::serve(listen(*webhook).await?, routes, shutdown.clone());
+                shutdown.spawn("webhooks", serving);
+            }
             let publishing = publish::run(
                 plane.clone(),
                 repository,
@@ -196,7 +205,7 @@ async fn start(
     let access = Arc::new(Access::open(&plane.config.state_dir)?);
     let url = format!("http://{}/?login={}", plane.config.admin, access.login());
     process::files::write_private(&plane.config.state_dir.join("console.url"), url.as_bytes())?;
-    let api = Api { plane: plane.clone(), access, repository, accepted };
+    let api = Api { plane: plane.clone(), access, source: asked, accepted };
     let listener = listen(plane.config.admin).await?;
     shutdown.spawn("admin API", admin::run(listener, api, shutdown.clone()));
     Ok(())

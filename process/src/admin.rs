@@ -117,7 +117,12 @@ fn metrics(registry: &Registry) -> Response {
 
 /// Serves until `shutdown` is cancelled; requests that are under way then are answered, as tasks of it.
 pub async fn run(listener: TcpListener, routes: Routes, shutdown: Shutdown) {
-    let router = routes.0.layer(DefaultBodyLimit::max(MAX_BODY_BYTES));
+    serve(listener, routes.0.layer(DefaultBodyLimit::max(MAX_BODY_BYTES)), shutdown).await;
+}
+
+/// The same for routes of one's own: a bounded number of connections, and heads that come in time. The time and the
+/// size of bodies are the routes' to bound.
+pub async fn serve(listener: TcpListener, router: Router, shutdown: Shutdown) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let next = async { (places.clone().acquire_owned().await, accept::next(&listener).await) };
@@ -125,7 +130,7 @@ pub async fn run(listener: TcpListener, routes: Routes, shutdown: Shutdown) {
             () = shutdown.cancelled() => return,
             next = next => next,
         };
-        let connection = serve(stream, peer, router.clone(), shutdown.clone());
+        let connection = converse(stream, peer, router.clone(), shutdown.clone());
         shutdown.spawn("admin connection", async move {
             let _place = place;
             connection.await;
@@ -133,7 +138,7 @@ pub async fn run(listener: TcpListener, routes: Routes, shutdown: Shutdown) {
     }
 }
 
-async fn serve(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: Shutdown) {
+async fn converse(stream: TcpStream, peer: SocketAddr, router: Router, shutdown: Shutdown) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(ConnectInfo(peer));

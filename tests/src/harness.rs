@@ -8,6 +8,7 @@ pub mod client;
 pub mod collector;
 pub mod etcd;
 pub mod explanations;
+pub mod git;
 pub mod load;
 pub mod logs;
 pub mod mesh;

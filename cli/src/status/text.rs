@@ -50,7 +50,10 @@ fn role(role: Role) -> &'static str {
 
 fn commits(source: &SourceStatus, now: f64, style: Style) -> String {
     let mut out = source.trouble.as_ref().map_or(String::new(), |trouble| {
-        format!("  {}\n", style.paint(Tone::Bad, &format!("trouble: {trouble}")))
+        let since =
+            source.trouble_since.map_or(String::new(), |since| format!(" for {}", short(now - since)));
+        let said = format!("trouble{since}: {trouble}; the last good commit stays in force");
+        format!("  {}\n", style.paint(Tone::Bad, &said))
     });
     let newest = &source.commits[source.commits.len().saturating_sub(GLANCE)..];
     let mut table = Table::new(["COMMIT", "STATE", "AFTER", "SEEN", "BY", "SUBJECT"]);

@@ -4,11 +4,12 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::head::CommitId;
 use tempfile::TempDir;
 
-use super::{Repository, Source};
+use super::{Access, Address, Repository, Source};
 
 /// A work tree with the branch `main`. The repository lies one level down, so that a test can move it away.
 pub(super) struct Fixture {
@@ -85,11 +86,24 @@ impl Fixture {
 
     /// The same, reading one folder.
     pub(super) fn folder(&self, folder: &str) -> Arc<Repository> {
-        Arc::new(Repository::new(Source {
+        self.source(self.path(), folder)
+    }
+
+    /// What is tested, on a repository within this one.
+    pub(super) fn at(&self, path: &str) -> Arc<Repository> {
+        self.source(self.path().join(path), "")
+    }
+
+    fn source(&self, path: PathBuf, folder: &str) -> Arc<Repository> {
+        let source = Source {
             name: "main".into(),
-            path: self.path(),
+            address: Address::Local(path),
             branch: "main".into(),
             folder: folder.into(),
-        }))
+            access: Access::default(),
+            poll: Duration::ZERO,
+            webhook_secret: None,
+        };
+        Arc::new(Repository::new(source, self.home.path()))
     }
 }

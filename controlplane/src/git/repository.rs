@@ -1,14 +1,14 @@
-//! A local repository: its branch, its commits, their order.
+//! A repository on this machine: its branch, its commits, their order.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use api::head::CommitId;
 use gix::ObjectId;
 use gix::object::Kind;
 
-use super::{Source, Trouble};
+use super::{Address, Source, Trouble, mirror};
 
 /// How many commits a question about ancestry looks at: some seconds of work.
 const MAX_WALK: usize = 100_000;
@@ -25,17 +25,31 @@ const EXTENSIONS: [&str; 7] = [
     "relativeworktrees",
 ];
 
-/// A local repository, which need not be there yet.
+/// What one object may take in memory, whatever it says of itself.
+const MAX_ALLOCATION: &str = "gitoxide.objects.allocLimit=67108864";
+
+/// A repository, which need not be there yet: a local one, or the mirror of a server's.
 pub struct Repository {
     pub(super) source: Source,
+    /// Where its objects are on this machine.
+    pub(super) dir: PathBuf,
     /// The texts of the last checkout by blob, so that a commit reads only what it changed.
     pub(super) known: Mutex<HashMap<ObjectId, Arc<str>>>,
 }
 
 impl Repository {
-    /// The repository of `source`. Nothing is read before it is asked.
-    pub fn new(source: Source) -> Self {
-        Repository { source, known: Mutex::default() }
+    /// The repository of `source`; that of a server is mirrored below `mirrors`. Nothing is read before it is asked.
+    pub fn new(source: Source, mirrors: &Path) -> Self {
+        let dir = match &source.address {
+            Address::Local(path) => path.clone(),
+            Address::Remote(_) => mirrors.join(&source.name),
+        };
+        Repository { source, dir, known: Mutex::default() }
+    }
+
+    /// Brings the mirror to where the server is. A local repository is always there.
+    pub async fn fetch(&self) -> Result<(), Trouble> {
+        mirror::fetch(&self.source, &self.dir).await
     }
 
     /// Where it is and what is read of it.
@@ -93,13 +107,7 @@ impl Repository {
 
     /// Opens the object database, or says why not.
     pub(super) fn open(&self) -> Result<gix::Repository, Trouble> {
-        // Full trust whoever owns the files: nothing that the configuration names is ever executed here.
-        // Replacements would let one commit id mean two things.
-        let options = gix::open::Options::isolated()
-            .with(gix::sec::Trust::Full)
-            .config_overrides(["core.useReplaceRefs=false"]);
-        let repository =
-            options.open(&self.source.path).map_err(|error| self.unopened(error))?.to_thread_local();
+        let repository = open(&self.dir).map_err(|error| self.unopened(error))?;
         let config = repository.config_snapshot();
         match config
             .string("extensions.refStorage")
@@ -134,15 +142,18 @@ impl Repository {
     }
 
     fn unopened(&self, error: gix::Error) -> Trouble {
-        let inside = [self.source.path.join(".git"), self.source.path.clone()];
+        let inside = [self.dir.join(".git"), self.dir.clone()];
         if inside.iter().any(|dir| dir.join("reftable").is_dir()) {
             return Trouble::Reftable { path: self.path() };
         }
         if inside[0].exists() || inside[1].join("HEAD").exists() {
             return self.unreadable(error);
         }
-        let reason =
-            if inside[1].exists() { "the directory holds none" } else { "the directory does not exist" };
+        let reason = match &self.source.address {
+            Address::Remote(_) => "it has not been fetched yet",
+            Address::Local(_) if inside[1].exists() => "the directory holds none",
+            Address::Local(_) => "the directory does not exist",
+        };
         Trouble::Away { path: self.path(), reason: reason.into() }
     }
 
@@ -160,8 +171,18 @@ impl Repository {
     }
 
     fn path(&self) -> String {
-        self.source.path.display().to_string()
+        self.source.address.to_string()
     }
+}
+
+/// Opens the object database at `dir`, as all of this module does.
+pub(super) fn open(dir: &Path) -> Result<gix::Repository, gix::Error> {
+    // Full trust whoever owns the files: nothing that the configuration names is ever executed here.
+    // Replacements would let one commit id mean two things.
+    let options = gix::open::Options::isolated()
+        .with(gix::sec::Trust::Full)
+        .config_overrides(["core.useReplaceRefs=false", MAX_ALLOCATION]);
+    Ok(options.open(dir)?.to_thread_local())
 }
 
 #[cfg(test)]

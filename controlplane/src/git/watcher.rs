@@ -1,4 +1,5 @@
-//! Watches a source: the file system tells at once, a look each second catches what it does not tell.
+//! Watches a source. Of a local one the file system tells at once, and a look each second catches what it does not
+//! tell. A server is asked again and again, and at once when its bell rings: for a webhook, or for somebody who waits.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -10,20 +11,75 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Observation, Repository};
+use super::{Address, Observation, Repository, Trouble};
 
 /// For what the file system does not tell: network file systems, a repository that comes back.
 const POLL: Duration = Duration::from_secs(1);
 /// One `git commit` makes a dozen events; a push of many branches many more.
 const DEBOUNCE: Duration = Duration::from_millis(4);
 
+/// The first pause after a server did not answer; it doubles up to that between two looks.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Asks for a look at once. Rung while one is under way, it makes another.
+pub type Bell = Arc<Notify>;
+
 /// Keeps `observed` at what the source's branch is at, until `shutdown`. It changes only when the observation does.
 pub async fn watch(
     repository: Arc<Repository>,
     observed: watch::Sender<Option<Observation>>,
+    bell: Bell,
     shutdown: CancellationToken,
 ) {
-    watch_every(POLL, repository, observed, shutdown).await;
+    match repository.source().address {
+        Address::Local(_) => watch_every(POLL, repository, observed, shutdown).await,
+        Address::Remote(_) => {
+            let poll = repository.source().poll;
+            let asking = ask_every(poll, repository, observed, bell);
+            shutdown.run_until_cancelled_owned(asking).await.unwrap_or_default();
+        }
+    }
+}
+
+async fn ask_every(
+    poll: Duration,
+    repository: Arc<Repository>,
+    observed: watch::Sender<Option<Observation>>,
+    bell: Bell,
+) {
+    // What is known from before, so that a server that is away from the start costs nothing but what is new.
+    let known = look(&repository, None).await;
+    if known.commit.is_some() {
+        observed.send_replace(Some(known));
+    }
+    let mut pause = SOON;
+    loop {
+        let fetched = repository.fetch().await;
+        pause = if fetched.is_ok() { poll } else { poll.min(pause * 2) };
+        tell(&observed, look(&repository, fetched.err()).await);
+        tokio::select! {
+            () = bell.notified() => {}
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// What the mirror holds, and why it holds nothing newer.
+async fn look(repository: &Arc<Repository>, trouble: Option<Trouble>) -> Observation {
+    let repository = repository.clone();
+    match tokio::task::spawn_blocking(move || repository.head()).await {
+        Ok(Ok(commit)) => Observation { commit: Some(commit), trouble },
+        Ok(Err(unread)) => Observation { commit: None, trouble: trouble.or(Some(unread)) },
+        Err(_) => Observation { commit: None, trouble },
+    }
+}
+
+fn tell(observed: &watch::Sender<Option<Observation>>, observation: Observation) {
+    observed.send_if_modified(|now| {
+        let changed = now.as_ref() != Some(&observation);
+        *now = Some(observation);
+        changed
+    });
 }
 
 async fn watch_every(
@@ -46,18 +102,18 @@ async fn watch_every(
         let Ok((open, observation)) = tokio::task::spawn_blocking(move || {
             // Eyes first: what moves between the two is then seen by one of them.
             let open = Eyes::keep_open(eyes, &repository, stirred);
-            (open, repository.head().map_or_else(Observation::Trouble, Observation::At))
+            let observation = match repository.head() {
+                Ok(commit) => Observation::at(commit),
+                Err(trouble) => Observation { commit: None, trouble: Some(trouble) },
+            };
+            (open, observation)
         })
         .await
         else {
             return; // The process is ending: nothing else stops such a task.
         };
         eyes = open;
-        observed.send_if_modified(|now| {
-            let changed = now.as_ref() != Some(&observation);
-            *now = Some(observation);
-            changed
-        });
+        tell(&observed, observation);
     }
 }
 
@@ -83,7 +139,7 @@ impl Eyes {
         match Eyes::open(&places, move |_| stirred.notify_one()) {
             Ok(watcher) => Some(Eyes { _watcher: watcher, on }),
             Err(error) => {
-                tracing::warn!(%error, path = %repository.source().path.display(), "cannot watch the repository, looking each second");
+                tracing::warn!(%error, path = %repository.source().address, "cannot watch the repository, looking each second");
                 None
             }
         }

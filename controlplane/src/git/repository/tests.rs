@@ -1,5 +1,5 @@
+use crate::git::Trouble;
 use crate::git::fixture::Fixture;
-use crate::git::{Repository, Source, Trouble};
 
 #[test]
 fn the_head_is_that_of_the_branch_not_of_the_work_tree() {
@@ -26,8 +26,7 @@ fn a_packed_branch_and_a_bare_repository_are_read() {
     fixture.git(["gc", "-q"]);
     assert_eq!(fixture.repository().head(), Ok(commit.clone()));
     fixture.git(["clone", "-q", "--bare", ".", "bare.git"]);
-    let source = Source { path: fixture.path().join("bare.git"), ..fixture.repository().source().clone() };
-    let bare = Repository::new(source);
+    let bare = fixture.at("bare.git");
     assert_eq!(bare.head(), Ok(commit.clone()));
     assert_eq!(bare.checkout(&commit, None).unwrap().files.len(), 1);
 }

@@ -6,7 +6,6 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::*;
-use crate::git::Trouble;
 use crate::git::fixture::Fixture;
 
 /// Longer than any test runs: what is seen is seen because the file system told.
@@ -35,7 +34,7 @@ impl Watching {
     }
 
     async fn sees_commit(&mut self, commit: &CommitId) {
-        self.sees(|now| *now == Observation::At(commit.clone())).await;
+        self.sees(|now| *now == Observation::at(commit.clone())).await;
     }
 
     async fn end(self) {
@@ -45,7 +44,7 @@ impl Watching {
 }
 
 fn branch_is_gone(observation: &Observation) -> bool {
-    matches!(observation, Observation::Trouble(Trouble::BranchGone { .. }))
+    matches!(observation.trouble, Some(Trouble::BranchGone { .. }))
 }
 
 #[tokio::test]
@@ -69,11 +68,9 @@ async fn a_push_into_a_bare_repository_is_seen() {
     let fixture = Fixture::new();
     fixture.commit("first");
     fixture.git(["clone", "-q", "--bare", ".", "bare.git"]);
-    let source =
-        crate::git::Source { path: fixture.path().join("bare.git"), ..fixture.repository().source().clone() };
     let (sender, observed) = watch::channel(None);
     let shutdown = CancellationToken::new();
-    let task = tokio::spawn(watch_every(NEVER, Arc::new(Repository::new(source)), sender, shutdown.clone()));
+    let task = tokio::spawn(watch_every(NEVER, fixture.at("bare.git"), sender, shutdown.clone()));
     let mut watching = Watching { observed, shutdown, task };
     let second = fixture.commit("second");
     fixture.git(["push", "-q", "bare.git", "main"]);
@@ -89,11 +86,11 @@ async fn a_repository_may_be_away_and_come_back_as_another() {
     watching.sees_commit(&first).await;
     let aside = fixture.path().with_extension("aside");
     std::fs::rename(fixture.path(), &aside).unwrap();
-    watching.sees(|now| matches!(now, Observation::Trouble(Trouble::Away { .. }))).await;
+    watching.sees(|now| matches!(now.trouble, Some(Trouble::Away { .. }))).await;
     std::fs::rename(&aside, fixture.path()).unwrap();
     watching.sees_commit(&first).await;
     std::fs::remove_dir_all(fixture.path()).unwrap();
-    watching.sees(|now| matches!(now, Observation::Trouble(Trouble::Away { .. }))).await;
+    watching.sees(|now| matches!(now.trouble, Some(Trouble::Away { .. }))).await;
     fixture.init(&["--object-format=sha256"]);
     watching.sees(branch_is_gone).await;
     let anew = fixture.commit("anew");

@@ -23,6 +23,7 @@ use process::{
     tls,
 };
 use runtime::Runtime;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
@@ -47,9 +48,18 @@ const SILENCE: Duration = Duration::from_secs(60);
 const PEEK_PAUSE: Duration = Duration::from_millis(1);
 const PEEK_PAUSE_MAX: Duration = Duration::from_millis(100);
 
-/// The head of a request must be there, and a kept connection be used again, within this time. Longer than clients
-/// keep idle connections, so that it is they who close.
+/// The head of a request must be there, and a kept connection be used again, within this time.
 const HEAD: Duration = Duration::from_secs(120);
+
+/// The same for members of the mesh. Longer than they keep idle connections, and than a gateway between does, so that it
+/// is never the server who closes one that may be used this very moment.
+const MEMBER_HEAD: Duration = Duration::from_secs(70 * 60);
+
+/// How the kernel finds out whether a caller that says nothing is still there.
+const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(30))
+    .with_interval(Duration::from_secs(5))
+    .with_retries(3);
 
 /// Streams of one HTTP/2 connection at a time.
 const STREAMS: u32 = 1000;
@@ -92,6 +102,7 @@ pub async fn run(
     shutdown: Shutdown,
 ) {
     let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE);
     let Ok(local) = stream.local_addr() else { return };
     let Ok(opening) = opening(&stream, SILENCE, HELLO).await else { return };
     let plain = |side| Caller {
@@ -255,10 +266,11 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (worker, shutdown) = (worker.clone(), caller.shutdown.clone());
+    let head = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
     let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
     // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES * 4).timer(TokioTimer::new()).header_read_timeout(HEAD);
+    builder.max_buf_size(HEAD_BYTES * 4).timer(TokioTimer::new()).header_read_timeout(head);
     let connection = builder.serve_connection(TokioIo::new(Guard::new(stream)), service).with_upgrades();
     let mut connection = pin!(connection);
     tokio::select! {
@@ -308,6 +320,12 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr()?).await?;
         client.write_all(first).await?;
         opening(&listener.accept().await?.0, silence, rest).await
+    }
+
+    #[test]
+    fn who_calls_gives_up_an_idle_connection_before_whoever_serves_it() {
+        let gateway = crate::passthrough::Settings::default().idle;
+        assert!(crate::pool::MEMBER_IDLE < gateway && gateway < MEMBER_HEAD);
     }
 
     #[tokio::test]

@@ -31,9 +31,12 @@ use crate::{
     worker::{LocalExecutor, Worker},
 };
 
-/// Idle connections to one endpoint or application are kept at most this long unless the policy says less: shorter
-/// than any server of ours closes them, so that a request is seldom sent into a closing connection.
+/// Idle connections to what is no proxy are kept at most this long, since nobody knows when it closes them.
 const IDLE: Duration = Duration::from_secs(20);
+
+/// Idle connections to other sidecars are kept at most this long, whatever the policy says: a gateway between them and
+/// the sidecar close them later, so that no request is sent into a connection that its server is about to close.
+pub const MEMBER_IDLE: Duration = Duration::from_secs(50 * 60);
 
 /// Idle connections where no policy says how many.
 const MAX_IDLE: usize = 64;
@@ -81,16 +84,29 @@ struct Owned {
 }
 
 /// The connections to one place.
-#[derive(Default)]
 pub struct Slot {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<H2>>>,
     connecting: RefCell<Option<Connecting>>,
     /// For HTTP/1.1 and HTTP/2, made once.
     tls: [RefCell<Option<Arc<ClientConfig>>>; 2],
-    max_idle: Cell<Option<usize>>,
-    idle_for: Cell<Option<Duration>>,
+    max_idle: Cell<usize>,
+    idle_for: Cell<Duration>,
     used: Cell<Option<Instant>>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        Slot {
+            idle: RefCell::default(),
+            shared: RefCell::default(),
+            connecting: RefCell::default(),
+            tls: Default::default(),
+            max_idle: Cell::new(MAX_IDLE),
+            idle_for: Cell::new(IDLE),
+            used: Cell::default(),
+        }
+    }
 }
 
 type Connecting = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
@@ -206,10 +222,11 @@ impl Pool {
 }
 
 impl Slot {
-    /// What the policy says of idle connections.
-    pub fn limit(&self, max_idle: u32, idle: Duration) {
-        self.max_idle.set((max_idle > 0).then_some(max_idle as usize));
-        self.idle_for.set((!idle.is_zero()).then_some(idle.min(IDLE)));
+    /// What the policy says of idle connections, to a member of the mesh or to something else.
+    pub fn limit(&self, max_idle: u32, idle: Duration, member: bool) {
+        let most = if member { MEMBER_IDLE } else { IDLE };
+        self.max_idle.set(if max_idle > 0 { max_idle as usize } else { MAX_IDLE });
+        self.idle_for.set(if idle.is_zero() { most } else { idle.min(most) });
     }
 
     /// TLS towards this place, made by `make` at first.
@@ -344,7 +361,7 @@ impl Slot {
 
     fn put(&self, idle: Idle) {
         let mut all = self.idle.borrow_mut();
-        if all.len() < self.max_idle.get().unwrap_or(MAX_IDLE) && !idle.sender.is_closed() {
+        if all.len() < self.max_idle.get() && !idle.sender.is_closed() {
             idle.facts.place.idles();
             all.push(idle);
         }
@@ -364,7 +381,7 @@ impl Slot {
 
     /// Whether there is still something to keep.
     fn sweep(self: &Rc<Self>, worker: &Worker, now: Instant) -> bool {
-        let idle_for = self.idle_for.get().unwrap_or(IDLE);
+        let idle_for = self.idle_for.get();
         let fresh = |since: Instant| now.saturating_duration_since(since) < idle_for;
         let believed = |facts: &Facts| {
             let bundle = worker.proxy.identity.bundle();
@@ -450,5 +467,24 @@ impl Drop for Lease {
             h2.since.set(Instant::now());
             self.facts.place.idles();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn idle_connections_are_kept_as_the_policy_says_unless_their_server_would_close_them_first() {
+        let check = |member, said: u64, kept: Duration| {
+            let slot = Slot::default();
+            slot.limit(0, Duration::from_secs(said), member);
+            assert_eq!((slot.idle_for.get(), slot.max_idle.get()), (kept, MAX_IDLE), "{member} {said}");
+        };
+        check(true, 300, Duration::from_secs(300));
+        check(true, 7200, MEMBER_IDLE);
+        check(true, 0, MEMBER_IDLE);
+        check(false, 300, IDLE);
+        check(false, 5, Duration::from_secs(5));
     }
 }

@@ -126,7 +126,10 @@ async fn answer(
                     upstream: None,
                 };
                 let tunnel = tunnel.map(|upgrade| Below { upgrade, terms: terms(parts.clone()) });
-                let terms = inbound.then(|| terms(bare(&parts)));
+                // A caller's own sidecar guards nothing: no policies come to it, since whom they are meant for could go
+                // around it. Those of the callee are judged there.
+                let guards = caller.side != Side::Outbound;
+                let terms = guards.then(|| terms(bare(&parts)));
                 let ways = Ways { worker, caller, state: &state, tunnel, terms, upgrade };
                 if parts.method == Method::CONNECT {
                     return target::connect(ways, exchange, plan).await;
@@ -192,7 +195,7 @@ struct Ways<'a> {
     caller: &'a Rc<Caller>,
     state: &'a Arc<State>,
     tunnel: Option<Below>,
-    /// Of what is inbound: what a long answer is allowed by, still without headers.
+    /// Where policies guard: what a long answer is allowed by, still without headers.
     terms: Option<Terms>,
     /// The protocol that the request wants to change to.
     upgrade: Option<HeaderValue>,
@@ -211,15 +214,19 @@ async fn forward(
     let path = plan.path.as_deref().unwrap_or(&asked.path);
     let authority = plan.host.cloned().unwrap_or_else(|| asked.authority.clone());
     let mut outgoing = Outgoing::new(parts, path, authority, ways.upgrade.take())?;
-    change(outgoing.headers_mut(), plan.filters().flat_map(|filters| &filters.request_headers));
-    let claimed = outgoing.headers_mut().get(headers::CLIENT_CERT).cloned();
+    let claimed = outgoing.headers().get(headers::CLIENT_CERT).cloned();
+    let changes = || plan.filters().flat_map(|filters| &filters.request_headers);
+    // What it was judged by, where a route makes something else of it.
+    let judged = (ways.terms.is_some() && changes().next().is_some()).then(|| outgoing.headers().clone());
+    change(outgoing.headers_mut(), changes());
     if let (Side::Inbound { .. }, Some(identified)) = (ways.caller.side, &ways.caller.peer) {
         outgoing.headers_mut().insert(headers::CLIENT_CERT, identified.header.clone());
     }
     let deadline = forward::deadline(exchange.started(), plan.request_timeout);
     exchange.body = Some(body);
     let replied = {
-        let sent = while_allowed(&ways, &outgoing, &claimed, target::send(&ways, exchange, &plan, &outgoing));
+        let said = (judged.as_ref().unwrap_or(outgoing.headers()), &claimed);
+        let sent = while_allowed(&ways, said, target::send(&ways, exchange, &plan, &outgoing));
         match deadline {
             None => sent.await,
             Some(at) => tokio::time::timeout_at(at, sent).await.unwrap_or_else(|_| {
@@ -255,23 +262,22 @@ async fn forward(
         (_, None) => None,
     };
     let revoked = ways.terms.filter(|_| !incoming.is_end_stream()).map(|terms| {
-        let terms = terms.sent_with(outgoing.into_headers(), claimed);
+        let terms = terms.sent_with(judged.unwrap_or_else(|| outgoing.into_headers()), claimed);
         Box::pin(terms.revoked(ways.worker.clone(), ways.caller.clone())) as _
     });
     let body = Body::incoming(incoming).until(deadline).while_allowed(revoked);
     Ok((Response::from_parts(head, body), ends))
 }
 
-/// Waits for the head of an answer, unless what is inbound is denied meanwhile: its body may be long, too.
+/// Waits for the head of an answer, unless the request, which said this, is denied meanwhile: its body may be long, too.
 async fn while_allowed(
     ways: &Ways<'_>,
-    outgoing: &Outgoing,
-    claimed: &Option<HeaderValue>,
+    (headers, claimed): (&HeaderMap, &Option<HeaderValue>),
     sent: impl Future<Output = Result<Reply, Failure>>,
 ) -> Result<Reply, Failure> {
     let Some(terms) = &ways.terms else { return sent.await };
     let judge = |runtime: &Runtime| {
-        let terms = terms.clone().sent_with(outgoing.headers().clone(), claimed.clone());
+        let terms = terms.clone().sent_with(headers.clone(), claimed.clone());
         terms.judge(ways.caller, runtime)
     };
     tokio::select! {

@@ -38,8 +38,8 @@ pub struct Terms {
 }
 
 impl Terms {
-    /// With the headers that an inbound request was sent on with: those that it was judged by but for the certificate,
-    /// of which the caller had `claimed` this.
+    /// With the headers that it was judged by, but for the certificate that an inbound request was sent on with: of that
+    /// the caller had `claimed` this.
     pub fn sent_with(mut self, headers: HeaderMap, claimed: Option<HeaderValue>) -> Self {
         self.parts.headers = headers;
         match claimed {

@@ -551,6 +551,61 @@ async fn a_long_answer_ends_when_a_policy_denies_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_ends_what_its_policies_deny_under_way() {
+    let shop = Shop::open(1).await;
+    let port = free().port();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let removing = api::wire::HeaderChange { remove: vec!["x-mine".into()], ..Default::default() };
+    let filter = api::wire::Filter { filter: Some(api::wire::filter::Filter::RequestHeaders(removing)) };
+    let to = |name: &str| api::wire::Backend {
+        namespace: "shop".into(),
+        name: name.into(),
+        port: 80,
+        weight: 1,
+        ..Default::default()
+    };
+    let backends = vec![to("reviews")];
+    let rule = api::wire::Rule { backends, filters: vec![filter], ..Default::default() };
+    let host = api::wire::VirtualHost { rules: vec![rule], ..Default::default() };
+    let mut gateway = sidecar("gateway").calling("reviews", endpoints(&shop.reviews));
+    let table = api::wire::RouteTable { hosts: vec![host], ..Default::default() };
+    gateway.listener = Some((port, table));
+    let running = gateway.clone().start_as(Role::Ingress { listen: address.ip() }).await;
+    let told = ask(address, Request::get("/headers").header("x-mine", "1")).await;
+    assert!(told.0 == 200 && !told.1.contains("x-mine"), "{told:?}");
+
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("/stream").header("host", "any").header("x-mine", "1");
+    let mut body =
+        sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap().into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+    let guarded = |when: &str| {
+        let mut gateway = gateway.clone().denying(when);
+        gateway.listener.as_mut().unwrap().1.policies.push("policy/shop/deny".into());
+        running.obey(&gateway);
+    };
+    guarded(r#"request.path != "/stream""#);
+    let more = tokio::time::timeout(Duration::from_millis(300), body.frame()).await;
+    assert!(more.is_err(), "it is still allowed");
+    guarded(r#"request.path == "/hang" || request.headers["x-mine"] == "1""#);
+    let end = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
+    assert!(end.is_some_and(|frame| frame.is_err()), "judged by what came, not by what was made of it");
+
+    running.obey(&gateway);
+    let asked = shop.requests();
+    let denied = async {
+        while shop.requests() == asked {
+            tokio::task::yield_now().await;
+        }
+        guarded(r#"request.path == "/hang""#);
+    };
+    let ((status, _), ()) = tokio::join!(ask(address, Request::post("/hang")), denied);
+    assert_eq!(status, 403, "and what still waits for its answer");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_that_still_waits_for_its_answer_is_denied_under_way() {
     let shop = Shop::open(1).await;
     let denied = async {

@@ -413,7 +413,8 @@ pub struct Timeouts {
     pub suspect_after: Duration,
     /// The whole request.
     pub request: Duration,
-    /// A connection without traffic; HTTP/1.1 ones are closed after 20 s in any case, and `0s` says no more than that.
+    /// A connection without traffic. Those to other sidecars are closed after 50 min in any case, those to what has none
+    /// after 20 s, and `0s` says no more than that.
     pub idle: Duration,
 }
 

@@ -128,7 +128,7 @@ impl Call<'_> {
     async fn lease(&self, picked: &mut Picked, wait: &mut Wait<'_>) -> Result<Lease, NoLease> {
         let endpoint = picked.endpoint().clone();
         let slot = self.worker.pool.endpoint(&endpoint);
-        keep(&slot, &self.service.traffic);
+        keep(&slot, &self.service.traffic, endpoint.wire.mtls);
         let remote = endpoint.gateway.is_some();
         let h2 = match (endpoint.wire.mtls, self.outgoing.upgrade.is_some()) {
             (_, true) => false,
@@ -267,9 +267,9 @@ impl Call<'_> {
 }
 
 /// How the policy wants connections kept.
-fn keep(slot: &Slot, traffic: &TrafficPolicy) {
+fn keep(slot: &Slot, traffic: &TrafficPolicy, member: bool) {
     let idle = traffic.timeouts.as_ref().map_or(0, |timeouts| timeouts.idle_ms);
-    slot.limit(traffic.max_idle_per_endpoint, Duration::from_millis(idle));
+    slot.limit(traffic.max_idle_per_endpoint, Duration::from_millis(idle), member);
 }
 
 /// What a response tells of its endpoint.

@@ -10,6 +10,7 @@ use crate::{
         endpoints::SERVICE_LABEL,
         gateway::{CLASS, FromNamespaces, Listener, ListenerProtocol},
         route::{BackendRef, ParentKind, ParentRef},
+        service::ServicePort,
         target::TargetKind,
     },
 };
@@ -117,9 +118,28 @@ impl<'a> Check<'a, '_, '_> {
         let pointer = "/metadata/labels/kubernetes.io~1service-name";
         if let Some(name) = object.meta.labels.get(SERVICE_LABEL) {
             match ObjectName::new(name) {
-                Ok(name) => _ = self.services(&object.meta.namespace(), &name, pointer),
+                Ok(name) => {
+                    let found = self.services(&object.meta.namespace(), &name, pointer);
+                    self.slice_ports(&object.spec, &found);
+                }
                 Err(error) => self.report.value(pointer, Code::BadValue, error.to_string()),
             }
+        }
+    }
+
+    /// A slice serves the ports of its Service by their names; what names none of them would lead nowhere.
+    fn slice_ports(&mut self, slice: &EndpointSlice, found: &[(&Placed, &Service)]) {
+        let name = |port: &ServicePort| port.name.clone().unwrap_or_default();
+        for (i, port) in slice.ports.iter().enumerate() {
+            let lacks = |service: &Service| service.ports.iter().all(|one| name(one) != port.name);
+            let Some((_, service)) = found.iter().find(|(_, service)| lacks(service)) else { continue };
+            let names: Vec<_> = service.ports.iter().map(|one| format!("`{}`", name(one))).collect();
+            let message = match port.name.as_str() {
+                "" => "the Service has no port without a name".to_owned(),
+                name => format!("the Service has no port named `{name}`"),
+            };
+            let help = format!("its ports are {}", names.join(", "));
+            self.dangling(&format!("/ports/{i}"), message, Some(help));
         }
     }
 

@@ -142,6 +142,23 @@ fn references_that_git_owns_resolve_in_every_cluster() {
 }
 
 #[test]
+fn a_slice_names_the_ports_of_its_service() {
+    check(
+        "apps/other.yaml",
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: other, namespace: shop, labels: { kubernetes.io/service-name: ratings } }
+addressType: IPv4
+endpoints: [{ addresses: [127.0.9.2] }]
+ports:
+  - { name: http, port: 9000 }
+  - { port: 9001 }
+",
+        expect!["apps/other.yaml:8:5: the Service has no port without a name (its ports are `http`)"],
+    );
+}
+
+#[test]
 fn unresolved_references_may_be_let_pass() {
     let mut files = sample();
     for (_, text) in &mut files {

@@ -85,7 +85,6 @@ fn table(kind: Kind) -> &'static [&'static str] {
             "/spec/internalTrafficPolicy",
             "/spec/externalTrafficPolicy",
             "/spec/trafficDistribution",
-            "/spec/publishNotReadyAddresses",
             "/spec/ports/*/nodePort",
             // By name: workloads register their ports by number alone.
             "/spec/ports/*/targetPort=*",
@@ -102,12 +101,7 @@ fn table(kind: Kind) -> &'static [&'static str] {
         ],
         Kind::Namespace => &["/spec/finalizers"],
         Kind::ServiceExport => &["/spec/exportedLabels", "/spec/exportedAnnotations"],
-        Kind::TrafficPolicy => &[
-            "/spec/loadBalancing/hash",
-            "/spec/loadBalancing/policy=HASH",
-            // A proxy does not know its node yet.
-            "/spec/locality/priority/*=node",
-        ],
+        Kind::TrafficPolicy => &["/spec/loadBalancing/hash", "/spec/loadBalancing/policy=HASH"],
         Kind::Mesh | Kind::Cluster | Kind::PeerAuthentication | Kind::AuthorizationPolicy => &[],
     }
 }

@@ -76,11 +76,26 @@ pub struct Conditions {
     pub terminating: Option<bool>,
 }
 
+impl Conditions {
+    /// Whether it is for new requests: by `ready`, which an owner may say of an ending endpoint too.
+    pub fn is_ready(&self) -> bool {
+        match self.ready {
+            Some(ready) => ready,
+            None => self.terminating != Some(true) && self.serving != Some(false),
+        }
+    }
+
+    /// Whether it ends but still serves: better than nothing. `serving` is as `ready` where it is absent.
+    pub fn is_draining(&self) -> bool {
+        self.terminating == Some(true) && self.serving.or(self.ready).unwrap_or(true)
+    }
+}
+
 /// A port that each endpoint of the slice has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointPort {
-    /// The name of the Service's port.
+    /// The name of the Service's port that is served here; empty where that has none.
     #[serde(default)]
     #[schemars(length(max = 63))]
     pub name: String,
@@ -90,8 +105,30 @@ pub struct EndpointPort {
     /// The number.
     #[schemars(range(min = 1, max = 65535))]
     pub port: u16,
-    /// What is spoken.
+    /// What is spoken, where the Service's port does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub app_protocol: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read_as_the_specification_asks() {
+        let check = |ready, serving, terminating, expect: (bool, bool)| {
+            let one = Conditions { ready, serving, terminating };
+            assert_eq!((one.is_ready(), one.is_draining()), expect, "{one:?}");
+        };
+        let (yes, no) = (Some(true), Some(false));
+        check(None, None, None, (true, false));
+        check(no, None, None, (false, false));
+        check(None, no, None, (false, false));
+        check(no, yes, yes, (false, true));
+        check(no, no, yes, (false, false));
+        check(no, None, yes, (false, false));
+        check(None, None, yes, (false, true));
+        check(yes, yes, yes, (true, true)); // a Service that publishes addresses that are not ready
+    }
 }

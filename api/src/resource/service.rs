@@ -36,7 +36,7 @@ pub struct Service {
     #[serde(rename = "clusterIPs", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2))]
     pub cluster_ips: Vec<String>,
-    /// Whether endpoints count before they are ready.
+    /// Whether endpoints count whatever is said of their readiness.
     #[serde(skip_serializing_if = "super::is_false")]
     pub publish_not_ready_addresses: bool,
 }
@@ -85,6 +85,13 @@ impl ServicePort {
     /// What is spoken: by `appProtocol`, else by the port's name (`http`, `http-admin`, `grpc-...`), else sniffed.
     pub fn application(&self) -> Application {
         let word = self.app_protocol.as_deref().or(self.name.as_deref()).unwrap_or_default();
+        Application::named(word)
+    }
+}
+
+impl Application {
+    /// By what Kubernetes calls it: a word, with a prefix perhaps and a suffix.
+    pub fn named(word: &str) -> Self {
         let word = word.strip_prefix("kubernetes.io/").unwrap_or(word).to_ascii_lowercase();
         match word.split('-').next().unwrap_or_default() {
             "http" | "ws" => Application::Http,

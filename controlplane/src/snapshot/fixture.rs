@@ -8,7 +8,12 @@ use super::{Configuration, Inputs, Place, Registered, Role, Said};
 
 /// The inputs of `cluster` under the sample configuration, with nobody living there.
 pub(crate) fn inputs(cluster: &str) -> Inputs {
-    let mut files = Vec::new();
+    inputs_beside(cluster, "")
+}
+
+/// The same, with these objects too.
+pub(crate) fn inputs_beside(cluster: &str, more: &str) -> Inputs {
+    let mut files = vec![("more.yaml".to_owned(), more.into())];
     read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/examples/shop")), &mut files);
     with_files(cluster, &files)
 }

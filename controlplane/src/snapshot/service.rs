@@ -12,7 +12,7 @@ use api::{
     name::{ClusterName, InstanceId, Namespace, ServiceName},
     resource::{
         self, EndpointSlice, Service, ServiceExport,
-        endpoints::SERVICE_LABEL,
+        endpoints::{Endpoint, EndpointPort, SERVICE_LABEL},
         service::{Application, TargetPort},
         target::selects,
         traffic::StaleEndpoints,
@@ -21,6 +21,9 @@ use api::{
 };
 
 use super::{Inputs, Place, Registered, Role, clusterset_name, traffic};
+
+/// The label of a workload that names the node it runs on, as an EndpointSlice's `nodeName` does.
+const NODE_LABEL: &str = "node";
 
 /// The weight of an endpoint that nothing speaks against.
 const FULL_WEIGHT: u32 = 100;
@@ -85,7 +88,7 @@ pub(super) fn services(
     let mut offered = imports(inputs);
     for (object, _) in inputs.configuration.of::<Service>(&inputs.cluster) {
         let name = object.service_name();
-        let ports = object.spec.ports.iter().filter_map(port).collect::<Vec<_>>();
+        let ports = object.spec.ports.iter().filter_map(|one| port(inputs, &name, one)).collect::<Vec<_>>();
         let local = local_endpoints(inputs, place, &name, &object.spec);
         let is_exported = exported.contains(&name);
         let remote = offered.remove(&name);
@@ -151,13 +154,26 @@ fn exported(inputs: &Inputs) -> impl Iterator<Item = ServiceName> {
         .filter(move |name| member.is_some_and(|member| member.namespaces.contains(&name.namespace)))
 }
 
-fn port(port: &resource::service::ServicePort) -> Option<wire::ServicePort> {
+fn port(
+    inputs: &Inputs,
+    service: &ServiceName,
+    port: &resource::service::ServicePort,
+) -> Option<wire::ServicePort> {
     let target = match port.target() {
         TargetPort::Number(number) => number,
         // Workloads register ports by number alone, so a name leads nowhere yet.
         TargetPort::Name(_) => return None,
     };
-    let protocol = match port.application() {
+    let said_by_slices = || {
+        let mut ports = slices(inputs, service).flat_map(|slice| &slice.ports);
+        let words = ports.find_map(|one| one.app_protocol.as_deref().filter(|_| serves_port(one, port)));
+        words.map_or(Application::Sniff, Application::named)
+    };
+    let application = match port.application() {
+        Application::Sniff => said_by_slices(),
+        said => said,
+    };
+    let protocol = match application {
         Application::Http => wire::Protocol::Http,
         Application::Http2 => wire::Protocol::Http2,
         Application::Tcp => wire::Protocol::Tcp,
@@ -190,8 +206,13 @@ fn local_endpoints(
         let ports = workload.ports.keys().filter(|port| targets.contains(port));
         ports.map(|port| registered_endpoint(inputs, place, workload, *port))
     });
-    let mut endpoints: Vec<_> = registered.chain(sliced_endpoints(inputs, place, name)).collect();
+    let mut endpoints: Vec<_> = registered.chain(sliced_endpoints(inputs, place, name, service)).collect();
+    if service.publish_not_ready_addresses {
+        let unready = endpoints.iter_mut().filter(|endpoint| endpoint.health() == wire::Health::Unhealthy);
+        unready.for_each(|endpoint| endpoint.set_health(wire::Health::Healthy));
+    }
     endpoints.sort_by(|a, b| a.id.cmp(&b.id));
+    endpoints.dedup_by(|a, b| a.id == b.id);
     endpoints
 }
 
@@ -221,7 +242,7 @@ fn registered_endpoint(inputs: &Inputs, place: &Place, workload: &Registered, po
         workload: workload.workload.to_string(),
         identity: identity(inputs, workload),
         stale_since: 0,
-        node: String::new(),
+        node: workload.labels.get(NODE_LABEL).cloned().unwrap_or_default(),
     }
 }
 
@@ -239,45 +260,71 @@ pub(super) fn locality(place: &Place, zone: Option<&str>) -> wire::Locality {
     }
 }
 
-/// Endpoints that Git names: reached as they are, without a proxy of theirs.
-fn sliced_endpoints<'a>(
+/// What Git names as endpoints of a service.
+fn slices<'a>(
     inputs: &'a Inputs,
-    place: &'a Place,
     name: &'a ServiceName,
-) -> impl Iterator<Item = wire::Endpoint> + 'a {
+) -> impl Iterator<Item = &'a EndpointSlice> + use<'a> {
     let slices = inputs.configuration.of::<EndpointSlice>(&inputs.cluster).filter(move |(slice, _)| {
         slice.meta.namespace() == name.namespace
             && slice.meta.labels.get(SERVICE_LABEL).is_some_and(|label| label == name.name.as_str())
     });
-    slices.flat_map(move |(slice, _)| {
-        slice.spec.endpoints.iter().flat_map(move |endpoint| {
-            let health = match (endpoint.conditions.terminating, endpoint.conditions.ready) {
-                (Some(true), _) => wire::Health::Draining,
-                (_, Some(false)) => wire::Health::Unhealthy,
-                (_, Some(true) | None) => wire::Health::Healthy,
-            };
-            let address = endpoint.addresses.first().copied();
-            slice.spec.ports.iter().zip(std::iter::repeat(address)).filter_map(move |(port, address)| {
-                let address = SocketAddr::new(address?, port.port);
-                let instance =
-                    InstanceId::new(format!("slice-{}", address.to_string().replace([':', '.'], "-")))
-                        .ok()?;
-                Some(wire::Endpoint {
-                    id: EndpointId::new(&inputs.cluster, &instance, port.port).to_string(),
-                    address: address.to_string(),
-                    port: port.port.into(),
-                    cluster: inputs.cluster.to_string(),
-                    network: place.network.to_string(),
-                    locality: Some(locality(place, endpoint.zone.as_deref())),
-                    weight: FULL_WEIGHT,
-                    health: health.into(),
-                    node: endpoint.node_name.clone().unwrap_or_default(),
-                    mtls: false,
-                    workload: endpoint.hostname.clone().unwrap_or_else(|| address.to_string()),
-                    ..Default::default()
-                })
-            })
-        })
+    slices.map(|(slice, _)| &slice.spec)
+}
+
+/// Whether a slice's port is this one of its service: they have the same name, whatever their numbers.
+fn serves_port(port: &EndpointPort, of: &resource::service::ServicePort) -> bool {
+    port.name == of.name.as_deref().unwrap_or_default()
+}
+
+/// Endpoints that Git names: reached as they are, without a proxy of theirs.
+fn sliced_endpoints(
+    inputs: &Inputs,
+    place: &Place,
+    name: &ServiceName,
+    service: &Service,
+) -> Vec<wire::Endpoint> {
+    let mut found = Vec::new();
+    for slice in slices(inputs, name) {
+        for port in &slice.ports {
+            let target = service.ports.iter().find(|one| serves_port(port, one)).map(|one| one.target());
+            let Some(TargetPort::Number(target)) = target else { continue };
+            let endpoints = slice.endpoints.iter();
+            found.extend(endpoints.filter_map(|one| sliced_endpoint(inputs, place, one, port.port, target)));
+        }
+    }
+    found
+}
+
+/// One that listens at `port`, where its service's `target` is meant.
+fn sliced_endpoint(
+    inputs: &Inputs,
+    place: &Place,
+    endpoint: &Endpoint,
+    port: u16,
+    target: u16,
+) -> Option<wire::Endpoint> {
+    let conditions = &endpoint.conditions;
+    let health = match (conditions.is_ready(), conditions.is_draining()) {
+        (true, _) => wire::Health::Healthy,
+        (false, true) => wire::Health::Draining,
+        (false, false) => wire::Health::Unhealthy,
+    };
+    let address = SocketAddr::new(*endpoint.addresses.first()?, port);
+    let instance = InstanceId::new(format!("slice-{}", address.to_string().replace([':', '.'], "-"))).ok()?;
+    Some(wire::Endpoint {
+        id: EndpointId::new(&inputs.cluster, &instance, target).to_string(),
+        address: address.to_string(),
+        port: target.into(),
+        cluster: inputs.cluster.to_string(),
+        network: place.network.to_string(),
+        locality: Some(locality(place, endpoint.zone.as_deref())),
+        weight: FULL_WEIGHT,
+        health: health.into(),
+        node: endpoint.node_name.clone().unwrap_or_default(),
+        mtls: false,
+        workload: endpoint.hostname.clone().unwrap_or_else(|| address.to_string()),
+        ..Default::default()
     })
 }
 

@@ -7,7 +7,7 @@ use runtime::Runtime;
 
 use super::{
     Inputs, Registered, Role, Snapshot, Subscription, build,
-    fixture::{gateway, inputs, knowing, living, workload},
+    fixture::{gateway, inputs, inputs_beside, knowing, living, workload},
 };
 
 fn shop() -> Vec<Registered> {
@@ -197,4 +197,63 @@ fn a_cluster_cannot_move_its_endpoints_into_another_network() {
     let snapshot = build(&knowing(east(), lying));
     let entry = &snapshot.services[&"shop/ratings".parse().unwrap()];
     assert!(entry.endpoints.iter().all(|one| one.network == one.cluster), "{:?}", entry.endpoints);
+}
+
+/// The service `legacy` with a slice of these ports and endpoints.
+fn legacy(service: &str, ports: &str, endpoints: &str) -> Snapshot {
+    build(&inputs_beside(
+        "east",
+        &format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: legacy, namespace: shop }}\nspec: {{ {service} }}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{ name: legacy, namespace: shop, labels: {{ kubernetes.io/service-name: legacy }} }}\n\
+             addressType: IPv4\nports: [{ports}]\nendpoints: [{endpoints}]\n"
+        ),
+    ))
+}
+
+#[test]
+fn a_slice_serves_the_ports_of_its_service_by_their_names() {
+    let service = "ports: [{ name: main, port: 80, targetPort: 8080 }, { name: http-admin, port: 81 }]";
+    let ports = "{ name: main, port: 9000, appProtocol: kubernetes.io/h2c }, { name: http-admin, port: 9001, appProtocol: tcp }";
+    let snapshot = legacy(service, ports, "{ addresses: [127.0.9.1], nodeName: n1 }");
+    let entry = &snapshot.services[&"shop/legacy".parse().unwrap()];
+    let mut found: Vec<_> =
+        entry.endpoints.iter().map(|one| (one.port, one.address.as_str(), one.node.as_str())).collect();
+    found.sort();
+    assert_eq!(found, [(81, "127.0.9.1:9001", "n1"), (8080, "127.0.9.1:9000", "n1")]);
+    let protocols: Vec<_> = entry.ports.iter().map(wire::ServicePort::protocol).collect();
+    assert_eq!(protocols, [wire::Protocol::Http2, wire::Protocol::Http], "where the Service does not say");
+}
+
+#[test]
+fn readiness_is_disregarded_where_the_service_asks_for_that() {
+    let endpoints = "{ addresses: [127.0.9.1] }, { addresses: [127.0.9.2], conditions: { ready: false } }, \
+                     { addresses: [127.0.9.3], conditions: { ready: false, serving: true, terminating: true } }";
+    let health = |service: &str| -> Vec<_> {
+        let snapshot = legacy(service, "{ port: 80 }", endpoints);
+        let entry = &snapshot.services[&"shop/legacy".parse().unwrap()];
+        let mut all: Vec<_> = entry.endpoints.iter().map(|one| (&*one.address, one.health())).collect();
+        all.sort();
+        all.into_iter().map(|(_, health)| health).collect()
+    };
+    use wire::Health::{Draining, Healthy, Unhealthy};
+    assert_eq!(health("ports: [{ port: 80 }]"), [Healthy, Unhealthy, Draining]);
+    let published = health("publishNotReadyAddresses: true, ports: [{ port: 80 }]");
+    assert_eq!(published, [Healthy, Healthy, Draining]);
+}
+
+#[test]
+fn a_workload_is_on_the_node_that_its_label_names() {
+    let mut ratings = workload("ratings-1", "ratings", "v1", 14);
+    ratings.labels.insert("node".into(), "n1".into());
+    let snapshot = build(&living(inputs("east"), [ratings]));
+    let view = snapshot.view(snapshot.inputs.workloads.values().next().unwrap(), &asks(&["ratings"]));
+    let runtime = Runtime::compile(&view, "c0ffee", None).unwrap();
+    assert_eq!(runtime.workload.labels["node"], "n1", "as a caller");
+    assert_eq!(
+        runtime.endpoints[&"shop/ratings".parse().unwrap()].endpoints[0].node,
+        "n1",
+        "and as a callee"
+    );
 }

@@ -176,3 +176,54 @@ fn retry_on(on: RetryOn) -> wire::RetryOn {
         RetryOn::FirstByte => wire::RetryOn::FirstByte,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A policy that gives every field of every group another value than its default.
+    fn all() -> serde_json::Value {
+        serde_json::json!({
+            "loadBalancing": { "policy": "ROUND_ROBIN", "slowStart": "7s" },
+            "locality": {
+                "priority": ["node", "zone"], "failover": [{ "from": "a", "to": ["b"] }],
+                "distribute": [{ "from": "c", "to": { "d": 100 } }], "overprovisioningPercent": 150, "panicPercent": 40,
+                "staleEndpoints": "DROP", "staleAfter": "9s",
+            },
+            "outlierEjection": {
+                "consecutiveGatewayErrors": 6, "consecutiveConnectFailures": 4, "consecutiveServerErrors": 2,
+                "interval": "11s", "baseEjection": "31s", "maxEjection": "301s", "maxEjectedPercent": 51,
+                "successRate": { "minimumHosts": 6, "requestVolume": 101, "deviations": 2.1 },
+            },
+            "limits": { "connections": 12, "requests": 13, "pending": 14 },
+            "retry": {
+                "attempts": 3, "on": ["RESET"], "statuses": [503], "grpcStatuses": ["ABORTED"],
+                "backoff": { "base": "26ms", "max": "251ms" },
+                "budget": { "percent": 21, "minPerSecond": 11, "window": "12s" },
+            },
+            "timeouts": {
+                "connect": "2s", "connectRemote": "3s", "firstByte": "16s", "suspectAfter": "4s", "request": "5s",
+                "idle": "6s",
+            },
+            "keepAlive": {
+                "maxIdlePerEndpoint": 65, "tcp": { "time": "32s", "interval": "8s", "probes": 4 },
+            },
+        })
+    }
+
+    #[test]
+    fn every_field_of_a_policy_reaches_the_proxy() {
+        let said: TrafficPolicy = serde_json::from_value(all()).unwrap();
+        let (said, usual) = (to_wire(&traffic::merge(&[&said])), to_wire(&Effective::default()));
+        let fields = |policy: &wire::TrafficPolicy| {
+            let text = format!("{policy:#?}");
+            let lines =
+                text.lines().map(str::trim).filter(|line| line.contains(": ") && !line.ends_with(['[', '(']));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let same: Vec<_> = fields(&usual).into_iter().filter(|line| fields(&said).contains(line)).collect();
+        assert!(same.is_empty(), "as if nothing was said: {same:?}");
+        let retry = said.retry.unwrap();
+        assert_eq!((retry.on, retry.grpc_statuses), (vec![wire::RetryOn::Reset as i32], vec![10]));
+    }
+}

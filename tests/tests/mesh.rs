@@ -3,6 +3,8 @@
 //! Meshes run one after the other, whatever number of threads the tests have. The binaries have to be built in the
 //! profile of the tests: `cargo build --release -p weft-cli -p weft-dataplane`.
 
+#[path = "mesh/abandoned.rs"]
+mod abandoned;
 #[path = "mesh/architecture.rs"]
 mod architecture;
 #[path = "mesh/certificates.rs"]

@@ -27,9 +27,10 @@ const END: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
 /// The programs that are not ours, and the Debian packages that bring them.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     ("nginx", "nginx-light"),
     ("wrk", "wrk"),
+    ("h2load", "nghttp2-client"),
     ("setpriv", "util-linux"),
     ("taskset", "util-linux"),
     ("openssl", "openssl"),
@@ -52,6 +53,8 @@ pub enum Core {
     Proxies,
     /// All that it is measured with.
     Load,
+    /// What is timed as a whole.
+    Any,
 }
 
 impl Core {
@@ -59,6 +62,7 @@ impl Core {
         match self {
             Core::Proxies => "0",
             Core::Load => "1",
+            Core::Any => "0,1",
         }
     }
 }
@@ -181,17 +185,24 @@ fn status_kib(pid: u32, field: &str) -> anyhow::Result<u64> {
     Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
-/// Fails with the remedy where a tool or a core is missing.
-pub fn need_tools() -> anyhow::Result<()> {
+/// Where a program lies.
+pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<_> = std::env::split_paths(&path).collect();
     dirs.push("/usr/sbin".into());
-    let missing = TOOLS.iter().filter(|(tool, _)| !dirs.iter().any(|dir| dir.join(tool).is_file()));
+    dirs.into_iter().map(|dir| dir.join(program)).find(|file| file.is_file())
+}
+
+/// Puts this process, with all its threads to come, on the load's core. Fails with the remedy where a tool or a core
+/// is missing.
+pub fn prepare() -> anyhow::Result<()> {
+    let missing = TOOLS.iter().filter(|(tool, _)| find(tool).is_none());
     let packages: Vec<_> = missing.map(|(_, package)| *package).collect();
-    ensure!(packages.is_empty(), "tools are missing: `apt-get install {}`", packages.join(" "));
+    ensure!(packages.is_empty(), "tools are missing: `scripts/setup bench`, or {}", packages.join(" "));
     let cores = thread::available_parallelism()?.get();
     ensure!(cores >= 2, "two cores are needed, one for the proxies and one for the load; this has {cores}");
-    Ok(())
+    let own = std::process::id().to_string();
+    output(Command::new("taskset").args(["-cp", Core::Load.number(), &own])).map(drop)
 }
 
 /// Of the last minute.

@@ -1,24 +1,20 @@
-//! The memory of a sidecar in a mesh of 1,000 services of which it uses 10.
+//! The memory of a sidecar in meshes of 10, 1,000 and 10,000 services, of which it uses 10.
 
-use std::{
-    fs,
-    net::{Ipv4Addr, SocketAddr},
-    path::Path,
-};
+use std::{fs, net::SocketAddr, path::Path};
 
 use anyhow::ensure;
 use serde::Serialize;
 
 use crate::{
     http,
-    machine::Programs,
+    machine::{Core, Programs},
     mesh::{Member, Mesh, OUTBOUND},
-    nginx::{self, Places},
+    peers::Site,
 };
 
 /// `127.BLOCK.0.*` is ours.
-const BLOCK: u8 = 192;
-const SERVICES: usize = 1000;
+const BLOCK: u8 = 193;
+const SIZES: [usize; 3] = [10, 1000, 10_000];
 const USED: usize = 10;
 const SERVICES_IN_A_FILE: usize = 100;
 
@@ -40,36 +36,36 @@ pub struct Memory {
     pub peak_kib: u64,
 }
 
-/// Starts the mesh, one sidecar, and calls from it.
-pub fn measure(programs: &Programs, dir: &Path) -> anyhow::Result<Memory> {
+/// A mesh of each size, one sidecar in it, and its calls.
+pub fn measure(programs: &Programs, dir: &Path) -> anyhow::Result<Vec<Memory>> {
+    SIZES.iter().map(|size| one(programs, &dir.join(size.to_string()), *size)).collect()
+}
+
+fn one(programs: &Programs, dir: &Path, services: usize) -> anyhow::Result<Memory> {
     fs::create_dir_all(dir)?;
-    let backend = SocketAddr::new(Ipv4Addr::new(127, BLOCK, 0, 20).into(), 8080);
-    let places = Places { backend, plain: backend, client: backend, server: backend };
-    let _backend = nginx::backend(dir, &places)?;
-    let mesh = Mesh::start(programs, dir, BLOCK, &configuration(backend))?;
-    let caller =
-        Member { id: "caller-1", namespace: "bench", account: "caller", host: 11, app: Some(backend) };
+    let (_backend, backend) = Site { dir, block: BLOCK, name: "" }.backend()?;
+    let mesh = Mesh::start(programs, dir, BLOCK, Core::Load, &configuration(services, backend))?;
+    let caller = Member::sidecar("caller-1", "bench", "caller", 11, backend);
     let sidecar = mesh.proxy(&caller)?;
     mesh.effective()?;
     let idle_kib = sidecar.rss_kib()?;
     let outbound = SocketAddr::new(mesh.ip(caller.host), OUTBOUND);
-    for index in (0..SERVICES).step_by(SERVICES / USED) {
+    for index in (0..services).step_by(services / USED) {
         let host = format!("{}.bench:8080", name(index));
         let answer = http::call(outbound, "GET", &format!("http://{host}/"), &[("host", &host)], "")?;
         ensure!(answer.status == 200, "{host} answers {}: {}", answer.status, answer.body);
     }
     let (rss_kib, anonymous_kib) = (sidecar.rss_kib()?, sidecar.anonymous_kib()?);
-    let peak_kib = sidecar.peak_kib()?;
-    Ok(Memory { services: SERVICES, used: USED, idle_kib, rss_kib, anonymous_kib, peak_kib })
+    Ok(Memory { services, used: USED, idle_kib, rss_kib, anonymous_kib, peak_kib: sidecar.peak_kib()? })
 }
 
 fn name(index: usize) -> String {
-    format!("service-{index:04}")
+    format!("service-{index:05}")
 }
 
-fn configuration(backend: SocketAddr) -> Vec<(String, String)> {
+fn configuration(services: usize, backend: SocketAddr) -> Vec<(String, String)> {
     let mut files = vec![("mesh.yaml".to_owned(), include_str!("../../bench/weft/mesh.yaml").to_owned())];
-    let all: Vec<_> = (0..SERVICES).map(|index| service(index, backend)).collect();
+    let all: Vec<_> = (0..services).map(|index| service(index, backend)).collect();
     for (index, chunk) in all.chunks(SERVICES_IN_A_FILE).enumerate() {
         files.push((format!("services-{index}.yaml"), chunk.join("---\n")));
     }

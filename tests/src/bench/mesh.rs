@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, ensure};
@@ -18,7 +18,8 @@ use crate::{
     machine::{Core, Programs, Running, output, pinned},
 };
 
-const START: Duration = Duration::from_secs(60);
+/// Also of a control plane that checks 20,000 resources first.
+const START: Duration = Duration::from_secs(180);
 /// Of requests that the access log tells of.
 const LOGGED_SHARE: f64 = 0.01;
 
@@ -30,7 +31,10 @@ const API: u16 = 15080;
 const ADMIN: u16 = 15000;
 /// Where a sidecar's application asks it to call others.
 pub const OUTBOUND: u16 = 15001;
-const INBOUND: u16 = 15006;
+/// Where others call a sidecar's application.
+pub const INBOUND: u16 = 15006;
+/// Where other networks call an east-west gateway.
+pub const EAST_WEST: u16 = 15443;
 
 /// One running mesh. Its cluster is `east`, its addresses are `127.BLOCK.0.*`.
 pub struct Mesh<'a> {
@@ -38,7 +42,7 @@ pub struct Mesh<'a> {
     dir: PathBuf,
     block: u8,
     token: String,
-    _controlplane: Running,
+    controlplane: Running,
 }
 
 /// A proxy that is to be started.
@@ -51,16 +55,40 @@ pub struct Member<'a> {
     pub account: &'a str,
     /// The last number of its address.
     pub host: u8,
-    /// A sidecar of this application; without one, an ingress.
-    pub app: Option<SocketAddr>,
+    /// What it does.
+    pub role: Role,
+}
+
+/// What a proxy does.
+#[derive(Clone, Copy)]
+pub enum Role {
+    /// A sidecar of this application.
+    Sidecar(SocketAddr),
+    /// At the edge of the mesh.
+    Ingress,
+    /// At the edge of the network.
+    EastWest,
+}
+
+impl<'a> Member<'a> {
+    /// Beside an application.
+    pub fn sidecar(id: &'a str, namespace: &'a str, account: &'a str, host: u8, app: SocketAddr) -> Self {
+        Member { id, namespace, account, host, role: Role::Sidecar(app) }
+    }
+
+    /// A gateway of the mesh.
+    pub fn gateway(id: &'a str, account: &'a str, host: u8, role: Role) -> Self {
+        Member { id, namespace: "weft-system", account, host, role }
+    }
 }
 
 impl<'a> Mesh<'a> {
-    /// Commits `files` to a new repository and serves it.
+    /// Commits `files` to a new repository and serves it; the control plane has `core`.
     pub fn start(
         programs: &'a Programs,
         dir: &Path,
         block: u8,
+        core: Core,
         files: &[(String, String)],
     ) -> anyhow::Result<Self> {
         let repository = dir.join("config");
@@ -75,19 +103,41 @@ impl<'a> Mesh<'a> {
             "source": { "repository": &repository, "branch": "main", "path": "" },
         });
         fs::write(&file, config.to_string())?;
-        let mut command = pinned(Core::Load, &programs.weft);
+        let mut command = pinned(core, &programs.weft);
         command.arg("controlplane").arg("--config").arg(&file);
         let mut controlplane = Running::start("weft controlplane", command, &dir.join("controlplane.log"))?;
         controlplane.wait(START, || http::is_ready(at(METRICS)))?;
         let token =
             fs::read_to_string(state.join("admin.token")).context("the control plane made no token")?;
         let token = token.trim().to_owned();
-        Ok(Mesh { programs, dir: dir.to_owned(), block, token, _controlplane: controlplane })
+        Ok(Mesh { programs, dir: dir.to_owned(), block, token, controlplane })
     }
 
     /// The address with this last number.
     pub fn ip(&self, host: u8) -> IpAddr {
         ip(self.block, host)
+    }
+
+    /// Where proxies ask it.
+    pub fn control_plane(&self) -> SocketAddr {
+        SocketAddr::new(self.ip(1), PROXIES)
+    }
+
+    /// The control plane's process.
+    pub fn process(&self) -> &Running {
+        &self.controlplane
+    }
+
+    /// Commits this file, and returns when every proxy obeys it: how long that took, from the end of `git commit`.
+    pub fn commit(&self, file: &str, text: &str) -> anyhow::Result<Duration> {
+        let repository = self.dir.join("config");
+        fs::write(repository.join(file), text)?;
+        git(&repository, &["add", file])?;
+        git(&repository, &["commit", "--quiet", "-m", file])?;
+        let began = Instant::now();
+        let head = output(Command::new("git").arg("-C").arg(&repository).args(["rev-parse", "HEAD"]))?;
+        self.wait_for(head.trim())?;
+        Ok(began.elapsed())
     }
 
     /// Starts a proxy on the proxies' core and waits until it is ready.
@@ -111,13 +161,14 @@ impl<'a> Mesh<'a> {
         let at = |port| SocketAddr::new(own, port);
         let mut settings = json!({
             "workload": member.id, "stateDir": dir, "tokenFile": dir.join("token"),
-            "controlPlanes": [SocketAddr::new(self.ip(1), PROXIES)], "source": own, "admin": at(ADMIN),
+            "controlPlanes": [self.control_plane()], "source": own, "admin": at(ADMIN),
             "zone": "a", "workers": 1, "drainSeconds": 1,
             "accessLog": { "path": dir.join("access.log"), "sample": LOGGED_SHARE },
         });
-        let role = match member.app {
-            None => json!({ "role": "ingress", "listen": own }),
-            Some(app) => json!({
+        let role = match member.role {
+            Role::Ingress => json!({ "role": "ingress", "listen": own }),
+            Role::EastWest => json!({ "role": "east-west", "listen": at(EAST_WEST) }),
+            Role::Sidecar(app) => json!({
                 "role": "sidecar", "inbound": at(INBOUND), "outbound": at(OUTBOUND),
                 "apps": [{ "port": 8080, "address": app }],
             }),
@@ -128,7 +179,8 @@ impl<'a> Mesh<'a> {
         settings
     }
 
-    fn mint(&self, member: &Member<'_>) -> anyhow::Result<String> {
+    /// A one-time token.
+    pub fn mint(&self, member: &Member<'_>) -> anyhow::Result<String> {
         let request = TokenRequest {
             workload: member.id.parse()?,
             namespace: member.namespace.parse()?,
@@ -142,7 +194,12 @@ impl<'a> Mesh<'a> {
 
     /// Waits until every proxy obeys the newest commit.
     pub fn effective(&self) -> anyhow::Result<()> {
-        let answer: WaitAnswer = self.call("GET", "/api/v1/wait?commit=HEAD&timeout=60", "")?;
+        self.wait_for("HEAD")
+    }
+
+    fn wait_for(&self, commit: &str) -> anyhow::Result<()> {
+        let path = format!("/api/v1/wait?commit={commit}&timeout=60");
+        let answer: WaitAnswer = self.call("GET", &path, "")?;
         ensure!(answer.effective, "the configuration does not reach every proxy: {answer:?}");
         Ok(())
     }

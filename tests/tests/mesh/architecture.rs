@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of the house and the neighbours that its normal dependencies may name.
-const MAY_KNOW: [(&str, &[&str]); 9] = [
+const MAY_KNOW: [(&str, &[&str]); 10] = [
     ("api", &[]),
     ("policies", &["api"]),
     ("federation", &["api"]),
@@ -21,6 +21,7 @@ const MAY_KNOW: [(&str, &[&str]); 9] = [
     ("controlplane", &["api", "policies", "runtime", "federation", "process"]),
     ("cli", &["api", "policies", "runtime", "federation", "process", "controlplane"]),
     ("tests", &["api", "policies", "runtime", "federation", "process", "controlplane", "dataplane", "cli"]),
+    ("fuzz", &["api", "policies", "runtime", "dataplane"]),
 ];
 
 /// Crates that only one place may use.

@@ -128,6 +128,19 @@ pub(crate) async fn probe(address: &str, path: &str, limit: Duration) -> Result<
     fetch(address, request, limit).await.map(|(status, _)| status)
 }
 
+/// What `GET path` at `address` answers, as text; an error in words when that is no success.
+pub(crate) async fn text(address: &str, path: &str, limit: Duration) -> Result<String, String> {
+    let request = Request::get(path)
+        .header(header::HOST, address)
+        .body(Full::new(Bytes::new()))
+        .map_err(|error| error.to_string())?;
+    let (status, body) = fetch(address, request, limit).await?;
+    match status.is_success() {
+        true => Ok(String::from_utf8_lossy(&body).into_owned()),
+        false => Err(format!("answered {status}")),
+    }
+}
+
 /// One request on a connection of its own.
 async fn fetch(
     address: &str,

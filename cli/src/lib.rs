@@ -3,6 +3,7 @@
 //! Invariant: what a command has to say goes to stdout, once, as text or JSON; errors and progress go to
 //! stderr; the exit status is zero only when what was asked for is so.
 
+mod bug_report;
 mod check;
 mod client;
 mod console;
@@ -87,6 +88,7 @@ enum Command {
     Status(status::Show),
     Explain(explain::Explain),
     Console(console::Console),
+    BugReport(bug_report::BugReport),
     Rollout(rollout::Rollout),
     Check(check::Check),
     Workload(workload::Workloads),
@@ -106,6 +108,7 @@ pub fn main() -> ExitCode {
         Command::Wait(wait) => block_on(wait::run(wait, &global, &output)),
         Command::Status(show) => block_on(status::run(show, &global, &output)),
         Command::Explain(explain) => block_on(explain::run(explain, &global, &output)),
+        Command::BugReport(report) => block_on(bug_report::run(report, &global, &output)),
         Command::Console(console) => block_on(console::run(console, &global, &output)),
         Command::Rollout(rollout) => block_on(rollout::run(rollout, &global, &output)),
         Command::Check(check) => check::run(&check, &output),

@@ -59,6 +59,12 @@ impl Mesh {
         Mesh::choose(up, global.api.clone(), token)
     }
 
+    /// That of a `weft up` directory.
+    #[cfg(test)]
+    pub(crate) fn of(dir: PathBuf, descriptor: Descriptor) -> Self {
+        Mesh { up: Some(Up { dir, descriptor }), url: None, token: None }
+    }
+
     /// A named API counts for more than the directory one stands in, whose mesh may be another.
     fn choose(up: Option<Up>, url: Option<String>, token: Option<String>) -> anyhow::Result<Self> {
         let Some(url) = url.filter(|url| !url.is_empty()) else {

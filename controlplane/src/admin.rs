@@ -55,7 +55,7 @@ pub struct Api {
 }
 
 /// Serves the API and the console until `shutdown`.
-pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::io::Result<()> {
+pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let guarded = Router::new()
         .route("/api/v1/status", get(status))
         .route("/api/v1/wait", get(wait))
@@ -69,7 +69,7 @@ pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::io
         .route("/", get(|| async { Html(include_str!("admin/console.html")) }))
         .layer(middleware::from_fn_with_state(api.clone(), access::check))
         .with_state(api);
-    axum::serve(listener, guarded).with_graceful_shutdown(async move { shutdown.cancelled().await }).await
+    process::admin::serve(listener, guarded, shutdown).await;
 }
 
 /// A call that did not succeed.

@@ -24,6 +24,8 @@ use crate::{
     store::{Store, StoreError, read_revision},
 };
 
+/// Commits that were in force and are remembered as such.
+const MAX_PUBLISHED: usize = 1_000;
 /// Events kept for the status.
 const MAX_EVENTS: usize = 200;
 
@@ -108,8 +110,18 @@ pub struct Commits {
     pub seen: VecDeque<CommitStatus>,
     /// What is wrong with the repository now, and since when something is.
     pub trouble: Option<(String, f64)>,
-    /// Each commit that was taken into force, oldest first.
+    /// The commits that were taken into force last, oldest first.
     pub published: Vec<(Seq, String)>,
+}
+
+impl Commits {
+    /// Notes one that was taken into force. Whoever obeys one that is forgotten lags.
+    pub fn publish(&mut self, seq: Seq, commit: String) {
+        if self.published.len() == MAX_PUBLISHED {
+            self.published.remove(0);
+        }
+        self.published.push((seq, commit));
+    }
 }
 
 /// What happened lately, newest last.

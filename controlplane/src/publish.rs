@@ -218,7 +218,7 @@ async fn publish(
         let signed = plane.authority.sign_head(head.clone())?;
         store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
     }
-    plane.commits.send_modify(|commits| commits.published.push((head.seq(), commit.to_string())));
+    plane.commits.send_modify(|commits| commits.publish(head.seq(), commit.to_string()));
     plane.configuration.send_replace(Arc::new(configuration));
     Ok(())
 }

@@ -37,13 +37,8 @@ pub async fn run(config: RawConfig) -> Result<()> {
     let config = config.meant()?;
     process::files::private_directory(&config.state_dir).context("the state directory cannot be made")?;
     let shutdown = Shutdown::new();
-    let stop = shutdown.clone();
-    let signal = process::shutdown::signals()?;
-    tokio::spawn(async move {
-        let name = signal.await;
-        tracing::info!(signal = name, "ending");
-        stop.cancel();
-    });
+    process::limits::raise_open_files();
+    process::shutdown::end_by_signal(shutdown.clone())?;
     let ended = tokio::select! {
         ended = serve(config, shutdown.clone()) => ended,
         () = shutdown.cancelled() => Ok(()),

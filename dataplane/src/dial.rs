@@ -12,7 +12,10 @@ use std::{
 };
 
 use api::identity::{SpiffeId, Verified};
-use process::tls::{self, Expect};
+use process::{
+    limits,
+    tls::{self, Expect},
+};
 use rustls::{AlertDescription, ClientConfig};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -188,6 +191,9 @@ fn tcp_error(address: SocketAddr, error: &io::Error) -> DialError {
 
 fn socket(address: SocketAddr, source: IpAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if limits::is_too_many(&socket) {
+        return Err(io::Error::other("too many files are open"));
+    }
     if source.is_ipv4() == address.is_ipv4() {
         socket.bind((source, 0).into())?;
     }

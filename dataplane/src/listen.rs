@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use process::{logs::Limit, shutdown::Shutdown};
+use process::{limits, logs::Limit, shutdown::Shutdown};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -68,6 +68,9 @@ fn begin(
     entrance: Entrance,
     shutdown: &Shutdown,
 ) {
+    if limits::is_too_many(&stream) {
+        return;
+    }
     let serving = connection::run(worker.clone(), stream, remote, entrance, shutdown.clone());
     worker.spawn(shutdown.track("connection".into(), serving));
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use process::{logs, shutdown};
+use process::{limits, logs, shutdown};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,6 +20,7 @@ struct Arguments {
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     logs::init(logs::Format::Json, "info")?;
+    limits::raise_open_files();
     // Where the system hands out huge pages unasked, a heap of less than a megabyte would be ten resident ones.
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         tracing::debug!(%error, "huge pages stay on");
@@ -28,15 +29,7 @@ fn main() -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
         let end = shutdown::Shutdown::new();
-        let signals = shutdown::signals()?;
-        tokio::spawn({
-            let end = end.clone();
-            async move {
-                let signal = signals.await;
-                tracing::info!(signal, "draining");
-                end.cancel();
-            }
-        });
+        shutdown::end_by_signal(end.clone())?;
         dataplane::run::run(config, end).await
     })
 }

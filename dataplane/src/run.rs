@@ -5,7 +5,7 @@ use std::{
     rc::Rc,
     sync::{Arc, OnceLock, atomic::Ordering::Relaxed},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -19,7 +19,7 @@ use process::{
     trace::{Collector, Exporter},
     world::{Machine, SharedWorld},
 };
-use tokio::{net::TcpListener, runtime::LocalOptions, sync::mpsc};
+use tokio::{net::TcpListener, sync::mpsc};
 
 use crate::{
     account::{Meters, Telemetry},
@@ -30,7 +30,7 @@ use crate::{
     listen,
     passthrough::{self, Passthrough},
     proxy::Proxy,
-    worker::Worker,
+    worker::{self, Worker},
 };
 
 /// After the farewell, until the others have surely heard of it: requests that still come are turned away politely.
@@ -92,8 +92,9 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
 
     end.cancelled().await;
     let _draining = readiness.task("draining");
+    let whole = proxy.config.drain;
     threads.drain(&proxy, &control).await;
-    let _ = background.drain(LAST_WORDS).await;
+    let _ = background.drain(LAST_WORDS.min(whole / 10)).await;
     Ok(())
 }
 
@@ -211,10 +212,13 @@ impl Threads {
     pub(crate) async fn drain(self, proxy: &Proxy, control: &Shutdown) {
         proxy.draining.store(true, Relaxed);
         let whole = proxy.config.drain;
-        let _ = control.drain(LAST_WORDS.min(whole)).await;
-        tokio::time::sleep(GRACE.min(whole / 4)).await;
-        for (what, doors) in [("front", &self.front), ("back", &self.back)] {
-            if let Err(unfinished) = doors.drain(whole / 2).await {
+        // Telemetry has its last words afterwards, within the same time.
+        let end = Instant::now() + whole - LAST_WORDS.min(whole / 10);
+        let _ = control.drain(LAST_WORDS.min(whole / 5)).await;
+        tokio::time::sleep(GRACE.min(whole / 10)).await;
+        for (what, doors, share) in [("front", &self.front, 0.7), ("back", &self.back, 1.0)] {
+            let left = end.saturating_duration_since(Instant::now());
+            if let Err(unfinished) = doors.drain(left.mul_f64(share)).await {
                 tracing::warn!(%unfinished, what, "closed what had not ended in time");
             }
         }
@@ -264,14 +268,26 @@ struct Doors {
     passthrough: Option<Arc<Passthrough>>,
 }
 
+/// A panic in a connection ends that connection. One that ends a whole worker ends the process: half a proxy would hold
+/// its listeners and serve nobody, and whoever restarts processes would not know.
+struct Whole;
+
+impl Drop for Whole {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            tracing::error!("a worker has ended by a panic, and the process with it");
+            std::process::abort();
+        }
+    }
+}
+
 /// The whole life of a worker's thread.
 fn work(doors: Doors, opened: &mpsc::Sender<io::Result<()>>, stop: &Shutdown) {
-    let built =
-        tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
-    let local = match built {
+    let local = match worker::runtime() {
         Ok(local) => local,
         Err(error) => return drop(opened.blocking_send(Err(error))),
     };
+    let _whole = Whole;
     local.block_on(async {
         let worker = Worker::new(doors.proxy.clone());
         let result = doors.open(&worker);

@@ -5,6 +5,7 @@
 use std::{
     cell::Cell,
     future::Future,
+    io,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +17,7 @@ use process::{
     tls::{self, Clients},
 };
 use rustls::ServerConfig;
+use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{account::Handles, balance, liveness::Liveness, pool::Pool, proxy::Proxy};
 
@@ -75,9 +77,9 @@ impl Worker {
             .unwrap_or(HeaderValue::from_static("-"))
     }
 
-    /// Runs something on this thread.
+    /// Runs something on this thread. A panic in it ends it, and nothing else.
     pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        tokio::task::spawn_local(task);
+        spawn(task);
     }
 
     /// Looks after connections until `shutdown`.
@@ -99,6 +101,15 @@ impl Worker {
     }
 }
 
+/// What a worker's thread runs its tasks on.
+pub fn runtime() -> io::Result<LocalRuntime> {
+    Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+}
+
+fn spawn(task: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(task);
+}
+
 /// Runs the tasks of hyper on this thread.
 #[derive(Debug, Clone, Copy)]
 pub struct LocalExecutor;
@@ -108,8 +119,36 @@ where
     F: Future + 'static,
 {
     fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
+        spawn(async move {
             task.await;
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::rt::Executor;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[test]
+    fn a_panic_in_one_connection_leaves_the_worker_and_its_other_connections() {
+        let shutdown = Shutdown::new();
+        runtime().unwrap().block_on(async {
+            let (ask, asked) = oneshot::channel::<()>();
+            let (answer, answered) = oneshot::channel();
+            spawn(shutdown.track("connection".into(), async {
+                asked.await.unwrap();
+                answer.send("served").unwrap();
+            }));
+            spawn(shutdown.track("connection".into(), async { panic!("in a connection") }));
+            LocalExecutor.execute(async { panic!("in a stream of HTTP/2") });
+            tokio::task::yield_now().await;
+            ask.send(()).unwrap();
+            assert_eq!(answered.await, Ok("served"));
+            assert_eq!(shutdown.drain(Duration::from_secs(30)).await, Ok(()), "both have ended");
+        });
+        assert_eq!(shutdown.panics(), 1);
     }
 }

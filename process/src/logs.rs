@@ -1,8 +1,9 @@
-//! Logs are events with fields, one line each, on standard error.
+//! Logs are events with fields, one line each, on standard error; each place in the code only so many a second.
 
 use std::error::Error;
 use std::io;
 use std::panic::PanicHookInfo;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,11 @@ use thiserror::Error;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 use tracing_subscriber::fmt::MakeWriter;
+
+mod bounded;
+
+use bounded::Bounded;
+pub(crate) use bounded::suppressed;
 
 /// The environment variable that overrides the default filter (`weft=debug,info`).
 pub const VARIABLE: &str = "WEFT_LOG";
@@ -58,12 +64,26 @@ where
 {
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
-        Format::Json => Box::new(lines.json().flatten_event(true).with_current_span(false).finish()),
-        Format::Text => Box::new(lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).finish()),
+        Format::Json => {
+            let json = lines.json().flatten_event(true).with_current_span(false);
+            Box::new(json.map_event_format(|inner| Bounded::new(inner, format)).finish())
+        }
+        Format::Text => {
+            let text = lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
+            Box::new(text.map_event_format(|inner| Bounded::new(inner, format)).finish())
+        }
     }
 }
 
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How often something in this process panicked.
+pub(crate) fn panics() -> u64 {
+    PANICS.load(Relaxed)
+}
+
 fn panicked(panic: &PanicHookInfo<'_>) {
+    PANICS.fetch_add(1, Relaxed);
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
     let message = panic.payload_as_str().unwrap_or("without a message");
     tracing::error!(thread = std::thread::current().name(), place, panic = message, "panic");

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use std::{any::Any, fmt, future, io};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -227,17 +227,57 @@ impl fmt::Display for Unfinished {
 
 impl std::error::Error for Unfinished {}
 
-/// Ends at the first SIGTERM or SIGINT after this call, with its name. From the call on, neither ends the
-/// process by itself any more.
-pub fn signals() -> io::Result<impl Future<Output = &'static str> + Send> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => "SIGTERM",
-            _ = interrupt.recv() => "SIGINT",
+/// The status of a process that was told twice to end, as shells count a death by SIGTERM.
+const ENDED_AT_ONCE: i32 = 128 + 15;
+
+/// From now on the first SIGTERM or SIGINT cancels `end`, so that the process drains, and the second ends it at once.
+/// SIGHUP changes nothing: what can change while a process runs is followed without being told.
+///
+/// # Panics
+/// Outside of a tokio runtime.
+pub fn end_by_signal(end: Shutdown) -> io::Result<()> {
+    let mut asked = signals()?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    // Tracked by nobody: it lives as long as the process.
+    tokio::spawn(async move {
+        loop {
+            let name = tokio::select! {
+                name = asked.next() => name,
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP changes nothing: settings are read at the start, all else is followed");
+                    continue;
+                }
+            };
+            if end.is_cancelled() {
+                tracing::warn!(signal = name, "told again: ending at once");
+                std::process::exit(ENDED_AT_ONCE);
+            }
+            tracing::info!(signal = name, "draining; the same again ends it at once");
+            end.cancel();
         }
-    })
+    });
+    Ok(())
+}
+
+/// The signals that ask a process to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// From this call on, neither SIGTERM nor SIGINT ends the process by itself any more.
+fn signals() -> io::Result<Signals> {
+    Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+}
+
+impl Signals {
+    /// The next one's name.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ use tokio::{
     net::{TcpListener, TcpSocket},
 };
 
+use crate::limits;
+
 /// What a world answers later.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -72,7 +74,12 @@ pub type Listener = Box<dyn Accept>;
 impl Accept for TcpListener {
     fn accept(&self) -> Later<'_, io::Result<(Stream, SocketAddr)>> {
         Box::pin(async {
-            let (stream, peer) = self.accept().await?;
+            let (stream, peer) = loop {
+                let accepted = self.accept().await?;
+                if !limits::is_too_many(&accepted.0) {
+                    break accepted;
+                }
+            };
             let _ = stream.set_nodelay(true);
             Ok((Box::new(stream) as Stream, peer))
         })

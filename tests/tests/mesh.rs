@@ -21,6 +21,8 @@ mod isolation;
 mod kills;
 #[path = "mesh/page.rs"]
 mod page;
+#[path = "mesh/robust.rs"]
+mod robust;
 #[path = "mesh/rule.rs"]
 mod rule;
 #[path = "mesh/stops.rs"]

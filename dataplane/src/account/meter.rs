@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Duration};
 use api::name::ServiceName;
 use http::Method;
 use policies::facts::Peer;
-use process::metrics::{EncodeLabelSet, Family, Histogram, Registry, request_seconds};
+use process::metrics::{EncodeLabelSet, Family, Histogram, Names, Registry, request_seconds};
 use runtime::Runtime;
 
 use super::{Exchange, Side};
@@ -17,12 +17,17 @@ use crate::balance::Endpoint;
 /// Histograms that a worker remembers; beyond it begins anew, which bounds what it keeps alive.
 const REMEMBERED: usize = 1024;
 
+/// Workloads that are told apart by name, over the whole life of a process.
+const WORKLOADS: usize = 4096;
+
 type Durations = Family<Labels, Histogram, fn() -> Histogram>;
 
 /// The histograms of a process.
 pub struct Meters {
     server: Durations,
     client: Durations,
+    /// Workloads come and go while a process lives; what was counted once stays.
+    workloads: Names,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -55,6 +60,7 @@ impl Meters {
                 "Requests that were sent to others",
                 new(),
             ),
+            workloads: Names::new(WORKLOADS),
         }
     }
 }
@@ -107,13 +113,13 @@ pub(super) fn observe(exchange: &Exchange, took: Duration) {
     }
     let meters = &exchange.worker.proxy.telemetry.meters;
     let family = if key.side == 1 { &meters.server } else { &meters.client };
-    let histogram = family.get_or_create(&labels(exchange, &key)).clone();
+    let histogram = family.get_or_create(&labels(exchange, &key, &meters.workloads)).clone();
     histogram.observe(took.as_secs_f64());
     let _alive = (exchange.endpoint.clone(), peer.cloned(), exchange.service.clone());
     handles.insert(key, Handle { histogram, _alive });
 }
 
-fn labels(exchange: &Exchange, key: &Key) -> Labels {
+fn labels(exchange: &Exchange, key: &Key, workloads: &Names) -> Labels {
     let text = |text: &str| -> Arc<str> { text.into() };
     let own = exchange.runtime.as_deref().map(Who::own).unwrap_or_default();
     let (source, destination) = match exchange.caller.side {
@@ -130,7 +136,7 @@ fn labels(exchange: &Exchange, key: &Key) -> Labels {
         source_workload: text(source.workload),
         source_namespace: text(source.namespace),
         source_cluster: text(source.cluster),
-        destination_workload: text(destination.workload),
+        destination_workload: workloads.admit(destination.workload),
         destination_service: text(destination.service),
         destination_namespace: text(destination.namespace),
         destination_cluster: text(destination.cluster),

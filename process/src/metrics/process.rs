@@ -8,6 +8,8 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 
+use crate::{limits, logs};
+
 /// The unit of CPU times in `/proc`, fixed towards programs on every architecture of today (proc(5)).
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -30,6 +32,24 @@ impl Collector for Process {
         if let Ok(open) = fs::read_dir("/proc/self/fd") {
             write("process_open_fds", "Open file descriptors", &ConstGauge::new(open.count() as i64))?;
         }
+        if let Some(most) = limits::open_files() {
+            write("process_max_fds", "File descriptors that may be open", &ConstGauge::new(most as f64))?;
+        }
+        write(
+            "weft_connections_refused_for_fds",
+            "Connections given up to leave file descriptors to admin, control and files",
+            &ConstCounter::new(limits::refused()),
+        )?;
+        write(
+            "weft_panics",
+            "Panics, each of which ended one task, such as a connection",
+            &ConstCounter::new(logs::panics()),
+        )?;
+        write(
+            "weft_log_events_suppressed",
+            "Log events left out because their place in the code logged too many",
+            &ConstCounter::new(logs::suppressed()),
+        )?;
         Ok(())
     }
 }
@@ -67,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_all_four() {
+    fn writes_them_all() {
         let text = crate::metrics::Registry::new().text().unwrap();
         let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")).collect();
         expect_test::expect![[r#"
@@ -76,6 +96,10 @@ mod tests {
                 "process_start_time_seconds gauge",
                 "process_resident_memory_bytes gauge",
                 "process_open_fds gauge",
+                "process_max_fds gauge",
+                "weft_connections_refused_for_fds counter",
+                "weft_panics counter",
+                "weft_log_events_suppressed counter",
             ]
         "#]]
         .assert_debug_eq(&names);

@@ -89,9 +89,47 @@ async fn spans_threads_with_runtimes_of_their_own() {
 }
 
 #[tokio::test]
-async fn a_signal_ends_the_wait() {
-    let signalled = signals().unwrap();
-    let me = std::process::id().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &me]).status().unwrap().success());
-    assert_eq!(signalled.await, "SIGTERM");
+async fn a_signal_begins_the_end_and_a_hangup_does_not() {
+    let end = Shutdown::new();
+    end_by_signal(end.clone()).unwrap();
+    let tell = |signal: &str| {
+        let me = std::process::id().to_string();
+        assert!(std::process::Command::new("kill").args([signal, &me]).status().unwrap().success());
+    };
+    tell("-HUP");
+    assert!(tokio::time::timeout(Duration::from_millis(100), end.cancelled()).await.is_err());
+    tell("-TERM");
+    end.cancelled().await;
+}
+
+/// In a process of its own, which this test starts: a copy of the test program that runs nothing but this.
+#[test]
+fn told_twice_a_process_ends_at_once() {
+    const CHILD: &str = "WEFT_TEST_TOLD_TWICE";
+    if std::env::var_os(CHILD).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let end = Shutdown::new();
+            end_by_signal(end.clone()).unwrap();
+            println!("listening");
+            end.cancelled().await;
+            println!("draining");
+            pending::<()>().await
+        });
+    }
+    use std::io::{BufRead, BufReader};
+    let name = "shutdown::tests::told_twice_a_process_ends_at_once";
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, "1")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for word in ["listening", "draining"] {
+        assert!(lines.any(|line| line.unwrap().ends_with(word)), "never {word}");
+        let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(told.success());
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
 }

@@ -1,6 +1,7 @@
 //! Stage five: what one proxy is to hold, and how it gets there from what it holds.
 //!
-//! Invariant: `apply(a, diff(a, b)) == b`, for every a and b.
+//! Invariant: `apply(a, diff(a, b)) == b`, for every a and b in which the same bytes have the same level. A level says
+//! who may read the bytes and is no part of their hash, by which views are compared.
 
 use std::{collections::BTreeMap, sync::Arc};
 

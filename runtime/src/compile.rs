@@ -185,8 +185,10 @@ impl Runtime {
         let mut parts = Parts::new();
         let mut reasons = Vec::new();
         for (name, item) in &view.items {
-            let kept =
-                before.and_then(|runtime| runtime.parts.get(name)).filter(|(hash, _)| *hash == item.hash);
+            // A level is no part of a hash: the same bytes may ask for more than they did.
+            let kept = before
+                .and_then(|runtime| runtime.parts.get(name))
+                .filter(|(hash, _)| *hash == item.hash && item.level <= wire::LEVEL);
             match kept.map_or_else(|| Part::read(name, item), |(_, part)| Ok(part.clone())) {
                 Ok(part) => drop(parts.insert(name.clone(), (item.hash, part))),
                 Err(fault) => reasons.push(fault.at(name)),

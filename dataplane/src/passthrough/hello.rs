@@ -27,38 +27,40 @@ const HOST_NAME: u8 = 0;
 const RECORD_HEADER: usize = 5;
 const RECORD_MOST: usize = 1 << 14;
 
-/// Reads a ClientHello that may span records. What is wrong is said as early as it can be seen.
+/// Reads a ClientHello that may span records. What is wrong is said as early as it can be seen, and what is decided does
+/// not depend on what has come behind it.
 pub fn read(bytes: &[u8]) -> Result<Reading, NotHello> {
-    let (fragments, more) = records(bytes)?;
-    let gathered = fragments.iter().map(|fragment| fragment.len()).sum::<usize>();
-    let mut head = fragments.iter().flat_map(|fragment| fragment.iter().copied());
-    match head.next() {
-        None => return Ok(Reading::More),
-        Some(CLIENT_HELLO) => {}
-        Some(_) => return Err(NotHello::Malformed),
-    }
-    let [Some(a), Some(b), Some(c)] = [head.next(), head.next(), head.next()] else {
-        return Ok(Reading::More);
-    };
-    let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-    if length > super::HELLO_BYTES {
+    let (handshake, more) = handshake(bytes)?;
+    if handshake.first().is_some_and(|kind| *kind != CLIENT_HELLO) {
         return Err(NotHello::Malformed);
     }
-    if gathered < 4 + length {
+    match length(&handshake) {
+        Some(length) if length > super::HELLO_BYTES => Err(NotHello::Malformed),
+        Some(length) if handshake.len() >= 4 + length => {
+            server_name(Cursor(&handshake[4..4 + length])).map(Reading::Hello).ok_or(NotHello::Malformed)
+        }
         // A record that is not of the handshake may not stand in between.
-        return if more { Ok(Reading::More) } else { Err(NotHello::Malformed) };
+        _ if !more => Err(NotHello::Malformed),
+        _ => Ok(Reading::More),
     }
-    let hello: Vec<u8> = head.take(length).collect();
-    server_name(Cursor(&hello)).map(Reading::Hello).ok_or(NotHello::Malformed)
 }
 
-/// The handshake fragments so far, and whether the next one may still come.
-fn records(bytes: &[u8]) -> Result<(Vec<&[u8]>, bool), NotHello> {
-    let mut fragments = Vec::new();
+/// What a handshake message says of its length, once its head is there.
+fn length(handshake: &[u8]) -> Option<usize> {
+    let [_, a, b, c] = *handshake.first_chunk()?;
+    Some(usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c))
+}
+
+/// The first handshake message so far, out of its records, and whether the next one may still come.
+fn handshake(bytes: &[u8]) -> Result<(Vec<u8>, bool), NotHello> {
+    let mut gathered = Vec::new();
     let mut rest = bytes;
     while let Some(&kind) = rest.first() {
+        if length(&gathered).is_some_and(|length| gathered.len() >= 4 + length) {
+            break;
+        }
         if kind != HANDSHAKE_RECORD || rest.get(1).is_some_and(|&major| major != 3) {
-            return if fragments.is_empty() { Err(NotHello::NotTls) } else { Ok((fragments, false)) };
+            return if rest.len() == bytes.len() { Err(NotHello::NotTls) } else { Ok((gathered, false)) };
         }
         let Some(header) = rest.first_chunk::<RECORD_HEADER>() else { break };
         let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
@@ -66,10 +68,10 @@ fn records(bytes: &[u8]) -> Result<(Vec<&[u8]>, bool), NotHello> {
             return Err(NotHello::Malformed);
         }
         let end = (RECORD_HEADER + length).min(rest.len());
-        fragments.push(&rest[RECORD_HEADER..end]);
+        gathered.extend(&rest[RECORD_HEADER..end]);
         rest = &rest[end..];
     }
-    Ok((fragments, true))
+    Ok((gathered, true))
 }
 
 /// The server name of a ClientHello's body; `None` when the body is malformed.

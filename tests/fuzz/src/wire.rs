@@ -20,8 +20,9 @@ pub(crate) fn run(mut bytes: &[u8]) {
         let Some(push) = gathering.take(frame) else { continue };
         let next = apply(view.clone(), push.delta);
         assert!(next.items.values().all(|item| item.hash == Hash::of(&item.body)));
-        assert_eq!(apply(view.clone(), diff(&view.held(), &next)), next);
-        assert_eq!(apply(next.clone(), diff(&next.held(), &view)), view);
+        // Not the views themselves: the same bytes may have come at two levels.
+        assert_eq!(apply(view.clone(), diff(&view.held(), &next)).held(), next.held());
+        assert_eq!(apply(next.clone(), diff(&next.held(), &view)).held(), view.held());
 
         let anew = Runtime::compile(&next, &push.revision, None);
         let kept = Runtime::compile(&next, &push.revision, before.as_ref());

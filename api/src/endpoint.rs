@@ -1,6 +1,9 @@
 //! The name by which one port of one instance is reached: an opaque label in the SNI.
 
-use std::fmt;
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use crate::{
     digest::Hash,
@@ -9,6 +12,22 @@ use crate::{
 
 /// The domain of every SNI of the mesh. A ClientHello for it must bring a valid certificate, in every mode.
 pub const MESH_DOMAIN: &str = ".weft.internal";
+
+/// An address as a host is written: IPv6 in brackets.
+pub fn host(address: IpAddr) -> String {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
+/// The address that a host is, if it is one.
+pub fn address(host: &str) -> Option<IpAddr> {
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(inside) => inside.parse::<Ipv6Addr>().ok().map(IpAddr::from),
+        None => host.parse::<Ipv4Addr>().ok().map(IpAddr::from),
+    }
+}
 
 const ENDPOINT_DOMAIN: &str = ".ep.weft.internal";
 

@@ -156,7 +156,7 @@ fn follow(
             let shares = rule.split.shares().filter(|(backend, _)| backend.weight > 0);
             shares.map(|(backend, percent)| (backend.service.clone(), backend.port, percent)).collect()
         }
-        (Target::Service { service, port }, _) => vec![(service.name.clone(), port.port, 100.0)],
+        (Target::Service { service, port, .. }, _) => vec![(service.name.clone(), port.port, 100.0)],
         (Target::Direct { .. } | Target::Application(_), _) => vec![],
     };
     backends.dedup_by(|a, b| a.0 == b.0 && a.1 == b.1);

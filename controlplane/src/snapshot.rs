@@ -163,8 +163,9 @@ pub struct Snapshot {
     /// Every service that a proxy here may call. A service whose union over all clusters differs from what its
     /// plain name means has a second entry, `<name>.clusterset`: no Service can be called so, since its name has no dot.
     pub services: BTreeMap<ServiceName, Arc<ServiceEntry>>,
-    /// Services by every host name that does not depend on who asks.
-    hosts: BTreeMap<String, ServiceName>,
+    /// Services by every host that does not depend on who asks: names, virtual addresses, and the addresses of
+    /// endpoints, each of which may be behind several.
+    hosts: BTreeMap<String, Vec<ServiceName>>,
     /// Exported endpoints of this cluster, for its east-west gateways.
     passthrough: wire::Passthrough,
     /// Items that are the same in every view, encoded once.

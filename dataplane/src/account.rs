@@ -8,6 +8,7 @@ mod meter;
 
 use std::{
     borrow::Cow,
+    net::SocketAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -30,6 +31,7 @@ use crate::{
     balance::{Endpoint, Outcome, Picked},
     body::Replayable,
     caller::{Caller, Side},
+    failure::Failure,
     limit::Place,
     pool::Lease,
     worker::Worker,
@@ -84,7 +86,7 @@ pub struct Exchange {
     /// The endpoint that answered, or was tried last.
     pub endpoint: Option<Arc<Endpoint>>,
     /// The gateway it was reached through.
-    pub gateway: Option<std::net::SocketAddr>,
+    pub gateway: Option<SocketAddr>,
     /// Whether the upstream connection was mTLS.
     pub upstream_mtls: bool,
     /// How often it was sent.
@@ -95,7 +97,11 @@ pub struct Exchange {
     pub body: Option<Replayable>,
     /// Its place among what its service may have at once.
     pub place: Option<Place>,
+    /// Of a connection that is no request: what came from the caller.
+    bytes_in: u64,
     bytes_out: u64,
+    /// Whether it is a whole connection, without a request.
+    connection: bool,
     complete: bool,
     broken: bool,
     lease: Option<Lease>,
@@ -143,13 +149,29 @@ impl Exchange {
             upstream: None,
             body: None,
             place: None,
+            bytes_in: 0,
             bytes_out: 0,
+            connection: false,
             complete: false,
             broken: false,
             lease: None,
             picked: None,
             span: None,
         })
+    }
+
+    /// Begins with a connection to `address` that carries bytes.
+    pub fn connection(worker: &Rc<Worker>, caller: &Rc<Caller>, address: SocketAddr) -> Box<Self> {
+        let mut exchange = Exchange::begin(worker, caller, Method::CONNECT, Uri::default());
+        exchange.connection = true;
+        exchange.host = HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static(""));
+        exchange
+    }
+
+    /// What it obeys.
+    pub fn obeys(&mut self, runtime: &Arc<Runtime>) {
+        self.revision = Some(runtime.revision.clone());
+        self.runtime = Some(runtime.clone());
     }
 
     /// When its head was there.
@@ -222,10 +244,32 @@ impl Exchange {
         self.flag = "broken-off";
     }
 
+    /// It came to nothing.
+    pub fn failed_with(&mut self, failure: Failure) {
+        let flag = failure.flag();
+        self.refused(0, flag, failure.into_reason());
+    }
+
+    /// A connection stands at both ends.
+    pub fn connected(&mut self) {
+        self.upstream = Some(self.started.elapsed());
+    }
+
+    /// A connection has ended, after so many bytes from the caller and to it.
+    pub fn carried(&mut self, up: u64, down: u64) {
+        (self.bytes_in, self.bytes_out) = (up, down);
+    }
+
     /// It was ended, since what allowed it does so no more.
     pub fn revoked(&mut self, reason: &str) {
         self.flag = "revoked";
         self.reason = reason.to_owned().into();
+    }
+
+    /// It was ended for another reason than a policy.
+    pub fn revoked_as(&mut self, flag: &'static str, reason: &'static str) {
+        self.flag = flag;
+        self.reason = reason.into();
     }
 
     /// A try of a tunnel: let go when that ends.
@@ -241,7 +285,7 @@ impl Exchange {
 
     /// Whether something is wrong with it that an operator wants to see whatever the share is.
     fn failed(&self) -> bool {
-        self.status >= 500 || self.status == 0 || !self.flag.is_empty()
+        self.status >= 500 || (self.status == 0 && !self.connection) || !self.flag.is_empty()
     }
 
     fn let_go(&mut self, now: Instant) {
@@ -272,12 +316,15 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let now = Instant::now();
-        if self.status == 0 {
+        if self.status == 0 && !self.connection {
             self.refused(499, "client-gone", "the caller went before there was an answer");
         }
         self.let_go(now);
         let took = now.saturating_duration_since(self.started);
-        meter::observe(self, took);
+        match self.connection {
+            true => meter::observe_connection(self),
+            false => meter::observe(self, took),
+        }
         if self.trace.as_ref().is_some_and(|trace| trace.server.is_some()) || self.span.is_some() {
             self.end_spans(self.time + took);
         }

@@ -15,7 +15,7 @@ pub enum Side {
     Outbound,
     /// To the application beside this proxy; the port when TLS has named it.
     Inbound {
-        /// The application's port; none in plaintext, where the request's host says it.
+        /// The application's port; none in plaintext that was not captured, where the request's host says it.
         port: Option<u16>,
     },
     /// From outside the mesh.
@@ -59,6 +59,8 @@ pub struct Caller {
     pub sni: String,
     /// `h2` or `http/1.1`.
     pub protocol: &'static str,
+    /// Where it was going before it was captured.
+    pub original: Option<SocketAddr>,
     /// What it is a task of, and the tunnels that come of it.
     pub shutdown: Shutdown,
 }
@@ -69,7 +71,8 @@ impl Caller {
     pub fn destination(&self, application_port: u16) -> SocketAddr {
         match self.side {
             Side::Inbound { .. } => SocketAddr::new(self.local.ip(), application_port),
-            Side::Outbound | Side::Ingress { .. } => self.local,
+            Side::Outbound => self.original.unwrap_or(self.local),
+            Side::Ingress { .. } => self.local,
         }
     }
 

@@ -11,8 +11,13 @@ use std::{
 use api::wire::Role as WireRole;
 use serde::Deserialize;
 
+use crate::capture::{Capture, Exclude};
+
 /// The most workers: more threads than this help no proxy on one machine.
 const MAX_WORKERS: usize = 64;
+
+/// The most that capture leaves alone: the kernel asks for each of these at each connection.
+const MAX_EXCLUDED: usize = 256;
 
 /// What the file says. Everything may be missing; what must not is said by [`Said::mean`].
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -35,6 +40,18 @@ pub struct Said {
     access_log: Option<SaidLog>,
     tracing: Option<SaidTracing>,
     drain_seconds: Option<u64>,
+    capture: Option<SaidCapture>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+struct SaidCapture {
+    install: Option<bool>,
+    user: Option<u32>,
+    exclude_users: Vec<u32>,
+    exclude_inbound_ports: Vec<u16>,
+    exclude_outbound_ports: Vec<u16>,
+    exclude_addresses: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -85,6 +102,8 @@ pub struct Config {
     pub tracing: Tracing,
     /// How long the end may take.
     pub drain: Duration,
+    /// What of the application's traffic is captured; without it the application names this proxy itself.
+    pub capture: Option<Capture>,
 }
 
 /// What a proxy is, with the sockets that this takes.
@@ -206,6 +225,7 @@ impl Said {
             .access_log
             .map(|log| Log { sample: wrong.share("accessLog.sample", log.sample), path: log.path });
         let tracing = self.tracing.unwrap_or(SaidTracing { endpoint: None, sample: None });
+        let capture = self.capture.as_ref().and_then(|said| wrong.capture(said, role.as_ref()));
         let tracing =
             Tracing { sample: wrong.share("tracing.sample", tracing.sample), endpoint: tracing.endpoint };
         let state_dir = self.state_dir.or_else(|| wrong.say("stateDir: missing"));
@@ -223,6 +243,7 @@ impl Said {
                 access_log: log,
                 tracing,
                 drain: Duration::from_secs(self.drain_seconds.unwrap_or(5)),
+                capture,
             }),
             _ => Err(Mistakes(wrong.0)),
         }
@@ -247,6 +268,42 @@ impl Wrong {
             Some(text) => self.parse(field, text),
             None => self.say(format!("{field}: missing")),
         }
+    }
+
+    fn capture(&mut self, said: &SaidCapture, role: Option<&Role>) -> Option<Capture> {
+        let (inbound, outbound) = match role? {
+            Role::Sidecar { inbound, outbound, .. } => (inbound.port(), outbound.port()),
+            Role::Ingress { .. } | Role::EastWest { .. } => {
+                return self.say("capture: it is for sidecars; a gateway has no application beside it");
+            }
+        };
+        let install = said.install.unwrap_or(true);
+        if !install && said.user.is_none() {
+            return self.say("capture.user: say as which user the proxy runs, since others set its rules");
+        }
+        let all = said.exclude_users.len()
+            + said.exclude_inbound_ports.len()
+            + said.exclude_outbound_ports.len()
+            + said.exclude_addresses.len();
+        if all > MAX_EXCLUDED {
+            return self.say(format!("capture: {all} exclusions, at most {MAX_EXCLUDED} are kept apart"));
+        }
+        let addresses = &said.exclude_addresses;
+        Some(Capture {
+            install,
+            user: said.user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
+            inbound,
+            outbound,
+            exclude: Exclude {
+                users: said.exclude_users.clone(),
+                inbound_ports: said.exclude_inbound_ports.clone(),
+                outbound_ports: said.exclude_outbound_ports.clone(),
+                addresses: addresses
+                    .iter()
+                    .filter_map(|text| self.parse("capture.excludeAddresses", text))
+                    .collect(),
+            },
+        })
     }
 
     fn share(&mut self, field: &str, share: Option<f64>) -> f64 {
@@ -305,6 +362,23 @@ mod tests {
         assert_eq!(config.role.apps().len(), 1);
         assert_eq!((config.workers, config.access_log.unwrap().sample, config.tracing.sample), (2, 0.5, 1.0));
         assert_eq!(config.drain, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn capture_leads_to_the_ports_of_the_sidecar() {
+        let sidecar = |capture: &str| {
+            mean(&format!(
+                r#"{{"role":"sidecar","stateDir":"s","controlPlanes":["10.0.0.1:15012"],"source":"10.0.0.2",
+                    "inbound":"10.0.0.2:15006","outbound":"127.0.0.1:15001","admin":"10.0.0.2:15000","capture":{capture}}}"#
+            ))
+        };
+        let capture = sidecar(r#"{"user":1337,"excludeAddresses":["10.0.0.0/8"]}"#).unwrap().capture.unwrap();
+        assert_eq!((capture.install, capture.user), (true, 1337));
+        assert_eq!((capture.inbound, capture.outbound), (15006, 15001));
+        let mistakes = sidecar(r#"{"install":false}"#).unwrap_err();
+        assert!(mistakes.0[0].starts_with("capture.user: say as which user"), "{mistakes}");
+        let mistakes = sidecar(r#"{"excludeAddresses":["10.0.0.0/33","here"]}"#).unwrap_err();
+        assert_eq!(mistakes.0.len(), 2, "{mistakes}");
     }
 
     #[test]

@@ -33,20 +33,23 @@ use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
 
 use crate::{
     caller::{Caller, Identified, Side},
+    capture, captured,
     http1::{Guard, HEAD_BYTES},
-    request, review, tunnel,
+    request, review,
+    sniff::{self, Spoken},
+    tcp,
     worker::{LocalExecutor, Worker},
 };
 
 /// First bytes and TLS handshake, each.
-const HELLO: Duration = Duration::from_secs(5);
+pub(crate) const HELLO: Duration = Duration::from_secs(5);
 
 /// The very first byte: clients connect ahead of their requests.
-const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
 /// Between looks at a beginning that may become anything, doubled from one to the next.
-const PEEK_PAUSE: Duration = Duration::from_millis(1);
-const PEEK_PAUSE_MAX: Duration = Duration::from_millis(100);
+pub(crate) const PEEK_PAUSE: Duration = Duration::from_millis(1);
+pub(crate) const PEEK_PAUSE_MAX: Duration = Duration::from_millis(100);
 
 /// The head of a request must be there, and a kept connection be used again, within this time.
 const HEAD: Duration = Duration::from_secs(120);
@@ -87,7 +90,7 @@ pub enum Entrance {
 }
 
 /// How a connection begins.
-enum Opening {
+pub(crate) enum Opening {
     Tls,
     Http2,
     Other,
@@ -104,37 +107,53 @@ pub async fn run(
     let _ = stream.set_nodelay(true);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE);
     let Ok(local) = stream.local_addr() else { return };
-    let Ok(opening) = opening(&stream, SILENCE, HELLO).await else { return };
-    let plain = |side| Caller {
+    let captures = worker.proxy.config.capture.is_some();
+    let original = captures.then(|| capture::original(&stream, local)).flatten();
+    let side = match entrance {
+        Entrance::Outbound => Side::Outbound,
+        Entrance::Inbound => Side::Inbound { port: None },
+        Entrance::Ingress { port } => Side::Ingress { port },
+    };
+    let caller = Caller {
         side,
         remote,
         local,
         peer: None,
         sni: String::new(),
         protocol: "http/1.1",
-        shutdown: shutdown.clone(),
+        original,
+        shutdown,
     };
-    match (entrance, opening) {
-        (Entrance::Inbound, Opening::Tls) => {
-            if let Err(reason) = inbound_tls(&worker, stream, remote, local, shutdown.clone()).await {
-                refused(remote, &reason);
-            }
+    match (entrance, original) {
+        (Entrance::Outbound, Some(_)) => return captured::outbound(&worker, stream, caller).await,
+        (Entrance::Inbound, Some(original)) => {
+            return captured::inbound(&worker, stream, original, caller).await;
         }
+        (Entrance::Inbound | Entrance::Outbound, None) | (Entrance::Ingress { .. }, _) => {}
+    }
+    let Ok(opening) = opening(&stream, SILENCE, HELLO).await else { return };
+    match (entrance, opening) {
+        (Entrance::Inbound, Opening::Tls) => tls(&worker, stream, caller).await,
         (Entrance::Inbound, opening) => match worker.proxy.state() {
-            Some(state) if takes_plaintext(&state.runtime) => {
-                http(&worker, stream, plain(Side::Inbound { port: None }), opening).await;
-            }
+            Some(state) if takes_plaintext(&state.runtime) => http(&worker, stream, caller, opening).await,
             Some(_) => refused(remote, "plaintext where every port is STRICT"),
             None => {}
         },
-        (Entrance::Outbound, opening) => http(&worker, stream, plain(Side::Outbound), opening).await,
-        (Entrance::Ingress { port }, opening) => {
-            http(&worker, stream, plain(Side::Ingress { port }), opening).await;
+        (Entrance::Outbound | Entrance::Ingress { .. }, opening) => {
+            http(&worker, stream, caller, opening).await;
         }
     }
 }
 
-fn refused(remote: SocketAddr, reason: &str) {
+/// Serves one inbound connection that begins with a ClientHello.
+pub(crate) async fn tls(worker: &Rc<Worker>, stream: TcpStream, caller: Caller) {
+    let remote = caller.remote;
+    if let Err(reason) = inbound_tls(worker, stream, caller).await {
+        refused(remote, &reason);
+    }
+}
+
+pub(crate) fn refused(remote: SocketAddr, reason: &str) {
     if let Some(suppressed) = REFUSALS.pass(Instant::now()) {
         tracing::warn!(%remote, reason, suppressed, "a connection is refused");
     }
@@ -148,7 +167,7 @@ fn takes_plaintext(runtime: &Runtime) -> bool {
 }
 
 /// Looks at the first bytes without taking them. The first may take its time; once it is there, the others may not.
-async fn opening(stream: &TcpStream, silence: Duration, rest: Duration) -> io::Result<Opening> {
+pub(crate) async fn opening(stream: &TcpStream, silence: Duration, rest: Duration) -> io::Result<Opening> {
     timeout(silence, stream.peek(&mut [0])).await??;
     timeout(rest, recognised(stream)).await?
 }
@@ -171,13 +190,7 @@ async fn recognised(stream: &TcpStream) -> io::Result<Opening> {
     }
 }
 
-async fn inbound_tls(
-    worker: &Rc<Worker>,
-    stream: TcpStream,
-    remote: SocketAddr,
-    local: SocketAddr,
-    shutdown: Shutdown,
-) -> Result<(), String> {
+async fn inbound_tls(worker: &Rc<Worker>, stream: TcpStream, caller: Caller) -> Result<(), String> {
     let state = worker.proxy.state().ok_or("no view has come yet")?;
     let accepting = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
     let start = timeout(HELLO, accepting)
@@ -198,22 +211,28 @@ async fn inbound_tls(
     let connection = stream.get_ref().1;
     let verified = worker.proxy.identity.peer_of(connection).map_err(|rejection| rejection.to_string())?;
     let opening = if connection.alpn_protocol() == Some(b"h2") { Opening::Http2 } else { Opening::Other };
-    let bytes = connection.alpn_protocol().is_none() && is_tcp(&state.runtime, port);
+    let agreed = connection.alpn_protocol().is_some();
+    let protocol = state.runtime.inbound().iter().find(|one| one.port == port).map(|one| one.protocol);
     let id = verified.id.clone();
     let peer = Identified::new(verified, &state.runtime.workload.principal)
         .ok_or_else(|| format!("{id} is no workload"))?;
     drop(state);
-    let side = Side::Inbound { port: Some(port) };
-    let caller = Caller { side, remote, local, peer: Some(peer), sni, protocol: "http/1.1", shutdown };
-    if bytes {
-        return tunnel::to_application(worker, &caller, port, stream).await;
+    let caller = Caller { side: Side::Inbound { port: Some(port) }, peer: Some(peer), sni, ..caller };
+    match protocol {
+        // Who speaks HTTP agrees on which; here nothing was, so that bytes come.
+        Some(wire::Protocol::Tcp) if !agreed => tcp::inbound(worker, &Rc::new(caller), port, stream).await,
+        Some(wire::Protocol::Unspecified) if !agreed => {
+            let (spoken, stream) =
+                sniff::read(stream, sniff::SILENCE).await.map_err(|error| error.to_string())?;
+            match spoken {
+                Spoken::Http1 => http(worker, stream, caller, Opening::Other).await,
+                Spoken::Http2 => http(worker, stream, caller, Opening::Http2).await,
+                Spoken::Tls | Spoken::Bytes => tcp::inbound(worker, &Rc::new(caller), port, stream).await,
+            }
+        }
+        _ => http(worker, stream, caller, opening).await,
     }
-    http(worker, stream, caller, opening).await;
     Ok(())
-}
-
-fn is_tcp(runtime: &Runtime, port: u16) -> bool {
-    runtime.inbound().iter().any(|one| one.port == port && one.protocol == wire::Protocol::Tcp)
 }
 
 /// The application's port that a server name asks for.
@@ -238,7 +257,7 @@ async fn unrecognized(start: StartHandshake<TcpStream>) {
 }
 
 /// Serves the requests of a connection; ends early when its peer is no longer believed.
-async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening)
+pub(crate) async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

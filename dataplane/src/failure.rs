@@ -85,6 +85,15 @@ impl Failure {
         }
     }
 
+    /// In words, for the log.
+    pub fn into_reason(self) -> Cow<'static, str> {
+        match self {
+            Failure::Client { reason, .. }
+            | Failure::Upstream { reason, .. }
+            | Failure::Ours { reason, .. } => reason,
+        }
+    }
+
     /// The answer; what it says in words stays in the log.
     pub fn response(self, exchange: &mut Exchange) -> Response<Body> {
         let (status, flag) = (self.status(), self.flag());

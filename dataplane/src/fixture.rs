@@ -313,6 +313,7 @@ impl Sidecar {
             access_log: None,
             tracing: Tracing { endpoint: None, sample: 0.0 },
             drain: Duration::from_secs(2),
+            capture: None,
         };
         let registry = Registry::new();
         let telemetry = Telemetry {

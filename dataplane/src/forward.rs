@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::wire::{Retry, RetryOn, TrafficPolicy};
+use api::{
+    endpoint::EndpointId,
+    wire::{Retry, RetryOn, TrafficPolicy},
+};
 use http::Response;
 use hyper::body::Incoming;
 use process::trace::Span;
@@ -54,6 +57,8 @@ pub struct Call<'a> {
     pub service: &'a Service,
     /// Who balances it.
     pub callee: &'a Arc<Callee>,
+    /// The one endpoint that was asked for.
+    pub only: Option<&'a EndpointId>,
     /// Whether the service's port speaks HTTP/2 in plaintext too.
     pub speaks_h2: bool,
     /// What the route says of retries.
@@ -111,7 +116,8 @@ impl Call<'_> {
             tried,
             may_repeat: self.may(0).repeat(),
         };
-        match self.callee.balancer.pick(&ask) {
+        let balancer = &self.callee.balancer;
+        match self.only.map_or_else(|| balancer.pick(&ask), |only| balancer.pick_only(only, &ask)) {
             Pick::Endpoint(picked) => Ok(picked),
             Pick::None(reason) => Err(reason),
         }

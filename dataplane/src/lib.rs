@@ -16,6 +16,8 @@ pub mod admin;
 pub mod balance;
 pub mod body;
 pub mod caller;
+pub mod capture;
+pub mod captured;
 pub mod config;
 pub mod connection;
 pub mod control;
@@ -34,6 +36,8 @@ pub mod proxy;
 pub mod request;
 mod review;
 pub mod run;
+mod sniff;
+pub mod tcp;
 pub mod tunnel;
 pub mod worker;
 

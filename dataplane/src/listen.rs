@@ -26,10 +26,31 @@ static FAILURES: Limit = Limit::new(1);
 
 /// Opens a listener that shares its address with those of the other workers.
 pub fn open(address: SocketAddr) -> io::Result<TcpListener> {
+    bind(address, false)
+}
+
+/// The same at an address that captured connections are led to; none where this host does not speak the protocol.
+/// IPv4 has one of its own.
+pub fn open_captured(address: SocketAddr) -> io::Result<Option<TcpListener>> {
+    match bind(address, true) {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if address.is_ipv6() && is_foreign(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_foreign(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn bind(address: SocketAddr, one_family: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    if one_family && address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     TcpListener::from_std(socket.into())

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
+use anyhow::Context;
+use clap::{Parser, Subcommand};
 use process::{limits, logs, shutdown};
 
 #[global_allocator]
@@ -10,22 +11,58 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Carries the requests of one workload, or of a gateway, as the control plane says.
 #[derive(Parser)]
-#[command(name = "weft-proxy", version)]
+#[command(name = "weft-proxy", version, subcommand_negates_reqs = true)]
 struct Arguments {
     /// The settings of this proxy: one JSON file.
-    #[arg(long, value_name = "FILE")]
-    config: PathBuf,
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Change the rules by which the application's traffic is captured, for a proxy that may not
+    #[command(subcommand)]
+    Capture(CaptureCommand),
+}
+
+#[derive(Subcommand)]
+enum CaptureCommand {
+    /// Take the rules into force, whatever was there of them before
+    Install {
+        /// The settings of the proxy, with `capture`
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Remove the rules, if there are any
+    Remove,
+}
+
+fn change_capture(command: CaptureCommand) -> anyhow::Result<()> {
+    match command {
+        CaptureCommand::Install { config } => {
+            let capture = dataplane::config::read(&config)?.capture;
+            capture.context("the settings say nothing of `capture`")?.install()?.stay();
+        }
+        CaptureCommand::Remove => dataplane::capture::remove()?,
+    }
+    Ok(())
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    if let Some(Command::Capture(command)) = arguments.command {
+        return change_capture(command);
+    }
+    let config = arguments.config.context("--config is needed")?;
     logs::init(logs::Format::Json, "info")?;
     limits::raise_open_files();
     // Where the system hands out huge pages unasked, a heap of less than a megabyte would be ten resident ones.
     if let Err(error) = nix::sys::prctl::set_thp_disable(true) {
         tracing::debug!(%error, "huge pages stay on");
     }
-    let config = dataplane::config::read(&arguments.config)?;
+    let config = dataplane::config::read(&config)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     control.block_on(async {
         let end = shutdown::Shutdown::new();

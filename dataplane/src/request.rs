@@ -7,7 +7,10 @@ mod target;
 
 use std::{convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
+use api::endpoint;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+};
 use hyper::{
     body::{Body as _, Incoming},
     upgrade::OnUpgrade,
@@ -85,8 +88,8 @@ async fn answer(
 
     // What the request says of itself, before anything of it is judged.
     let uri = parts.uri.clone();
-    let asked = Asked {
-        authority: message::authority(&uri, &parts.headers)?,
+    let mut asked = Asked {
+        authority: authority(caller, &uri, &parts.headers)?,
         path: read::judged_path(&parts.method, uri.path(), &state.runtime)?,
         query: uri.query().unwrap_or_default(),
     };
@@ -145,11 +148,26 @@ async fn answer(
         };
         absent = worker.proxy.hosts.is_absent(&host, Instant::now())
             || !worker.proxy.hosts.ask(&host, WAIT, || knows(worker, &host)).await;
+        if absent && let Some(address) = destination(caller).filter(|address| *address != asked.authority) {
+            // Nobody knows the host by its name: where the connection was going, it may be known.
+            (asked.authority, absent) = (address, false);
+        }
         if let Some(newer) = worker.proxy.state().filter(|_| !absent) {
             state = newer;
             obey(exchange, &state);
         }
     }
+}
+
+/// What the request names as its host; of a captured connection that may be nothing.
+fn authority(caller: &Caller, uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
+    message::authority(uri, map).or_else(|failure| destination(caller).ok_or(failure))
+}
+
+/// Where a captured connection was going, as an authority.
+fn destination(caller: &Caller) -> Option<HeaderValue> {
+    let original = caller.original.filter(|_| caller.side == Side::Outbound)?;
+    HeaderValue::try_from(format!("{}:{}", endpoint::host(original.ip()), original.port())).ok()
 }
 
 /// The head without its headers, which go on with the request.
@@ -160,12 +178,11 @@ fn bare(parts: &Parts) -> Parts {
 }
 
 fn knows(worker: &Worker, host: &str) -> bool {
-    worker.proxy.state().is_some_and(|state| state.runtime.service_at(host).is_some())
+    worker.proxy.state().is_some_and(|state| state.runtime.knows(host))
 }
 
 fn obey(exchange: &mut Exchange, state: &State) {
-    exchange.revision = Some(state.runtime.revision.clone());
-    exchange.runtime = Some(state.runtime.clone());
+    exchange.obeys(&state.runtime);
 }
 
 fn refused(exchange: &mut Exchange, refusal: Refusal<'_>) -> Failure {
@@ -212,7 +229,7 @@ async fn forward(
     exchange.follows(plan.rule);
     exchange.judged(plan.judgement.take());
     let path = plan.path.as_deref().unwrap_or(&asked.path);
-    let authority = plan.host.cloned().unwrap_or_else(|| asked.authority.clone());
+    let authority = plan.host.cloned().unwrap_or_else(|| exchange.host.clone());
     let mut outgoing = Outgoing::new(parts, path, authority, ways.upgrade.take())?;
     let claimed = outgoing.headers().get(headers::CLIENT_CERT).cloned();
     let changes = || plan.filters().flat_map(|filters| &filters.request_headers);

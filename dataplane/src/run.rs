@@ -87,6 +87,10 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     }
     drop(view);
     let threads = Threads::start(&proxy, &registry).await?;
+    let captured = match &proxy.config.capture {
+        Some(capture) if capture.install => Some(capture.install().context("capture")?),
+        Some(_) | None => None,
+    };
     drop(listeners);
     tracing::info!(role = ?proxy.config.role.wire(), workload = proxy.config.workload, "ready");
 
@@ -94,6 +98,7 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     let _draining = readiness.task("draining");
     let whole = proxy.config.drain;
     threads.drain(&proxy, &control).await;
+    drop(captured);
     let _ = background.drain(LAST_WORDS.min(whole / 10)).await;
     Ok(())
 }
@@ -301,19 +306,24 @@ fn work(doors: Doors, opened: &mpsc::Sender<io::Result<()>>, stop: &Shutdown) {
 
 impl Doors {
     fn open(self, worker: &Rc<Worker>) -> io::Result<()> {
-        let serve =
-            |address, entrance, shutdown: &Shutdown| -> io::Result<()> {
-                let listener = listen::open(address)?;
-                worker.spawn(shutdown.track(
-                    "listener".into(),
-                    listen::run(worker.clone(), listener, entrance, shutdown.clone()),
-                ));
-                Ok(())
-            };
+        let serve = |listener: TcpListener, entrance, shutdown: &Shutdown| {
+            let running = listen::run(worker.clone(), listener, entrance, shutdown.clone());
+            worker.spawn(shutdown.track("listener".into(), running));
+        };
         match (&self.proxy.config.role, self.passthrough) {
             (Role::Sidecar { inbound, outbound, .. }, _) => {
-                serve(*inbound, Entrance::Inbound, &self.front)?;
-                serve(*outbound, Entrance::Outbound, &self.back)?;
+                serve(listen::open(*inbound)?, Entrance::Inbound, &self.front);
+                serve(listen::open(*outbound)?, Entrance::Outbound, &self.back);
+                if let Some(capture) = &self.proxy.config.capture {
+                    for address in capture.inbound_at().into_iter().filter(|at| at != inbound) {
+                        let listener = listen::open_captured(address)?;
+                        listener.into_iter().for_each(|one| serve(one, Entrance::Inbound, &self.front));
+                    }
+                    for address in capture.outbound_at().into_iter().filter(|at| at != outbound) {
+                        let listener = listen::open_captured(address)?;
+                        listener.into_iter().for_each(|one| serve(one, Entrance::Outbound, &self.back));
+                    }
+                }
             }
             (Role::Ingress { listen }, _) => {
                 let following = listen::follow_gateways(worker.clone(), *listen, self.front.clone());

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -12,7 +13,7 @@ use std::{
 use api::{
     delta::{Digests, Item, View},
     digest::Hash,
-    endpoint::EndpointId,
+    endpoint::{self, EndpointId},
     identity::{Bundle, SpiffeId},
     locality::Locality,
     name::{ClusterName, Namespace, NetworkName, ServiceName},
@@ -45,6 +46,7 @@ pub struct Runtime {
     pub(crate) services: BTreeMap<ServiceName, Arc<Service>>,
     pub(crate) routes: BTreeMap<ServiceName, Arc<Table>>,
     pub(crate) hosts: HashMap<String, Arc<Service>>,
+    pub(crate) addresses: HashMap<IpAddr, Vec<Reached>>,
     pub(crate) inbound: Vec<Inbound>,
     pub(crate) listeners: BTreeMap<u16, Listener>,
     parts: Parts,
@@ -124,13 +126,21 @@ pub struct ServicePort {
     pub protocol: wire::Protocol,
 }
 
+/// A port of an endpoint of this network, reached by its own address.
+#[derive(Debug)]
+pub(crate) struct Reached {
+    pub port: u16,
+    pub endpoint: EndpointId,
+    pub service: Arc<Service>,
+}
+
 /// One port of this workload's application.
 #[derive(Debug)]
 pub struct Inbound {
     /// The port.
     pub port: u16,
     /// Where the application listens.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     /// Whether plaintext is accepted.
     pub mtls: wire::MtlsMode,
     /// What is spoken.
@@ -203,6 +213,15 @@ impl Runtime {
     /// The service that `host` means here. `host` is in lower case, without port.
     pub fn service_at(&self, host: &str) -> Option<&Arc<Service>> {
         self.hosts.get(host)
+    }
+
+    /// Whether something is known of `host`: a service's name or address, or an endpoint's address.
+    pub fn knows(&self, host: &str) -> bool {
+        self.service_at(host).is_some() || self.reached(host).is_some()
+    }
+
+    pub(crate) fn reached(&self, host: &str) -> Option<&[Reached]> {
+        self.addresses.get(&endpoint::address(host)?).map(Vec::as_slice)
     }
 
     /// The service of this name, if this proxy knows it.
@@ -363,6 +382,7 @@ fn assemble(parts: Parts, digests: Digests, revision: &str) -> Result<Runtime, V
         .values()
         .flat_map(|service: &Arc<Service>| service.hosts.iter().map(|host| (host.clone(), service.clone())))
         .collect();
+    let addresses = addresses(&services, &endpoints, &workload.network);
     let revision = revision.into();
     Ok(Runtime {
         revision,
@@ -376,10 +396,35 @@ fn assemble(parts: Parts, digests: Digests, revision: &str) -> Result<Runtime, V
         services,
         routes,
         hosts,
+        addresses,
         inbound,
         listeners,
         parts,
     })
+}
+
+/// The endpoints of this network by their own addresses; the first service of each port stands for it.
+fn addresses(
+    services: &BTreeMap<ServiceName, Arc<Service>>,
+    endpoints: &BTreeMap<ServiceName, Arc<wire::Endpoints>>,
+    network: &NetworkName,
+) -> HashMap<IpAddr, Vec<Reached>> {
+    let mut addresses: HashMap<IpAddr, Vec<Reached>> = HashMap::new();
+    for (service, all) in services.iter().filter_map(|(name, one)| Some((one, endpoints.get(name)?))) {
+        for one in all.endpoints.iter().filter(|one| one.network == network.as_str()) {
+            // An endpoint that cannot be read is told of where it is balanced.
+            let (Ok(address), Ok(port), Ok(endpoint)) =
+                (one.address.parse::<SocketAddr>(), port(one.port), EndpointId::parse(&one.id))
+            else {
+                continue;
+            };
+            let known = addresses.entry(address.ip()).or_default();
+            if !known.iter().any(|reached| reached.port == port) {
+                known.push(Reached { port, endpoint, service: service.clone() });
+            }
+        }
+    }
+    addresses
 }
 
 /// The policies of a view, to make judges of.

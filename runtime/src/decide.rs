@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, time::Duration};
 
+use api::endpoint::{self, EndpointId};
 use http::HeaderValue;
 use policies::{Judgement, Verdict, facts::Facts};
 
@@ -13,7 +14,7 @@ use crate::{
 /// Where a request was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum At {
-    /// On its way out of a workload.
+    /// On its way out of a workload. What is no HTTP request asks for the destination's address.
     Outbound {
         /// Whether the control plane has said that nobody knows the host.
         known_absent: bool,
@@ -85,6 +86,8 @@ pub enum Target<'r> {
         service: &'r Service,
         /// Its port.
         port: &'r ServicePort,
+        /// The one endpoint that was asked for by its own address.
+        endpoint: Option<&'r EndpointId>,
     },
     /// A host that the mesh does not know, as it was named.
     Direct {
@@ -93,6 +96,16 @@ pub enum Target<'r> {
         /// The port.
         port: u16,
     },
+}
+
+impl<'r> Decision<'r> {
+    /// The same, at this endpoint alone.
+    fn at_endpoint(mut self, only: &'r EndpointId) -> Self {
+        if let Decision::Forward(Plan { target: Target::Service { endpoint, .. }, .. }) = &mut self {
+            *endpoint = Some(only);
+        }
+        self
+    }
 }
 
 impl Plan<'_> {
@@ -186,15 +199,19 @@ impl Runtime {
     }
 
     fn outbound(&self, known_absent: bool, facts: &Facts<'_>, chance: u64) -> Decision<'_> {
+        if facts.request.is_none() {
+            let address = facts.destination.address;
+            let host = endpoint::host(address.ip());
+            return match self.service_at(&host) {
+                Some(service) => self.to_service(service, address.port(), None, None, facts, None),
+                None => self.to_no_service(host, address.port(), known_absent, facts),
+            };
+        }
         let Some((subject, port)) = subject(facts) else {
             return refuse(400, Flag::BadRequest, "the request names no usable host");
         };
         let Some(service) = self.service_at(&subject.host) else {
-            return match (known_absent, self.mesh.registry_only) {
-                (false, _) => Decision::Unknown { host: subject.host.into_owned() },
-                (true, true) => refuse(502, Flag::UnknownHost, "nobody in the mesh knows this host"),
-                (true, false) => direct(subject.host.into_owned(), port),
-            };
+            return self.to_no_service(subject.host.into_owned(), port, known_absent, facts);
         };
         let Some(table) = self.routes.get(&service.name) else {
             return self.to_service(service, port, None, None, facts, None);
@@ -203,6 +220,27 @@ impl Runtime {
         match table.find(&subject) {
             None => refuse(404, Flag::NoRoute, "no rule of the service's routes matches"),
             Some((rule, prefix)) => self.follow(rule, prefix, facts, chance, None),
+        }
+    }
+
+    /// To a host that no service has: the address of an endpoint, or nobody's.
+    fn to_no_service(&self, host: String, port: u16, known_absent: bool, facts: &Facts<'_>) -> Decision<'_> {
+        if let Some(reached) = self.reached(&host) {
+            let found = reached.iter().find(|reached| reached.port == port);
+            let target = found.and_then(|reached| {
+                let port = reached.service.ports.iter().find(|known| known.target == port)?;
+                Some((port.port, reached))
+            });
+            if let Some((port, reached)) = target {
+                let to = self.to_service(&reached.service, port, None, None, facts, None);
+                return to.at_endpoint(&reached.endpoint);
+            }
+        } else if !known_absent {
+            return Decision::Unknown { host };
+        }
+        match self.mesh.registry_only {
+            true => refuse(502, Flag::UnknownHost, "nobody in the mesh knows this host"),
+            false => direct(host, port),
         }
     }
 
@@ -279,7 +317,7 @@ impl Runtime {
         let limits = &service.traffic.timeouts;
         let own = limits.as_ref().and_then(|limits| crate::compile::positive(limits.request_ms));
         Decision::Forward(Plan {
-            target: Target::Service { service, port },
+            target: Target::Service { service, port, endpoint: None },
             rule,
             backend,
             path: rewrite.and_then(|rewrite| rewrite.path.as_ref()).map(|c| c.apply(path, prefix.flatten())),

@@ -12,6 +12,7 @@ mod host;
 pub mod mesh;
 mod namespace;
 mod partition;
+mod relay;
 
 use std::{
     collections::BTreeMap,

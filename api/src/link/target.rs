@@ -1,9 +1,10 @@
 //! Two policies of one kind at one target: the narrowest wins only while there is one narrowest.
 //!
 //! It concerns the kinds that inherit (TrafficPolicy, PeerAuthentication). Several AuthorizationPolicies at one
-//! target are no conflict: their verdicts are combined, and the order of the three steps decides.
+//! target are no conflict: their verdicts are combined, and the order of the three steps decides. Neither may two
+//! Services have one virtual address: a connection to it would mean both.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     manifest::{Code, Diagnostic, Placed},
@@ -17,6 +18,21 @@ enum Target<'a> {
     Namespace,
     Workloads(&'a Labels),
     Service(Namespace, &'a ObjectName, Option<&'a str>),
+    Address(IpAddr),
+}
+
+impl Target<'_> {
+    /// Where it is one of its kind: an address is so in a whole cluster.
+    fn scope(&self, own: Namespace) -> Namespace {
+        if matches!(self, Target::Address(_)) { Namespace::system() } else { own }
+    }
+
+    fn help(&self) -> &'static str {
+        match self {
+            Target::Address(_) => "a virtual address leads to one Service: give each its own",
+            _ => "two of one kind at one target contradict each other: make them one",
+        }
+    }
 }
 
 /// Tells every policy whose target has one of the kind already.
@@ -30,7 +46,9 @@ pub(super) fn check(placed: &[Placed], diagnostics: &mut Vec<Diagnostic>) {
     for own in placed.iter().filter(whole) {
         let meta = own.resource.meta();
         for (target, pointer) in targets(&own.resource) {
-            let holders = taken.entry((own.resource.kind(), meta.namespace(), target)).or_default();
+            let (scope, help) = (target.scope(meta.namespace()), target.help());
+            let what = if matches!(target, Target::Address(_)) { "address" } else { "target" };
+            let holders = taken.entry((own.resource.kind(), scope, target)).or_default();
             let meets = |other: &&&Placed| {
                 let (left, right) = (&other.resource.meta().cluster, &meta.cluster);
                 left.is_none() || right.is_none() || left == right
@@ -41,12 +59,12 @@ pub(super) fn check(placed: &[Placed], diagnostics: &mut Vec<Diagnostic>) {
                     at: own.positions.at(&pointer),
                     code: Code::Conflict,
                     message: format!(
-                        "`{}`, at {}, has the same target as `{}`",
+                        "`{}`, at {}, has the same {what} as `{}`",
                         first.resource.key(),
                         first.origin,
                         own.resource.key()
                     ),
-                    help: Some("two of one kind at one target contradict each other: make them one".into()),
+                    help: Some(help.into()),
                 });
             }
             holders.push(own);
@@ -74,10 +92,19 @@ fn targets<'a>(resource: &'a Resource) -> Vec<(Target<'a>, String)> {
             };
             refs.map(service).collect()
         }
+        Resource::Service(object) => {
+            let service = &object.spec;
+            let single = service.cluster_ip.iter().map(|ip| (ip, "/spec/clusterIP".to_owned()));
+            let several =
+                service.cluster_ips.iter().enumerate().map(|(i, ip)| (ip, format!("/spec/clusterIPs/{i}")));
+            let said = single.chain(several).filter_map(|(ip, pointer)| Some((ip.parse().ok()?, pointer)));
+            // What is said in both fields is said once.
+            let once: BTreeMap<IpAddr, String> = said.rev().collect();
+            once.into_iter().map(|(ip, pointer)| (Target::Address(ip), pointer)).collect()
+        }
         Resource::Mesh(_)
         | Resource::Cluster(_)
         | Resource::Namespace(_)
-        | Resource::Service(_)
         | Resource::EndpointSlice(_)
         | Resource::Gateway(_)
         | Resource::HttpRoute(_)

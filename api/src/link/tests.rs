@@ -396,6 +396,23 @@ fn every_mutation_of_the_sample_is_told_at_its_line_and_column() {
     assert!(count > 300, "{count}");
 }
 
+#[test]
+fn an_address_leads_to_one_service() {
+    let service = |name: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: shop }}\nspec:\n  \
+             clusterIP: 10.96.0.9\n  clusterIPs: [10.96.0.9, \"fd00:96::9\"]\n  ports: [{{ port: 80 }}]\n  {more}\n---\n"
+        )
+    };
+    check(
+        "apps/twice.yaml",
+        &[service("one", "selector: { app: one }"), service("two", "selector: { app: two }")].concat(),
+        expect![[r#"
+            apps/twice.yaml:14:14: `Service shop/one`, at apps/twice.yaml:1, has the same address as `Service shop/two` (a virtual address leads to one Service: give each its own)
+            apps/twice.yaml:15:28: `Service shop/one`, at apps/twice.yaml:1, has the same address as `Service shop/two` (a virtual address leads to one Service: give each its own)"#]],
+    );
+}
+
 mod laws {
     use proptest::prelude::*;
 

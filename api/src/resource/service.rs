@@ -1,5 +1,7 @@
 //! `Namespace`, `Service` and `ServiceExport`: the standard kinds that name what is served.
 
+use std::{collections::BTreeSet, net::IpAddr};
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,12 @@ pub struct Service {
 }
 
 impl Service {
+    /// Its virtual addresses; none when it is headless.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        let said = self.cluster_ip.iter().chain(&self.cluster_ips);
+        said.filter_map(|address| address.parse().ok()).collect()
+    }
+
     /// The port with this number.
     pub fn port(&self, number: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|port| port.port == number)

@@ -1,9 +1,14 @@
 //! From inputs to a snapshot.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use api::{
     delta::Item,
+    endpoint,
     name::ServiceName,
     resource::mesh::{DefaultAuthorization, Outbound, PathNormalization},
     wire::{self, resource::Body},
@@ -20,14 +25,7 @@ pub fn build(inputs: &Inputs) -> Snapshot {
     let services = service::services(&inputs, &place, failover);
     let networks = networks(&inputs, &place);
     let passthrough = passthrough(&inputs, &services);
-    let hosts = services
-        .values()
-        .flat_map(|entry| {
-            entry.hosts(&entry.service.namespace).into_iter().map(|host| (host, entry.name.clone()))
-        })
-        // The bare name means a service only to callers of its own namespace.
-        .filter(|(host, _)| host.contains('.'))
-        .collect();
+    let hosts = hosts(&services, &place);
     let mut shared = BTreeMap::new();
     share(&mut shared, "mesh", Body::Mesh(mesh_settings(&inputs)));
     let bundle = serde_json::to_vec(&*inputs.bundle).expect("a bundle has a JSON form");
@@ -42,6 +40,29 @@ pub fn build(inputs: &Inputs) -> Snapshot {
     }
     let trust_domain = inputs.bundle.trust_domain.to_string();
     Snapshot { inputs, trust_domain, place, services, hosts, passthrough, shared }
+}
+
+/// Who is meant by each host. The bare name means a service only to callers of its own namespace.
+fn hosts(
+    services: &BTreeMap<ServiceName, Arc<ServiceEntry>>,
+    place: &Place,
+) -> BTreeMap<String, Vec<ServiceName>> {
+    let mut hosts: BTreeMap<String, Vec<ServiceName>> = BTreeMap::new();
+    for entry in services.values() {
+        let named = entry.hosts(&entry.service.namespace).into_iter();
+        for host in named.filter(|host| host.contains(['.', ':'])) {
+            hosts.entry(host).or_insert_with(|| vec![entry.name.clone()]);
+        }
+    }
+    for entry in services.values() {
+        let here = entry.endpoints.iter().filter(|endpoint| endpoint.network == place.network.as_str());
+        let addresses = here.filter_map(|endpoint| endpoint.address.parse::<SocketAddr>().ok());
+        let addresses: BTreeSet<_> = addresses.map(|address| address.ip()).collect();
+        for address in addresses {
+            hosts.entry(endpoint::host(address)).or_default().push(entry.name.clone());
+        }
+    }
+    hosts
 }
 
 fn share(shared: &mut BTreeMap<Arc<str>, Item>, name: &str, body: Body) {

@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use api::{
-    endpoint::EndpointId,
+    endpoint::{self, EndpointId},
     identity::SpiffeId,
     name::{ClusterName, InstanceId, Namespace, ServiceName},
     resource::{
@@ -48,6 +48,8 @@ pub struct ServiceEntry {
     pub service: ServiceName,
     /// Which hosts lead here.
     pub reach: Reach,
+    /// The virtual addresses that lead here.
+    pub addresses: BTreeSet<IpAddr>,
     /// Its ports.
     pub ports: Vec<wire::ServicePort>,
     /// Sorted by id.
@@ -73,6 +75,7 @@ impl ServiceEntry {
         if self.reach != Reach::Local {
             hosts.push(self.service.clusterset_local().to_string());
         }
+        hosts.extend(self.addresses.iter().copied().map(endpoint::host));
         hosts
     }
 }
@@ -96,6 +99,8 @@ pub(super) fn services(
             name: name.clone(),
             service: object.service_name(),
             reach,
+            // An address belongs to the cluster's own name.
+            addresses: if reach == Reach::ClusterSet { BTreeSet::new() } else { object.spec.addresses() },
             ports: ports.clone(),
             identities: endpoints
                 .iter()
@@ -135,6 +140,7 @@ pub(super) fn services(
             name: name.clone(),
             service,
             reach: Reach::ClusterSet,
+            addresses: BTreeSet::new(),
             ports,
             endpoints,
             identities,

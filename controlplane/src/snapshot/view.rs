@@ -33,7 +33,7 @@ impl Snapshot {
                 self.add_workload(&mut view, node);
                 self.add_shared(&mut view, "networks");
                 for host in subscription {
-                    if let Some(service) = self.service_at(host, &node.namespace) {
+                    for service in self.services_at(host, &node.namespace) {
                         self.add_service(&mut view, &service.name, &node.namespace, true);
                     }
                 }
@@ -53,13 +53,18 @@ impl Snapshot {
 
     /// The service that `host` means to a caller in `namespace`.
     pub fn service_at(&self, host: &str, namespace: &Namespace) -> Option<&Arc<ServiceEntry>> {
-        let by_name = self.hosts.get(host);
+        self.services_at(host, namespace).next()
+    }
+
+    /// The services that `host` means: several where it is the address of an endpoint that is behind them.
+    fn services_at(&self, host: &str, namespace: &Namespace) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        let known = self.hosts.get(host).map(Vec::as_slice).unwrap_or_default();
         let bare = || {
             let name = host.parse().ok().filter(|_| !host.contains('.'))?;
-            Some(ServiceName::new(namespace.clone(), name))
+            self.services.get(&ServiceName::new(namespace.clone(), name))
         };
-        let name = by_name.cloned().or_else(bare)?;
-        self.services.get(&name)
+        let bare = if known.is_empty() { bare() } else { None };
+        known.iter().filter_map(|name| self.services.get(name)).chain(bare)
     }
 
     /// What this cluster offers to the others.

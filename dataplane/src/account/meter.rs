@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Duration};
 use api::name::ServiceName;
 use http::Method;
 use policies::facts::Peer;
-use process::metrics::{EncodeLabelSet, Family, Histogram, Names, Registry, request_seconds};
+use process::metrics::{Counter, EncodeLabelSet, Family, Histogram, Names, Registry, request_seconds};
 use runtime::Runtime;
 
 use super::{Exchange, Side};
@@ -22,12 +22,32 @@ const WORKLOADS: usize = 4096;
 
 type Durations = Family<Labels, Histogram, fn() -> Histogram>;
 
-/// The histograms of a process.
+/// The histograms of a process, and the counts of its connections that carry bytes.
 pub struct Meters {
     server: Durations,
     client: Durations,
     /// Workloads come and go while a process lives; what was counted once stays.
     workloads: Names,
+    connections: Counts,
+    received: Counts,
+    sent: Counts,
+}
+
+type Counts = Family<Ends, Counter>;
+
+/// Who is at both ends of a connection, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ends {
+    direction: &'static str,
+    weft_flag: &'static str,
+    weft_mtls: &'static str,
+    source_workload: String,
+    source_namespace: String,
+    source_cluster: String,
+    destination_workload: Arc<str>,
+    destination_service: String,
+    destination_namespace: String,
+    destination_cluster: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -61,6 +81,17 @@ impl Meters {
                 new(),
             ),
             workloads: Names::new(WORKLOADS),
+            connections: registry.register(
+                "tcp_connections",
+                "Connections that carried bytes",
+                Counts::default(),
+            ),
+            received: registry.register(
+                "tcp_received_bytes",
+                "Bytes that came from callers",
+                Counts::default(),
+            ),
+            sent: registry.register("tcp_sent_bytes", "Bytes that went to callers", Counts::default()),
         }
     }
 }
@@ -119,15 +150,41 @@ pub(super) fn observe(exchange: &Exchange, took: Duration) {
     handles.insert(key, Handle { histogram, _alive });
 }
 
-fn labels(exchange: &Exchange, key: &Key, workloads: &Names) -> Labels {
-    let text = |text: &str| -> Arc<str> { text.into() };
+/// Counts one connection that is over.
+pub(super) fn observe_connection(exchange: &Exchange) {
+    let (source, destination) = ends(exchange);
+    let mtls = exchange.caller.peer.is_some() || exchange.upstream_mtls;
+    let meters = &exchange.worker.proxy.telemetry.meters;
+    let ends = Ends {
+        direction: exchange.caller.side.as_str(),
+        weft_flag: exchange.flag,
+        weft_mtls: if mtls { "true" } else { "false" },
+        source_workload: source.workload.to_owned(),
+        source_namespace: source.namespace.to_owned(),
+        source_cluster: source.cluster.to_owned(),
+        destination_workload: meters.workloads.admit(destination.workload),
+        destination_service: destination.service.to_owned(),
+        destination_namespace: destination.namespace.to_owned(),
+        destination_cluster: destination.cluster.to_owned(),
+    };
+    meters.connections.get_or_create(&ends).inc();
+    meters.received.get_or_create(&ends).inc_by(exchange.bytes_in);
+    meters.sent.get_or_create(&ends).inc_by(exchange.bytes_out);
+}
+
+fn ends(exchange: &Exchange) -> (Who<'_>, Who<'_>) {
     let own = exchange.runtime.as_deref().map(Who::own).unwrap_or_default();
-    let (source, destination) = match exchange.caller.side {
+    match exchange.caller.side {
         Side::Inbound { .. } => {
             (exchange.caller.peer.as_ref().map(|one| Who::peer(&one.peer)).unwrap_or_default(), own)
         }
         Side::Outbound | Side::Ingress { .. } => (own, Who::called(exchange)),
-    };
+    }
+}
+
+fn labels(exchange: &Exchange, key: &Key, workloads: &Names) -> Labels {
+    let text = |text: &str| -> Arc<str> { text.into() };
+    let (source, destination) = ends(exchange);
     Labels {
         http_request_method: key.method,
         http_response_status_code: u32::from(key.status),

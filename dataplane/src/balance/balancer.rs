@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use api::endpoint::EndpointId;
 use arc_swap::ArcSwap;
 
 use super::{
@@ -108,6 +109,16 @@ impl Balancer {
         match probe.or_else(|| choice.best().map(|endpoint| (endpoint, None))) {
             Some((endpoint, probe)) => Pick::Endpoint(self.begin(Arc::clone(endpoint), probe, ask.now)),
             None => Pick::None(NoEndpoint::Exhausted),
+        }
+    }
+
+    /// This endpoint and no other, whatever is held against it, unless it was tried already.
+    pub fn pick_only(self: &Arc<Self>, id: &EndpointId, ask: &Ask<'_>) -> Pick {
+        let table = self.table.load();
+        match table.endpoints.iter().find(|endpoint| endpoint.id == *id) {
+            None => Pick::None(NoEndpoint::Empty),
+            Some(_) if ask.tried.has(id) => Pick::None(NoEndpoint::Exhausted),
+            Some(endpoint) => Pick::Endpoint(self.begin(Arc::clone(endpoint), None, ask.now)),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, sync::Arc};
 
+use api::endpoint::EndpointId;
 use runtime::Service;
 
 use super::{connect_limit, keep_alive, nowhere, verdict::End};
@@ -16,22 +17,27 @@ use crate::{
     worker::Worker,
 };
 
-/// A stream of bytes to an endpoint of a service, with what happens to connects in vain as for requests.
+/// A stream of bytes to an endpoint of a service (`only` that one, where it was asked for), with what happens to
+/// connects in vain as for requests.
 pub async fn open(
     worker: &Rc<Worker>,
     service: &Service,
     callee: &Arc<Callee>,
+    only: Option<&EndpointId>,
     exchange: &mut Exchange,
 ) -> Result<(Dialled, Picked), Failure> {
     let room = Room { load: &callee.load, limit: service.traffic.limit_connections };
     // A stream of bytes is its connection: it waits for none.
     exchange.place = Some(room.place(&worker.pool).ok_or(Over::Connections)?);
     let mut tried = Tried::default();
+    let mut last = None;
     loop {
         let ask = Ask { now: worker.proxy.now(), chance: worker.chance(), tried: &tried, may_repeat: false };
-        let mut picked = match callee.balancer.pick(&ask) {
+        let picked =
+            only.map_or_else(|| callee.balancer.pick(&ask), |only| callee.balancer.pick_only(only, &ask));
+        let mut picked = match picked {
             Pick::Endpoint(picked) => picked,
-            Pick::None(reason) => return Err(nowhere(reason, None)),
+            Pick::None(reason) => return Err(nowhere(reason, last)),
         };
         let endpoint = picked.endpoint().clone();
         exchange.endpoint = Some(endpoint.clone());
@@ -61,8 +67,10 @@ pub async fn open(
         };
         picked.finished(error.outcome(), worker.proxy.now());
         End::Unconnected(error.outcome()).note(&mut tried, &endpoint);
+        let failure = Failure::upstream(503, "connect-failed", error.to_string());
         if !tried.may_connect() {
-            return Err(Failure::upstream(503, "connect-failed", error.to_string()));
+            return Err(failure);
         }
+        last = Some(failure);
     }
 }

@@ -41,7 +41,7 @@ pub(super) async fn send(
             let speaks_h2 = speaks_h2(inbound.protocol) || (outgoing.h2 && outgoing.grpc);
             to_application(ways.worker, exchange, inbound.address, speaks_h2, outgoing, &body).await
         }
-        Target::Service { service, port } => {
+        Target::Service { service, port, endpoint } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
             let place = Place::take(&callee.load, Kind::Request, service.traffic.limit_requests);
@@ -50,6 +50,7 @@ pub(super) async fn send(
                 worker: ways.worker,
                 service,
                 callee,
+                only: *endpoint,
                 speaks_h2: speaks_h2(port.protocol),
                 rule: plan.rule,
                 backend_timeout: plan.backend_timeout,
@@ -128,10 +129,10 @@ pub(super) async fn connect(
     };
     exchange.follows(plan.rule);
     let (dialled, picked) = match &plan.target {
-        Target::Service { service, port } => {
+        Target::Service { service, port, endpoint } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
-            let (dialled, picked) = stream::open(ways.worker, service, callee, exchange).await?;
+            let (dialled, picked) = stream::open(ways.worker, service, callee, *endpoint, exchange).await?;
             (dialled, Some(picked))
         }
         Target::Direct { host, port } => (dial_host(ways.worker, host, *port).await?, None),

@@ -50,6 +50,14 @@ fn view(registry_only: bool, mtls: wire::MtlsMode) -> View {
     for name in ["reviews", "reviews-v1"] {
         add(&format!("service/shop/{name}"), Body::Service(service(name)));
     }
+    let endpoint = wire::Endpoint {
+        id: "a".repeat(26),
+        address: "10.0.0.7:15006".into(),
+        port: 8080,
+        network: "east".into(),
+        ..Default::default()
+    };
+    add("endpoints/shop/reviews", Body::Endpoints(wire::Endpoints { endpoints: vec![endpoint] }));
     add(
         "routes/shop/reviews",
         Body::Routes(table(vec![
@@ -89,7 +97,12 @@ fn service(name: &str) -> wire::Service {
     wire::Service {
         namespace: "shop".into(),
         name: name.into(),
-        hosts: vec![name.into(), format!("{name}.shop.svc.cluster.local")],
+        hosts: match name {
+            "reviews" => [name, "reviews.shop.svc.cluster.local", "10.96.0.5", "[fd00:96::5]"]
+                .map(str::to_owned)
+                .into(),
+            _ => vec![name.into(), format!("{name}.shop.svc.cluster.local")],
+        },
         ports: vec![wire::ServicePort { port: 80, target: 8080, ..Default::default() }],
         traffic: Some(wire::TrafficPolicy::default()),
         ..Default::default()
@@ -141,12 +154,18 @@ struct Case<'a> {
     host: &'a str,
     path: &'a str,
     peer: bool,
+    /// Of a connection without a request: where it goes.
+    address: Option<&'a str>,
 }
 
 const OUT: At = At::Outbound { known_absent: false };
 
 fn asks<'a>(at: At, host: &'a str, path: &'a str) -> Case<'a> {
-    Case { at, method: "GET", host, path, peer: true }
+    Case { at, method: "GET", host, path, peer: true, address: None }
+}
+
+fn connects<'a>(at: At, address: &'a str) -> Case<'a> {
+    Case { address: Some(address), ..asks(at, "", "") }
 }
 
 #[track_caller]
@@ -163,8 +182,11 @@ fn check(view: &View, case: Case<'_>, want: Expect) {
     };
     let facts = Facts {
         source: Source { peer: case.peer.then_some(&peer), address: nowhere },
-        destination: Destination { guarded: &runtime.workload.guarded, address: nowhere },
-        request: Some(Request {
+        destination: Destination {
+            guarded: &runtime.workload.guarded,
+            address: case.address.map_or(nowhere, |address| address.parse().unwrap()),
+        },
+        request: case.address.is_none().then_some(Request {
             method: case.method,
             scheme: "http",
             host: case.host,
@@ -191,7 +213,10 @@ fn told(decision: &Decision<'_>) -> String {
         Decision::Forward(plan) => {
             let target = match &plan.target {
                 Target::Application(inbound) => format!("application {}", inbound.address),
-                Target::Service { service, port } => format!("{} port {}", service.name, port.target),
+                Target::Service { service, port, endpoint } => {
+                    let only = endpoint.map(|only| format!(" at {only}")).unwrap_or_default();
+                    format!("{} port {}{only}", service.name, port.target)
+                }
                 Target::Direct { host, port } => format!("direct {host}:{port}"),
             };
             let rule = plan.rule.map(|rule| format!(" by {}", rule.name)).unwrap_or_default();
@@ -214,6 +239,30 @@ fn on_the_way_out() {
     check(&view, asks(absent, "Example.org:8443", "/"), expect!["direct example.org:8443"]);
     check(&view, asks(OUT, "", "/"), expect!["400 bad-request: the request names no usable host"]);
     check(&view, asks(OUT, "reviews:x", "/"), expect!["400 bad-request: the request names no usable host"]);
+}
+
+#[test]
+fn by_the_address_alone() {
+    let view = view(false, wire::MtlsMode::Strict);
+    let absent = At::Outbound { known_absent: true };
+    check(&view, connects(OUT, "10.96.0.5:80"), expect!["shop/reviews port 8080"]);
+    check(&view, connects(OUT, "[fd00:96::5]:80"), expect!["shop/reviews port 8080"]);
+    check(&view, connects(OUT, "10.96.0.5:81"), expect!["502 no-backend: shop/reviews has no port 81"]);
+    check(
+        &view,
+        connects(OUT, "10.0.0.7:8080"),
+        expect!["shop/reviews port 8080 at aaaaaaaaaaaaaaaaaaaaaaaaaa"],
+    );
+    // A known host's other ports are nobody's: there is nothing to ask for.
+    check(&view, connects(OUT, "10.0.0.7:9000"), expect!["direct 10.0.0.7:9000"]);
+    check(&view, connects(OUT, "10.0.0.8:8080"), expect!["ask for 10.0.0.8"]);
+    check(&view, connects(absent, "10.0.0.8:8080"), expect!["direct 10.0.0.8:8080"]);
+    check(&view, asks(OUT, "10.96.0.5", "/v1/x"), expect!["shop/reviews-v1 port 8080 by v1"]);
+    check(
+        &view,
+        asks(OUT, "10.0.0.7:8080", "/v1/x"),
+        expect!["shop/reviews port 8080 at aaaaaaaaaaaaaaaaaaaaaaaaaa"],
+    );
 }
 
 #[test]

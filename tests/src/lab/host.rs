@@ -130,7 +130,7 @@ impl Host {
     }
 
     /// Starts a process that ends with the host. What it says goes to `output.log` in `dir`, which becomes its own.
-    pub fn spawn(&self, user: User, program: &Path, args: &[&str], dir: &Path) -> u32 {
+    pub fn spawn(&self, user: User, program: &Path, args: &[&str], dir: &Path) {
         fs::create_dir_all(dir).expect("a directory of the test's own");
         match user {
             User::Root => {}
@@ -143,10 +143,8 @@ impl Host {
         command.args(args).current_dir(dir).stdin(Stdio::null());
         command.stdout(said.try_clone().expect("a file")).stderr(said);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let id = child.id();
         let name = format!("{} on {}", program.display(), self.name);
         self.processes.lock().expect("no one panics with it").push(Process { name, child, output });
-        id
     }
 
     /// What has ended on this host that should run, with its last words.
@@ -155,14 +153,19 @@ impl Host {
         processes.iter_mut().filter_map(Process::last_words).collect()
     }
 
-    /// Sends a signal to a process on this host and, where it ends by that, waits for its end.
-    pub fn end(&self, pid: u32, signal: Signal) {
-        let _ = kill(Pid::from_raw(pid as i32), signal);
-        let mut processes = self.processes.lock().expect("no one panics with it");
-        let Some(at) = processes.iter().position(|process| process.child.id() == pid) else { return };
-        let mut process = processes.swap_remove(at);
-        drop(processes);
-        let _ = process.child.wait();
+    /// Sends a signal to all processes on this host.
+    pub fn signal(&self, signal: Signal) {
+        for process in &*self.processes.lock().expect("no one panics with it") {
+            let _ = kill(Pid::from_raw(process.child.id() as i32), signal);
+        }
+    }
+
+    /// Ends all processes on this host by a signal, and waits for their ends.
+    pub async fn end(&self, signal: Signal) {
+        self.signal(signal);
+        let ending = std::mem::take(&mut *self.processes.lock().expect("no one panics with it"));
+        let wait = move || ending.into_iter().try_for_each(|mut process| process.child.wait().map(drop));
+        tokio::task::spawn_blocking(wait).await.expect("it does not panic").expect("a child");
     }
 }
 

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Response, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -158,8 +157,8 @@ impl Mesh {
         name
     }
 
-    /// Starts a sidecar on a host, beside an application that is there. Gives its process.
-    pub async fn start_sidecar(&self, cluster: &str, host: &str, workload: &Workload) -> u32 {
+    /// Starts a sidecar on a host, beside an application that is there.
+    pub async fn start_sidecar(&self, cluster: &str, host: &str, workload: &Workload) {
         let ip = self.lab[host].addresses.v4;
         let apps: Vec<_> = workload
             .ports
@@ -173,12 +172,7 @@ impl Mesh {
             "apps": apps,
         });
         merge(&mut settings, &workload.settings);
-        self.start_proxy(cluster, host, "shop", &workload.service, settings).await
-    }
-
-    /// Ends the process of a host in order.
-    pub fn stop(&self, host: &str, pid: u32) {
-        self.lab[host].end(pid, Signal::SIGTERM);
+        self.start_proxy(cluster, host, "shop", &workload.service, settings).await;
     }
 
     /// The directory of the processes of a host.
@@ -243,7 +237,7 @@ impl Mesh {
         namespace: &str,
         account: &str,
         mut settings: Value,
-    ) -> u32 {
+    ) {
         let request = json!({
             "workload": host, "namespace": namespace, "serviceAccount": account, "labels": { "app": account },
         });
@@ -262,9 +256,8 @@ impl Mesh {
         );
         let file = write(&dir.join("config.json"), &settings.to_string());
         let proxy = self.weft.with_file_name("weft-proxy");
-        let pid = self.lab[host].spawn(User::Proxy, &proxy, &["--config", &file], &dir);
+        self.lab[host].spawn(User::Proxy, &proxy, &["--config", &file], &dir);
         self.ready(host, format!("{ip}:15000")).await;
-        pid
     }
 
     /// Waits until a process of a host says on `/ready` that it is.

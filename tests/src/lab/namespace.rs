@@ -54,6 +54,11 @@ impl Namespace {
         feed(Command::new("ip").args(["-n", &self.name, "-batch", "-"]), batch);
     }
 
+    /// The same, of IPv6 where the family cannot be told from a command.
+    pub(super) fn ip6(&self, batch: &str) {
+        feed(Command::new("ip").args(["-6", "-n", &self.name, "-batch", "-"]), batch);
+    }
+
     /// Takes an nft script into force in it, whole or not at all.
     pub(super) fn nft(&self, script: &str) {
         feed(Command::new("ip").args(["netns", "exec", &self.name, "nft", "-f", "-"]), script);

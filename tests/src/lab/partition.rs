@@ -2,9 +2,14 @@
 //!
 //! The rules stand in the hosts of one side, in a table of their own, which goes when the [`Guard`] does.
 
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
-use super::{Addresses, Host};
+use tokio::sync::oneshot;
+
+use super::{Addresses, Host, relay};
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
@@ -26,8 +31,17 @@ enum Ways {
 /// Heals when it is dropped.
 pub struct Guard<'a> {
     here: Vec<&'a Host>,
-    table: String,
+    what: What,
 }
+
+/// What goes wrong.
+enum What {
+    Rules { table: String },
+    Relay { there: Vec<Addresses>, table: u32, relays: Vec<oneshot::Sender<()>> },
+}
+
+/// Routing tables of relays are numbered from here.
+const FIRST_TABLE: u32 = 100;
 
 impl<'a> Partition<'a> {
     pub(super) fn between(here: Vec<&'a Host>, there: Vec<&'a Host>) -> Self {
@@ -65,6 +79,15 @@ impl<'a> Partition<'a> {
         self.rule(&format!("limit rate over {kbytes_per_second} kbytes/second burst 16 kbytes drop"))
     }
 
+    /// What the first says to the second comes so much later.
+    pub fn late(self, delay: Duration) -> Guard<'a> {
+        let number = COUNT.fetch_add(1, Relaxed);
+        let (table, name) = (FIRST_TABLE + number, format!("late{number}"));
+        let start = |host: &&Host| relay::start(host, &name, table, &self.there, delay);
+        let relays = self.here.iter().map(start).collect();
+        Guard { here: self.here, what: What::Relay { there: self.there, table, relays } }
+    }
+
     fn rule(self, what: &str) -> Guard<'a> {
         let table = format!("partition{}", COUNT.fetch_add(1, Relaxed));
         let (v4, v6): (Vec<_>, Vec<_>) =
@@ -82,7 +105,7 @@ impl<'a> Partition<'a> {
             chain("in", "input", "saddr", self.ways != Ways::Out)
         );
         self.here.iter().for_each(|host| host.namespace.nft(&script));
-        Guard { here: self.here, table }
+        Guard { here: self.here, what: What::Rules { table } }
     }
 }
 
@@ -93,6 +116,15 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        self.here.iter().for_each(|host| host.namespace.nft(&format!("delete table inet {}\n", self.table)));
+        match &mut self.what {
+            What::Rules { table } => {
+                let script = format!("delete table inet {table}\n");
+                self.here.iter().for_each(|host| host.namespace.nft(&script));
+            }
+            What::Relay { there, table, relays } => {
+                self.here.iter().for_each(|host| relay::end(host, *table, there));
+                relays.clear();
+            }
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! The laboratory itself: hosts see their own network, and of another one what is public.
 
-use std::{io, net::IpAddr, time::Duration};
+use std::{
+    io,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -69,6 +73,22 @@ async fn a_partition_is_as_it_is_said_until_it_heals() {
     assert_eq!(call(&lab["a"], b).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     assert_eq!(call(&lab["b"], a).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     drop(guard);
+
+    let delay = Duration::from_millis(200);
+    let guard = lab.partition("a", "b").late(delay);
+    let took = async |from: &str, to: IpAddr| {
+        let began = Instant::now();
+        let said = call(&lab[from], to).await;
+        assert_eq!(said.unwrap(), "hello");
+        began.elapsed()
+    };
+    for address in lab["b"].addresses.all() {
+        assert!(took("a", address).await >= delay, "to {address}");
+    }
+    assert!(took("b", a).await >= delay, "what a answers is late, too");
+    assert!(took("c", b).await < delay, "others are not concerned");
+    guard.heal();
+    assert!(took("a", b).await < delay, "it is healed");
 
     // Nothing comes back of what one says, so that neither can connect; but what is not said is not missed.
     let guard = lab.partition("a", "b").one_way().drop();

@@ -146,6 +146,9 @@ pub struct ClusterStatus {
     pub effective: bool,
     /// Since when its link to the primary is down; absent when it is up (or it is the primary).
     pub primary_away_since: Option<f64>,
+    /// Since when its store does not answer: it serves what it has, and commits wait. Absent when it is there.
+    #[serde(default)]
+    pub store_away_since: Option<f64>,
     /// Since when the control plane that answers has not heard from this cluster; absent when the link is up.
     pub away_since: Option<f64>,
     /// When this word was given.

@@ -76,6 +76,7 @@ pub(crate) mod tests {
             commit: Some("1a2b3c4d5e".into()),
             effective: true,
             primary_away_since: None,
+            store_away_since: None,
             away_since: None,
             reported: 1000.0,
             intermediate_not_after: 7_777_000.0,

@@ -10,6 +10,7 @@ mod words;
 
 use std::{
     fs::{self, File, OpenOptions},
+    hash::{BuildHasher, RandomState},
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -27,7 +28,7 @@ use crate::{
     duration, end, mesh,
     output::{Output, print},
     pid::Pid,
-    process::weft,
+    process::{weft, write_private},
     progress::Progress,
     workload::spec::pid_in,
 };
@@ -55,6 +56,9 @@ pub(crate) struct Up {
     /// East takes the addresses 127.N.*, west those after it
     #[arg(long, default_value_t = 1, value_name = "N")]
     block: u8,
+    /// Keep east's state in this etcd (3.4 or later), under a prefix of this directory's own
+    #[arg(long, value_name = "URL,...", value_delimiter = ',')]
+    etcd: Vec<String>,
     /// Send spans to this OTLP endpoint (gRPC)
     #[arg(long, value_name = "URL")]
     trace: Option<String>,
@@ -71,8 +75,9 @@ pub(crate) async fn run(up: Up, output: &Output) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
     let dir = mesh::directory(up.dir)?;
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let layout = Layout::new(dir.canonicalize()?, up.block, up.trace)?;
+    let mut layout = Layout::new(dir.canonicalize()?, up.block, up.trace)?;
     let _lock = lock(&layout.dir)?;
+    layout.store = store(&layout.dir, &up.etcd)?;
     let mut signals = Signals::new()?;
     let progress = Progress::new();
     progress.at("ending what an earlier `weft up` left …");
@@ -94,6 +99,23 @@ pub(crate) async fn run(up: Up, output: &Output) -> anyhow::Result<ExitCode> {
     }
     end_all(&layout.dir, &mut fleet).await;
     announced.map(|()| ExitCode::SUCCESS)
+}
+
+/// The primary's store, where it is not a file. Its prefix is as new as the directory: another mesh's state is not ours.
+fn store(dir: &Path, endpoints: &[String]) -> anyhow::Result<Option<serde_json::Value>> {
+    if endpoints.is_empty() {
+        return Ok(None);
+    }
+    let file = dir.join("etcd.prefix");
+    let prefix = match fs::read_to_string(&file) {
+        Ok(prefix) => prefix,
+        Err(_) => {
+            let prefix = format!("/weft/up-{:016x}", RandomState::new().hash_one(()));
+            write_private(&file, &prefix)?;
+            prefix
+        }
+    };
+    Ok(Some(serde_json::json!({ "etcd": { "endpoints": endpoints, "prefix": prefix } })))
 }
 
 /// Says that all is ready, on stdout and for the other commands.

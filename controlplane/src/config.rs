@@ -16,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::{git::Source, snapshot::Place};
 
 mod source;
+mod store;
 
 pub use source::RawSource;
+pub use store::{Keep, RawStore};
 
 /// The settings file, as JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -60,6 +62,9 @@ pub struct RawConfig {
     /// Likewise.
     #[serde(default)]
     pub locality: Locality,
+    /// Where state is kept; a file in the state directory by default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<RawStore>,
     /// How long a proxy may be away before its workload counts as gone; 15 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lease_seconds: Option<u32>,
@@ -84,6 +89,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// Where it is.
     pub place: Place,
+    /// Where state is kept.
+    pub store: Keep,
     /// How long a proxy may be away.
     pub lease: Duration,
 }
@@ -161,6 +168,10 @@ impl RawConfig {
                 None
             }
         };
+        let store = match &self.store {
+            Some(store) => store.meant(&self.cluster, &mut wrong),
+            None => Keep::File,
+        };
         let duty = match duty {
             Some(duty) if wrong.is_empty() => duty,
             _ => return Err(BadConfig(wrong)),
@@ -174,6 +185,7 @@ impl RawConfig {
             state_dir: self.state_dir,
             address: self.address,
             place: Place { network: self.network, locality: self.locality },
+            store,
             lease,
         })
     }

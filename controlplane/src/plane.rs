@@ -56,8 +56,10 @@ pub struct Plane {
     pub authority: Arc<Authority>,
     /// Who lives in its cluster.
     pub registry: Registry,
-    /// The configuration in force. Owner: the publisher (primary) or the link (remote).
+    /// The configuration in force; see [`Plane::bring_into_force`].
     pub configuration: watch::Sender<Arc<Configuration>>,
+    /// The head that it is of.
+    pub in_force: Mutex<Option<Seq>>,
     /// What other clusters offer. Owner: the link.
     pub peers: watch::Sender<Peers>,
     /// What other clusters say of themselves. Owner: the link.
@@ -82,6 +84,16 @@ impl Plane {
     /// Seconds since the epoch.
     pub fn now(&self) -> f64 {
         seconds(self.world.now())
+    }
+
+    /// Obeys the configuration of head `seq`, unless that of a later one is in force already: the publisher, the link
+    /// and the store's own word may come in any order.
+    pub fn bring_into_force(&self, seq: Seq, configuration: Configuration) {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        if in_force.is_none_or(|known| known < seq) {
+            *in_force = Some(seq);
+            self.configuration.send_replace(Arc::new(configuration));
+        }
     }
 
     /// Whether `cluster` is a member by the configuration in force.

@@ -8,7 +8,7 @@ use std::{
 
 use api::{
     admin::{CommitState, CommitStatus, Problem},
-    head::{CommitId, Head, Revision},
+    head::{CommitId, Head, Revision, Seq},
     identity::Vouch,
     link::{Entry, ResourceSet},
     name::ClusterName,
@@ -22,13 +22,15 @@ use crate::{
     gate,
     git::{Checkout, Observation, Repository, Trouble},
     plane::{Commits, Plane, load, seconds},
-    store::{self, Conflict, Election, StoreError},
+    store::{self, Conflict, Election, Leading, StoreError},
 };
 
 /// Commits whose fate is shown.
 const MAX_SEEN: usize = 100;
 /// Between two tries to bring an accepted commit into force.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Heads between two looks for what is kept in vain.
+const SWEEP_EVERY: u64 = 50;
 /// Below this many resources, losing more than half of them is everyday work.
 const LARGE: usize = 20;
 
@@ -89,12 +91,40 @@ pub async fn run(
     repository: Arc<Repository>,
     mut observed: watch::Receiver<Option<Observation>>,
     accepted: Arc<Accepted>,
-    election: Election,
+    mut leading: Leading,
     shutdown: Shutdown,
 ) {
-    let mut last: Option<CommitId> = None;
+    let mut last = None;
     loop {
-        let mut failed = false;
+        let election = tokio::select! {
+            () = shutdown.cancelled() => return,
+            election = leading.begun() => election,
+        };
+        // Who led before may have brought another commit into force, or the store may have been restored.
+        observed.mark_changed();
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = lead(&plane, &repository, &mut observed, &mut last, &accepted, &election) => return,
+            () = election.lost() => {
+                plane.events.note("store", "this control plane does not lead any more; what is in force stays");
+                leading.changed().await;
+            }
+        }
+    }
+}
+
+/// One leadership. Ends with the repository's watch.
+async fn lead(
+    plane: &Arc<Plane>,
+    repository: &Arc<Repository>,
+    observed: &mut watch::Receiver<Option<Observation>>,
+    last: &mut Option<CommitId>,
+    accepted: &Accepted,
+    election: &Election,
+) {
+    let mut told = None;
+    loop {
+        let mut failed = None;
         let now = observed.borrow_and_update().clone();
         let Observation { commit, trouble } = now.unwrap_or_default();
         if let Some(trouble) = trouble.as_ref().filter(|_| plane.commits.borrow().trouble.is_none()) {
@@ -102,19 +132,19 @@ pub async fn run(
         }
         set_trouble(&plane.commits, trouble);
         if let Some(commit) = commit {
-            match take(&plane, &repository, &commit, last.as_ref(), &accepted, &election).await {
-                Ok(()) => last = Some(commit),
-                Err(message) => {
-                    plane.events.note(format!("commit {}", commit.short()), message);
-                    failed = true;
-                }
+            match take(plane, repository, &commit, last.as_ref(), accepted, election).await {
+                Ok(()) => *last = Some(commit),
+                Err(message) => failed = Some((commit, message)),
             }
         }
+        if let Some((commit, message)) = failed.as_ref().filter(|_| failed != told) {
+            plane.events.note(format!("commit {}", commit.short()), message);
+        }
+        told.clone_from(&failed);
         tokio::select! {
-            () = shutdown.cancelled() => return,
             () = accepted.1.notified() => {}
             // An accepted commit must not stay out of force because the disk was full for a moment.
-            () = tokio::time::sleep(AGAIN), if failed => {}
+            () = tokio::time::sleep(AGAIN), if failed.is_some() => {}
             changed = observed.changed() => if changed.is_err() { return },
         }
     }
@@ -207,11 +237,14 @@ async fn publish(
         plane.authority.trust(bundle)?;
         plane.bundle.send_replace(plane.authority.identity().bundle());
     }
-    let unchanged = previous == Some(&revision);
+    // A store that knows less than what is in force was restored.
+    let known = store.watch_head().borrow().as_ref().map(|head| head.head().seq());
+    let behind = before.as_ref().map(|head| head.seq()) < known;
+    let unchanged = !behind && previous == Some(&revision);
     let head = match &before {
         Some(head) if unchanged => head.clone(),
-        Some(head) => head.next(revision.clone()),
-        None => Head::first(new_epoch(plane)).next(revision.clone()),
+        Some(head) if !behind => head.next(revision.clone()),
+        Some(_) | None => Head::first(new_epoch(plane.now() as u64, known)).next(revision.clone()),
     };
     let configuration = load(store, &revision).await?;
     if !unchanged {
@@ -219,7 +252,13 @@ async fn publish(
         store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
     }
     plane.commits.send_modify(|commits| commits.publish(head.seq(), commit.to_string()));
-    plane.configuration.send_replace(Arc::new(configuration));
+    plane.bring_into_force(head.seq(), configuration);
+    if !unchanged && head.n.is_multiple_of(SWEEP_EVERY) {
+        match store::retain(store, store::KEPT_HEADS, election).await {
+            Ok(gone) => tracing::info!(blobs = gone, "forgot what only old revisions need"),
+            Err(error) => tracing::warn!(%error, "old revisions could not be forgotten"),
+        }
+    }
     Ok(())
 }
 
@@ -230,9 +269,9 @@ fn rule_lines(entry: &Entry) -> Vec<u32> {
     pointers.take_while(|pointer| positions.has(pointer)).map(|pointer| positions.at(&pointer).line).collect()
 }
 
-/// A new store begins a new epoch, later than that of any store before it.
-fn new_epoch(plane: &Plane) -> u64 {
-    plane.now() as u64
+/// A new or restored store begins a new epoch, later than any before it, wherever the clock is.
+fn new_epoch(now: u64, known: Option<Seq>) -> u64 {
+    now.max(known.map_or(0, |known| known.epoch + 1))
 }
 
 fn members(set: &ResourceSet) -> BTreeMap<ClusterName, Vouch> {
@@ -346,4 +385,19 @@ fn list(problems: &[Problem]) -> String {
     let lines =
         problems.iter().map(|one| format!("{}:{}:{}: {}", one.file, one.line, one.column, one.message));
     lines.collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_epoch_is_new_wherever_the_clock_is() {
+        let known = Some(Seq { epoch: 1_000, n: 7 });
+        assert_eq!(new_epoch(2_000, None), 2_000);
+        assert_eq!(new_epoch(2_000, known), 2_000);
+        for now in [0, 999, 1_000] {
+            assert_eq!(new_epoch(now, known), 1_001);
+        }
+    }
 }

@@ -27,6 +27,7 @@ pub async fn run(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut snapshots = plane.snapshot.subscribe();
     let mut proxies = plane.registry.proxies();
     let mut away = plane.primary_away.subscribe();
+    let mut store = plane.store.away();
     loop {
         let status = Arc::new(own(&plane));
         plane.own.send_replace(status);
@@ -36,6 +37,7 @@ pub async fn run(plane: Arc<Plane>, shutdown: Shutdown) {
             changed = snapshots.changed() => if changed.is_err() { return },
             changed = proxies.changed() => if changed.is_err() { return },
             changed = away.changed() => if changed.is_err() { return },
+            changed = store.changed() => if changed.is_err() { return },
         }
         tokio::time::sleep(GATHER).await;
         snapshots.mark_unchanged();
@@ -66,6 +68,7 @@ pub fn unknown(config: &Config) -> ClusterStatus {
         commit: None,
         effective: false,
         primary_away_since: None,
+        store_away_since: None,
         away_since: None,
         reported: 0.0,
         intermediate_not_after: 0.0,
@@ -90,6 +93,7 @@ fn own(plane: &Plane) -> ClusterStatus {
             && proxies.iter().all(|proxy| proxy.effective || proxy.state == ProxyState::Gone),
         commit,
         primary_away_since: *plane.primary_away.borrow(),
+        store_away_since: plane.store.away().borrow().map(seconds),
         away_since: None,
         reported: plane.now(),
         intermediate_not_after: plane.authority.intermediate_not_after().as_secs() as f64,

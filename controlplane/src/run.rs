@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use api::head::{Head, Seq};
 use process::{
     admin::{Readiness, Routes},
     metrics::Registry as Metrics,
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::{self, Access, Api},
     authority::Authority,
-    config::{Config, Duty, RawConfig},
+    config::{Config, Duty, Keep, RawConfig},
     git::{self, Repository},
     link::{self, remote::JoinError},
     metrics,
@@ -23,12 +24,14 @@ use crate::{
     publish::{self, Accepted},
     serving::{self, Begun},
     snapshot::Configuration,
-    store::{Election, Embedded, Store},
+    store::{self, Backed, Embedded, Etcd, Leading, Store, StoreError},
     webhook::{self, Hook},
 };
 
 /// What is under way when the end is asked for gets this long.
 const DRAIN: Duration = Duration::from_secs(5);
+/// Between two tries to reach a store that is not there yet.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// Between two tries to join, while the primary is not there yet.
 const JOIN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -58,30 +61,58 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
         .spawn("metrics", process::admin::run(listener, Routes::new(&metrics, &readiness), shutdown.clone()));
 
     let world: SharedWorld = Arc::new(Machine);
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.state_dir)?);
-    let election = store.campaign().await?;
-    let held = store.head().await?.and_then(|head| head.head().stable.clone());
-    let configuration = match &held {
+    let store = open(&config).await?;
+    let leading = store::lead(store.clone(), &shutdown);
+    let held = in_force(&*store).await?;
+    let configuration = match held.as_ref().and_then(|head| head.stable.as_ref()) {
         Some(revision) => load(&*store, revision).await?,
         None => Configuration::default(),
     };
+    let held = (held.map(|head| head.seq()), configuration);
     let (begun, source) = match config.duty.clone() {
-        Duty::Primary { source, .. } => {
-            begin_primary(&world, &config, *source, configuration, &shutdown).await?
-        }
+        Duty::Primary { source, .. } => begin_primary(&world, &config, *source, held, &shutdown).await?,
         Duty::Remote { primary, join_token_file } => {
-            begin_remote(&world, &config, primary, join_token_file.as_deref(), configuration).await?
+            begin_remote(&world, &config, primary, join_token_file.as_deref(), held).await?
         }
     };
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
-    start(&plane, source, election, &metrics, &shutdown).await?;
+    start(&plane, source, leading, &metrics, &shutdown).await?;
     ready(&plane).await;
     drop(starting);
     tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
     shutdown.cancelled().await;
     Ok(())
 }
+
+/// The store of the settings. The file in the state directory is its own, or backs the one at servers.
+async fn open(config: &Config) -> Result<Arc<dyn Store>> {
+    let file = Embedded::open(&config.state_dir)?;
+    Ok(match &config.store {
+        Keep::File => Arc::new(file),
+        Keep::Etcd(settings) => Arc::new(Backed::new(Arc::new(Etcd::open(settings.clone())), file).await?),
+    })
+}
+
+/// The head in force, as it is known here; else as the store says, which a first start has to wait for.
+async fn in_force(store: &dyn Store) -> Result<Option<Head>> {
+    loop {
+        if let Some(known) = store.watch_head().borrow().as_ref() {
+            return Ok(Some(known.head().clone()));
+        }
+        match store.head().await {
+            Ok(head) => return Ok(head.map(|head| head.head().clone())),
+            Err(error @ (StoreError::Failed(_) | StoreError::Full(_))) => {
+                tracing::warn!(%error, "waiting for the store");
+                tokio::time::sleep(STORE_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What is in force at the start.
+type Held = (Option<Seq>, Configuration);
 
 /// The repository, what is seen of it, and what makes it ask its server at once.
 type Seen = (Arc<Repository>, watch::Receiver<Option<git::Observation>>, git::Bell);
@@ -90,7 +121,7 @@ async fn begin_primary(
     world: &SharedWorld,
     config: &Config,
     source: git::Source,
-    configuration: Configuration,
+    (in_force, configuration): Held,
     shutdown: &Shutdown,
 ) -> Result<(Begun, Option<Seen>)> {
     let repository = Arc::new(Repository::new(source, &config.state_dir.join("sources")));
@@ -118,7 +149,7 @@ async fn begin_primary(
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
     // The publisher looks at it again, this time to take it.
     observed.mark_changed();
-    Ok((Begun { authority, configuration, commits }, Some((repository, observed, bell))))
+    Ok((Begun { authority, configuration, in_force, commits }, Some((repository, observed, bell))))
 }
 
 async fn begin_remote(
@@ -126,13 +157,13 @@ async fn begin_remote(
     config: &Config,
     primary: SocketAddr,
     token: Option<&Path>,
-    configuration: Configuration,
+    (in_force, configuration): Held,
 ) -> Result<(Begun, Option<Seen>)> {
     let authority = match Authority::rejoin(&config.state_dir, &config.cluster, world.unix())? {
         Some(authority) => authority,
         None => join(world, config, primary, token).await?,
     };
-    Ok((Begun { authority, configuration, commits: watch::Sender::default() }, None))
+    Ok((Begun { authority, configuration, in_force, commits: watch::Sender::default() }, None))
 }
 
 async fn join(
@@ -167,7 +198,7 @@ async fn join(
 async fn start(
     plane: &Arc<Plane>,
     source: Option<Seen>,
-    election: Election,
+    leading: Leading,
     metrics: &Metrics,
     shutdown: &Shutdown,
 ) -> Result<()> {
@@ -187,13 +218,13 @@ async fn start(
                 repository,
                 observed,
                 accepted.clone(),
-                election,
+                leading,
                 shutdown.clone(),
             );
             shutdown.spawn("publisher", publishing);
         }
         (Duty::Remote { primary, .. }, _) => {
-            shutdown.spawn("link", link::remote::run(plane.clone(), *primary, election, shutdown.clone()));
+            shutdown.spawn("link", link::remote::run(plane.clone(), *primary, leading, shutdown.clone()));
         }
         (Duty::Primary { .. }, None) => bail!("a primary without a repository"),
     }

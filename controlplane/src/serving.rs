@@ -4,9 +4,14 @@
 //! Invariant: time of day, chance and connections come from the plane's world, what outlives it from its store and its
 //! state directory. So the simulated network runs this same code.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
+use api::head::Seq;
 use process::{
     rpc::{
         self,
@@ -20,9 +25,9 @@ use tokio::sync::watch;
 
 use crate::{
     authority::Authority,
-    config::{Config, Duty},
+    config::{Config, Duty, Keep},
     link::{self, Kept, MAX_MESSAGE_BYTES},
-    plane::{Commits, Events, Plane, seconds},
+    plane::{Commits, Events, Plane, load, seconds},
     push::{self, Registry},
     report,
     snapshot::{self, Configuration, Inputs},
@@ -31,6 +36,8 @@ use crate::{
 
 /// How often leases and own certificates are looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// How often the store hears who lives here.
+const HEARTBEAT: Duration = Duration::from_secs(5);
 /// Endpoint changes that come within this time make one snapshot.
 const GATHER: Duration = Duration::from_millis(3);
 /// How often the age of stale endpoints is looked at.
@@ -42,6 +49,8 @@ pub struct Begun {
     pub authority: Authority,
     /// What is in force by its store.
     pub configuration: Configuration,
+    /// The head that this is of.
+    pub in_force: Option<Seq>,
     /// What became of commits until now.
     pub commits: watch::Sender<Commits>,
 }
@@ -74,6 +83,7 @@ pub async fn assemble(
         own: watch::Sender::new(Arc::new(report::unknown(&config))),
         snapshot: watch::Sender::new(Arc::new(snapshot::build(&inputs))),
         configuration: watch::Sender::new(inputs.configuration),
+        in_force: std::sync::Mutex::new(begun.in_force),
         peers: watch::Sender::new(inputs.peers),
         reports: watch::Sender::default(),
         bundle: watch::Sender::new(inputs.bundle),
@@ -92,6 +102,10 @@ pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
     shutdown.spawn("reports", report::run(plane.clone(), shutdown.clone()));
     shutdown.spawn("judging commits", report::judge(plane.clone(), shutdown.clone()));
     shutdown.spawn("upkeep", upkeep(plane.clone(), shutdown.clone()));
+    shutdown.spawn("head in force", follow_head(plane.clone(), shutdown.clone()));
+    if let Keep::Etcd(_) = plane.config.store {
+        shutdown.spawn("heartbeats", beat(plane.clone(), shutdown.clone()));
+    }
     let kept = Kept::new(&plane.config.state_dir);
     shutdown.spawn("kept catalogues", kept.run(plane.peers.subscribe(), shutdown.clone()));
 
@@ -119,6 +133,50 @@ pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
 async fn listen(world: &SharedWorld, address: SocketAddr) -> Result<Listener> {
     let listener = world.listen(address).await;
     listener.with_context(|| format!("cannot listen at {address}: does another process?"))
+}
+
+/// Obeys the head that the store tells of, whoever moved it.
+async fn follow_head(plane: Arc<Plane>, shutdown: Shutdown) {
+    let mut heads = plane.store.watch_head();
+    loop {
+        let head = heads.borrow_and_update().as_ref().map(|head| head.head().clone());
+        let known = *plane.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(head) = head.filter(|head| known < Some(head.seq()))
+            && let Some(revision) = &head.stable
+        {
+            match load(&*plane.store, revision).await {
+                Ok(configuration) => plane.bring_into_force(head.seq(), configuration),
+                Err(error) => tracing::warn!(%error, "the head in force cannot be read"),
+            }
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = heads.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells the servers of the store who lives here, and anew what they have missed or lost. A file misses nothing.
+async fn beat(plane: Arc<Plane>, shutdown: Shutdown) {
+    let mut away = plane.store.away();
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+            changed = away.changed() => match changed {
+                Ok(()) if away.borrow_and_update().is_some() => {
+                    plane.events.note("store", "is away; what is in force stays, and commits wait");
+                }
+                Ok(()) => plane.events.note("store", "is back"),
+                Err(_) => return,
+            },
+        }
+        let is_there = away.borrow().is_none();
+        if is_there && let Err(error) = plane.registry.beat_all(plane.world.now()).await {
+            tracing::warn!(%error, "the store did not hear the heartbeats");
+        }
+    }
 }
 
 /// Stage four, forever: inputs in, snapshots out.

@@ -6,7 +6,7 @@
 //! Invariant: what is in force changes only by [`Store::compare_and_swap_head`], and only for the holder of an
 //! [`Election`], so a reader never sees half of a commit.
 
-use std::{any::Any, collections::HashSet};
+use std::{any::Any, collections::HashSet, time::SystemTime};
 
 use api::digest::Hash;
 use api::head::{Seq, SignedHead};
@@ -16,14 +16,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+mod backed;
 mod embedded;
-mod etcd;
+pub(crate) mod etcd;
+mod leading;
 mod revision;
 #[cfg(test)]
 mod suite;
 
+pub use backed::Backed;
 pub use embedded::Embedded;
 pub use etcd::{Etcd, EtcdSettings};
+pub use leading::{Leading, lead};
 pub use revision::{Entry, Position, Stored, missing, read_revision, retain, write_revision};
 
 /// One blob. A resource comes from a file of at most 4 MiB; a manifest line takes some 200 bytes.
@@ -72,6 +76,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Waits until this process leads. Dropping the [`Election`] resigns.
     fn campaign(&self) -> Answer<'_, Election>;
+
+    /// Resigns, if this process leads, and waits until others can.
+    fn resign(&self) -> Answer<'_, ()>;
+
+    /// Since when nobody answers; never, where nobody is asked.
+    fn away(&self) -> watch::Receiver<Option<SystemTime>>;
 
     /// Forgets all blobs but `live` and all heads before `oldest`; says how many blobs went.
     fn sweep<'a>(

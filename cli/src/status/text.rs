@@ -106,6 +106,10 @@ fn clusters(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
         let link = match (cluster.away_since, cluster.primary_away_since, cluster.role) {
             (Some(since), _, _) => Cell::toned(Tone::Bad, format!("away for {}", short(now - since))),
             (_, Some(since), _) => Cell::toned(Tone::Bad, format!("primary away for {}", short(now - since))),
+            _ if cluster.store_away_since.is_some() => {
+                let since = cluster.store_away_since.unwrap_or(now);
+                Cell::toned(Tone::Bad, format!("store away for {}", short(now - since)))
+            }
             (_, _, Role::Primary) => "-".into(),
             (_, _, Role::Remote) => {
                 Cell::toned(Tone::Good, format!("up, heard {} ago", short(now - cluster.reported)))

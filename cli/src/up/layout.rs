@@ -45,6 +45,8 @@ pub(crate) struct Layout {
     pub(crate) dir: PathBuf,
     /// The primary first.
     pub(crate) clusters: Vec<Cluster>,
+    /// The primary's `store`; a file by default.
+    pub(crate) store: Option<Value>,
 }
 
 /// One cluster.
@@ -83,7 +85,7 @@ impl Layout {
             cluster("east", Role::Primary, "eu-east", block),
             cluster("west", Role::Remote, "eu-west", block + 1),
         ];
-        Ok(Layout { dir, clusters })
+        Ok(Layout { dir, clusters, store: None })
     }
 
     /// The repository that rules the mesh.

@@ -75,7 +75,10 @@ async fn join(cluster: &Cluster, primary: &Client) -> anyhow::Result<()> {
 fn start_controlplane(cluster: &Cluster, layout: &Layout, fleet: &mut Fleet) -> anyhow::Result<()> {
     let dir = cluster.controlplane_dir();
     let file = dir.join("config.json");
-    let config = cluster.controlplane_config(&layout.repository());
+    let mut config = cluster.controlplane_config(&layout.repository());
+    if let (Role::Primary, Some(store)) = (cluster.role, &layout.store) {
+        config["store"] = store.clone();
+    }
     write_private(&file, &serde_json::to_string_pretty(&config)?)?;
     fleet.spawn(Process {
         name: format!("control plane of {}", cluster.name),

@@ -32,11 +32,13 @@ use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn, primary::catalo
 use crate::{
     authority::Authority,
     plane::{Heard, Plane, load},
-    store::{self, Conflict, Election},
+    store::{self, Conflict, Leading, StoreError},
 };
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Between two tries to bring a head into a store that does not answer.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How often the intermediate's end is looked at.
 const RENEWAL_CHECK: Duration = Duration::from_secs(600);
 /// Blobs asked for in one message.
@@ -90,13 +92,13 @@ pub async fn join(
 }
 
 /// Keeps the link up for as long as the process lives.
-pub async fn run(plane: Arc<Plane>, primary: SocketAddr, election: Election, shutdown: Shutdown) {
+pub async fn run(plane: Arc<Plane>, primary: SocketAddr, leading: Leading, shutdown: Shutdown) {
     let mut pause = FIRST_PAUSE;
     loop {
         let begun = tokio::time::Instant::now();
         let ended = tokio::select! {
             () = shutdown.cancelled() => return,
-            ended = once(&plane, primary, &election) => ended,
+            ended = once(&plane, primary, &leading) => ended,
         };
         mark_away(&plane);
         tracing::warn!(%primary, "the link to the primary is down: {ended}");
@@ -131,7 +133,7 @@ fn mark_away(plane: &Plane) {
 }
 
 /// One life of the link; says why it ended.
-async fn once(plane: &Arc<Plane>, primary: SocketAddr, election: &Election) -> String {
+async fn once(plane: &Arc<Plane>, primary: SocketAddr, leading: &Leading) -> String {
     let Some(name) = primary_name(plane) else {
         return "the primary's name is not known: join again".into();
     };
@@ -153,7 +155,8 @@ async fn once(plane: &Arc<Plane>, primary: SocketAddr, election: &Election) -> S
         Ok(response) => response.into_inner(),
         Err(status) => return status.message().to_owned(),
     };
-    let link = Link { plane: plane.clone(), sender, wanted: None, election };
+    let leading = leading.clone();
+    let link = Link { plane: plane.clone(), sender, wanted: None, leading, again: false };
     link.run(incoming).await
 }
 
@@ -185,15 +188,17 @@ fn hello(plane: &Plane) -> wire::RemoteHello {
     }
 }
 
-struct Link<'a> {
+struct Link {
     plane: Arc<Plane>,
     sender: mpsc::Sender<wire::FromRemote>,
     /// The head that comes into force once its blobs are here.
     wanted: Option<SignedHead>,
-    election: &'a Election,
+    leading: Leading,
+    /// Whether the store did not answer when it was to be brought.
+    again: bool,
 }
 
-impl Link<'_> {
+impl Link {
     async fn run(mut self, mut incoming: Streaming<wire::ToRemote>) -> String {
         let mut snapshots = self.plane.snapshot.subscribe();
         let mut owns = self.plane.own.subscribe();
@@ -219,6 +224,12 @@ impl Link<'_> {
                 _ = snapshots.changed() => tokio::time::sleep(GATHER).await,
                 _ = owns.changed() => {}
                 _ = renewal.tick() => if let Err(why) = self.ask_renewal().await { return why },
+                () = tokio::time::sleep(AGAIN), if self.again => {
+                    if let Err(why) = self.adopt().await {
+                        return why;
+                    }
+                }
+                () = self.leading.changed() => if let Err(why) = self.adopt().await { return why },
             }
         }
     }
@@ -270,8 +281,10 @@ impl Link<'_> {
             }
             to_remote::Message::Blobs(blobs) => {
                 let blobs = blobs.blobs.into_iter().map(Into::into).collect();
-                self.plane.store.put(blobs).await.map_err(|error| error.to_string())?;
-                self.adopt().await
+                match self.plane.store.put(blobs).await {
+                    Ok(_) => self.adopt().await,
+                    Err(error) => self.later(&error),
+                }
             }
             to_remote::Message::Bundle(signed) => self.trust(signed),
             to_remote::Message::Catalogue(catalogue) => {
@@ -332,25 +345,49 @@ impl Link<'_> {
 
     /// Takes the wanted head into force if all its blobs are here, or asks for those that are not.
     async fn adopt(&mut self) -> Result<(), String> {
+        self.again = false;
         let Some(head) = self.wanted.clone() else { return Ok(()) };
         let Some(revision) = head.head().stable.clone() else { return Ok(()) };
-        let store = &*self.plane.store;
-        let missing = store::missing(store, &revision).await.map_err(|error| error.to_string())?;
+        let Some(election) = self.leading.now() else { return Ok(()) };
+        let store = self.plane.store.clone();
+        let missing = match store::missing(&*store, &revision).await {
+            Ok(missing) => missing,
+            Err(error) => return self.later(&error),
+        };
         if !missing.is_empty() {
             let hashes = missing.iter().take(WANTED).map(|hash| hash.0.to_vec()).collect();
             return self.send(from_remote::Message::Want(wire::WantBlobs { hashes })).await;
         }
-        self.wanted = None;
-        let held = store.head().await.map_err(|error| error.to_string())?;
-        let expected = held.map(|held| held.head().seq());
-        match store.compare_and_swap_head(expected, head, self.election).await {
+        let seq = head.head().seq();
+        let swapped = match store.head().await {
+            Ok(held) => {
+                let expected = held.map(|held| held.head().seq());
+                store.compare_and_swap_head(expected, head, &election).await
+            }
+            Err(error) => Err(error.into()),
+        };
+        match swapped {
             Ok(()) => {}
             // An older head of the same primary, sent again: what is in force is later.
-            Err(Conflict::NotLater { .. }) => return Ok(()),
+            Err(Conflict::NotLater { .. }) => {
+                self.wanted = None;
+                return Ok(());
+            }
+            // The next leadership brings it.
+            Err(Conflict::NotLeader) => return Ok(()),
+            Err(Conflict::Store(error)) => return self.later(&error),
             Err(error) => return Err(error.to_string()),
         }
-        let configuration = load(store, &revision).await.map_err(|error| error.to_string())?;
-        self.plane.configuration.send_replace(Arc::new(configuration));
+        self.wanted = None;
+        let configuration = load(&*store, &revision).await.map_err(|error| error.to_string())?;
+        self.plane.bring_into_force(seq, configuration);
+        Ok(())
+    }
+
+    /// A store that is away takes the wanted head when it is back; the link has nothing to do with it.
+    fn later(&mut self, error: &StoreError) -> Result<(), String> {
+        tracing::warn!(%error, "the head in force could not be kept yet");
+        self.again = true;
         Ok(())
     }
 }

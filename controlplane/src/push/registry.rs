@@ -332,6 +332,28 @@ impl Registry {
         Ok(workloads)
     }
 
+    /// Tells the store that the proxies whose streams are here live, and anew whatever it does not know of them.
+    pub async fn beat_all(&self, now: SystemTime) -> Result<(), StoreError> {
+        let connected: HashMap<InstanceId, Registered> = {
+            let proxies = self.proxies.borrow();
+            let here = proxies.values().filter(|proxy| proxy.connected).map(|proxy| &proxy.registered);
+            here.map(|one| (one.instance.clone(), one.clone())).collect()
+        };
+        for unknown in self.store.beat(connected.keys().cloned().collect(), millis(now)).await? {
+            self.put(&connected[&unknown], now).await?;
+        }
+        let enrolled: HashMap<InstanceId, Enrolled> = {
+            let all = self.lock();
+            let named = all.values().map(|one| Ok((enrolled_name(one)?, one.clone())));
+            named.collect::<Result<_, StoreError>>()?
+        };
+        // Enrolments have no lease: this only asks who is there.
+        for unknown in self.store.beat(enrolled.keys().cloned().collect(), 0).await? {
+            self.keep(&enrolled[&unknown]).await?;
+        }
+        Ok(())
+    }
+
     fn set_workload(&self, registered: Registered) {
         self.workloads.send_if_modified(|all| {
             if all.get(&registered.instance) == Some(&registered) {
@@ -359,9 +381,7 @@ impl Registry {
     }
 
     async fn keep(&self, enrolled: &Enrolled) -> Result<(), StoreError> {
-        let name = InstanceId::new(format!("{ENROLLED}{}", enrolled.workload));
-        let name = name.map_err(|error| StoreError::Damaged(error.to_string()))?;
-        self.write(name, enrolled, SystemTime::UNIX_EPOCH).await
+        self.write(enrolled_name(enrolled)?, enrolled, SystemTime::UNIX_EPOCH).await
     }
 
     async fn write(
@@ -371,7 +391,7 @@ impl Registry {
         now: SystemTime,
     ) -> Result<(), StoreError> {
         let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        let beat_ms = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
+        let beat_ms = millis(now);
         self.store.put_registration(Registration { instance, bytes: bytes.into(), beat_ms }).await
     }
 
@@ -404,6 +424,15 @@ impl Proxy {
             Role::EastWest => "east-west",
         }
     }
+}
+
+fn millis(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
+}
+
+fn enrolled_name(enrolled: &Enrolled) -> Result<InstanceId, StoreError> {
+    let name = InstanceId::new(format!("{ENROLLED}{}", enrolled.workload));
+    name.map_err(|error| StoreError::Damaged(error.to_string()))
 }
 
 fn read<T: serde::de::DeserializeOwned>(registration: &Registration) -> Result<T, StoreError> {

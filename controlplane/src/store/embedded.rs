@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use api::digest::Hash;
 use api::head::{Seq, SignedHead};
@@ -44,6 +45,8 @@ pub struct Embedded {
     term: AtomicU64,
     /// Whether its storage may make a caller wait.
     blocks: bool,
+    /// A file is never away.
+    away: watch::Sender<Option<SystemTime>>,
 }
 
 impl Embedded {
@@ -76,6 +79,7 @@ impl Embedded {
             leader: Arc::new(Semaphore::new(1)),
             term: AtomicU64::new(0),
             blocks,
+            away: watch::Sender::default(),
         })
     }
 
@@ -180,6 +184,15 @@ impl Store for Embedded {
             Ok(Election { term, lost: CancellationToken::new(), held: Box::new(permit) })
         }
         .boxed()
+    }
+
+    fn resign(&self) -> Answer<'_, ()> {
+        // Only tasks of this process could lead instead.
+        async { Ok(()) }.boxed()
+    }
+
+    fn away(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.away.subscribe()
     }
 
     fn sweep<'a>(

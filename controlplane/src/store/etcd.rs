@@ -72,8 +72,8 @@ struct Core {
     prefix: String,
     head: watch::Sender<Option<SignedHead>>,
     away: watch::Sender<Option<SystemTime>>,
-    /// Ends the leadership of this process, if it leads.
-    leads: Mutex<CancellationToken>,
+    /// The end of this process's leadership, and its lease.
+    leads: Mutex<Option<(CancellationToken, i64)>>,
 }
 
 impl Etcd {
@@ -88,11 +88,6 @@ impl Etcd {
         });
         let follower = tokio::spawn(core.clone().follow());
         Etcd { core, _follower: AbortOnDropHandle::new(follower) }
-    }
-
-    /// Since when no server answers.
-    pub fn away(&self) -> watch::Receiver<Option<SystemTime>> {
-        self.core.away.subscribe()
     }
 }
 
@@ -128,8 +123,15 @@ impl Core {
         });
     }
 
-    fn leads(&self) -> std::sync::MutexGuard<'_, CancellationToken> {
+    fn leads(&self) -> std::sync::MutexGuard<'_, Option<(CancellationToken, i64)>> {
         self.leads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends this process's leadership, if it leads; gives its lease.
+    fn step_down(&self) -> Option<i64> {
+        let (lost, lease) = self.leads().take()?;
+        lost.cancel();
+        Some(lease)
     }
 }
 
@@ -171,6 +173,20 @@ impl Store for Etcd {
         async { Ok(self.core.clone().campaign().await) }.boxed()
     }
 
+    fn resign(&self) -> Answer<'_, ()> {
+        async {
+            match self.core.step_down() {
+                Some(lease) => self.core.revoke(lease).await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+
+    fn away(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.core.away.subscribe()
+    }
+
     fn sweep<'a>(
         &'a self,
         live: HashSet<Hash>,
@@ -198,4 +214,4 @@ impl Store for Etcd {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -88,7 +88,7 @@ impl Core {
             return Ok(None);
         };
         let lost = CancellationToken::new();
-        *self.leads() = lost.clone();
+        *self.leads() = Some((lost.clone(), lease));
         let keeper = tokio::spawn(self.clone().keep(lease, value.clone(), sent, lost.clone()));
         let keeper = AbortOnDropHandle::new(keeper);
         let held = Held { core: self.clone(), lease, value, lost: lost.clone(), _keeper: keeper };
@@ -149,7 +149,7 @@ impl Core {
         Ok(got.kvs().first().is_some_and(|one| one.value() == value))
     }
 
-    async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
+    pub(super) async fn revoke(&self, lease: i64) -> Result<(), StoreError> {
         let revoked = self.server.ask(|client| {
             let mut client = client.lease_client();
             async move { client.revoke(lease).await }

@@ -16,6 +16,9 @@ use crate::store::{Conflict, Election, StoreError};
 /// Between two tries to follow the head.
 const AGAIN: Duration = Duration::from_millis(200);
 
+/// Without an answer for this long the servers count as away.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// The head as the server holds it.
 pub(super) struct Held {
     pub(super) head: Option<SignedHead>,
@@ -107,14 +110,15 @@ impl Core {
 
     /// From what is there now to the end of one watch: the connection's, the member's, or by a compaction.
     async fn follow_once(&self) -> Result<(), StoreError> {
-        let held = self.read_head().await?;
+        let reading = tokio::time::timeout(PATIENCE, self.read_head()).await;
+        let held = reading.unwrap_or_else(|_| Err(StoreError::Failed("no answer in time".into())))?;
         if self.away.borrow().is_some() {
             tracing::info!("etcd is back");
         }
         self.set_away(false);
         if self.learn(held.head) {
             tracing::warn!("etcd is behind what is in force: was it restored? Who leads begins a new epoch");
-            self.leads().cancel();
+            self.step_down();
         }
         let (key, from) = (self.key("head"), held.read + 1);
         let watching = self.server.ask(|client| {

@@ -16,7 +16,7 @@ use crate::store::StoreError;
 pub(super) const FORMAT: u64 = 1;
 /// etcd takes 128 operations in a transaction.
 pub(super) const MAX_OPERATIONS: usize = 128;
-/// Without an answer by then the server counts as away.
+/// Longer than a member's election takes; without an answer by then the caller must do something else.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// One try: a member that is silent is not the only one.
 const TRY: Duration = Duration::from_secs(2);
@@ -195,7 +195,7 @@ impl From<Error> for Refused {
                 return Refused::Final(StoreError::Full(status.message().to_owned()));
             }
             Error::GRpcStatus(status) => {
-                !matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied)
+                !matches!(status.code(), Code::InvalidArgument | Code::PermissionDenied | Code::NotFound)
             }
             Error::InvalidArgs(_) | Error::InvalidUri(_) => false,
             _ => true,

@@ -13,7 +13,7 @@ use crate::store::{
 
 #[path = "../../../../tests/src/harness/etcd.rs"]
 #[allow(dead_code)]
-mod real;
+pub(crate) mod real;
 
 use real::EtcdServer;
 

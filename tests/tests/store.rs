@@ -1,0 +1,366 @@
+//! A primary whose store is a real etcd: both killed, stopped, run full and restored while commits go on.
+//!
+//! Each commit says its number in two namespaces. A reader of its own follows the store all the time and holds it to
+//! what must never be seen otherwise: every head that is told is whole, says one number at both places, is later than
+//! the one before it, and never has a lower number than one that a control plane has said to be in force.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{admin::Status, head::Seq};
+use controlplane::store::{Etcd, EtcdSettings, Store, StoreError, read_revision};
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use weft_tests::harness::{Client, EtcdServer, client::request, eventually, git::git, weft};
+
+/// A lease of the leadership, a start, and what a busy machine makes of both.
+const SOON: Duration = Duration::from_secs(90);
+const PREFIX: &str = "/weft/east";
+/// The services' port is this and the commit's number.
+const FIRST_PORT: u16 = 1_000;
+
+fn ip(test: u8, host: u8) -> IpAddr {
+    Ipv4Addr::new(127, 101, test, host).into()
+}
+
+fn store(server: &EtcdServer) -> Etcd {
+    let (endpoints, prefix) = (vec![server.url()], PREFIX.to_owned());
+    Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None })
+}
+
+/// What rules the primary: commits by their number.
+struct Source(TempDir);
+
+impl Source {
+    fn new() -> Self {
+        let source = Source(tempfile::tempdir().unwrap());
+        git(source.path(), &["init", "--quiet", "-b", "main"]);
+        let mesh = "apiVersion: weft.mesh/v1alpha1\nkind: Mesh\nmetadata: { name: mesh }\n\
+            spec: { trustDomain: store.example }\n---\n\
+            apiVersion: weft.mesh/v1alpha1\nkind: Cluster\nmetadata: { name: east }\nspec: { namespaces: [a, b] }\n";
+        fs::write(source.path().join("mesh.yaml"), mesh).unwrap();
+        source
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Gives the commit's id.
+    fn commit(&self, n: u16) -> String {
+        for namespace in ["a", "b"] {
+            let service = format!(
+                "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {namespace} }}\n---\n\
+                 apiVersion: v1\nkind: Service\nmetadata: {{ name: one, namespace: {namespace} }}\n\
+                 spec: {{ selector: {{ app: one }}, ports: [{{ name: http, port: {} }}] }}\n",
+                FIRST_PORT + n
+            );
+            fs::write(self.path().join(format!("{namespace}.yaml")), service).unwrap();
+        }
+        git(self.path(), &["add", "--all"]);
+        git(self.path(), &["commit", "--quiet", "-m", &format!("number {n}")]);
+        git(self.path(), &["rev-parse", "HEAD"]).trim().to_owned()
+    }
+}
+
+/// A control plane, a process of its own.
+struct Primary {
+    child: Option<Child>,
+    dir: TempDir,
+    api: String,
+}
+
+impl Primary {
+    fn new(ip: IpAddr, source: &Source, server: &EtcdServer) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = serde_json::json!({
+            "cluster": "east", "role": "primary", "stateDir": dir.path().join("state"), "address": ip,
+            "network": "east", "source": { "repository": source.path() },
+            "store": { "etcd": { "endpoints": [server.url()], "prefix": PREFIX } },
+        });
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Primary { child: None, dir, api: format!("http://{ip}:15080") }
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    fn start(&mut self) {
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let child = Command::new(weft().unwrap())
+            .args(["controlplane", "--config"])
+            .arg(self.dir.path().join("config.json"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.as_ref().unwrap().id() as i32), signal).unwrap();
+    }
+
+    async fn status(&self) -> Result<Status, String> {
+        let token =
+            fs::read_to_string(self.state().join("admin.token")).map_err(|error| error.to_string())?;
+        let bearer = format!("Bearer {}", token.trim());
+        let asked = request("GET", "/api/v1/status", &[("authorization", &bearer)]);
+        let answer = Client::new(&self.api).send(asked, true).await?;
+        serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
+    }
+
+    /// Waits until it tells the wished.
+    async fn tells(&self, what: &str, wished: impl Fn(&Status) -> bool) -> Status {
+        eventually(what, SOON, async || {
+            let status = self.status().await?;
+            if wished(&status) {
+                Ok(status)
+            } else {
+                Err(format!("{:?}, {:?}", status.commit, status.events))
+            }
+        })
+        .await
+    }
+
+    /// Waits until `commit` is in force.
+    async fn serves(&self, commit: &str) -> Status {
+        self.tells(&format!("{commit} is in force"), |status| status.commit.as_deref() == Some(commit)).await
+    }
+}
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+        }
+    }
+}
+
+fn store_is_away(status: &Status) -> bool {
+    status.clusters.iter().any(|cluster| cluster.store_away_since.is_some())
+}
+
+/// Holds the store to its invariants until it is asked for what it saw.
+struct Reader {
+    task: JoinHandle<()>,
+    /// The highest number that was said to be in force.
+    said: Arc<AtomicU16>,
+    heads: tokio::sync::watch::Receiver<Vec<(Seq, u16)>>,
+}
+
+impl Reader {
+    fn start(server: &EtcdServer) -> Self {
+        let (store, said) = (store(server), Arc::new(AtomicU16::new(0)));
+        let (sender, heads) = tokio::sync::watch::channel(Vec::new());
+        let task = tokio::spawn(read(store, said.clone(), sender));
+        Reader { task, said, heads }
+    }
+
+    fn said(&self, n: u16) {
+        self.said.fetch_max(n, Ordering::SeqCst);
+    }
+
+    /// Waits for number `n`; gives its head.
+    async fn sees(&mut self, n: u16) -> Seq {
+        let seen = self.heads.wait_for(|heads| heads.last().is_some_and(|(_, last)| *last == n));
+        let seen =
+            tokio::time::timeout(SOON, seen).await.unwrap_or_else(|_| panic!("number {n} is not told"));
+        let seq = seen.ok().and_then(|heads| heads.last().map(|(seq, _)| *seq));
+        assert!(!self.task.is_finished(), "the reader saw what must not be");
+        seq.unwrap()
+    }
+}
+
+async fn read(store: Etcd, said: Arc<AtomicU16>, seen: tokio::sync::watch::Sender<Vec<(Seq, u16)>>) {
+    let mut heads = store.watch_head();
+    while heads.changed().await.is_ok() {
+        let said = said.load(Ordering::SeqCst);
+        let Some(head) = heads.borrow_and_update().clone() else { continue };
+        let seq = head.head().seq();
+        let revision = head.head().stable.as_ref().expect("no head without a revision");
+        let stored = loop {
+            match read_revision(&store, revision).await {
+                Ok(stored) => break stored,
+                // The server is away: who reads has to wait, and reads the whole of it then.
+                Err(StoreError::Failed(_)) => {}
+                Err(error) => panic!("head {seq} is not whole: {error}"),
+            }
+        };
+        let services: Vec<_> = stored.iter().filter(|one| one.key.starts_with("Service ")).collect();
+        assert_eq!(services.len(), 2, "head {seq}");
+        let number = |bytes: &[u8]| {
+            let service: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            service["spec"]["ports"][0]["port"].as_u64().unwrap() as u16 - FIRST_PORT
+        };
+        let numbers = [number(&services[0].bytes), number(&services[1].bytes)];
+        assert_eq!(numbers[0], numbers[1], "half of a commit is in force at {seq}");
+        assert!(numbers[0] >= said, "{said} was said to be in force, and {seq} has {}", numbers[0]);
+        if let Some((last, n)) = seen.borrow().last() {
+            assert!(seq > *last && numbers[0] >= *n, "{last} with {n}, then {seq} with {}", numbers[0]);
+        }
+        seen.send_modify(|seen| seen.push((seq, numbers[0])));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_killed_while_it_publishes_leaves_nothing_half_and_loses_nothing() {
+    let (source, mut server) = (Source::new(), EtcdServer::start(ip(1, 1), &[]));
+    let mut reader = Reader::start(&server);
+    let mut primary = Primary::new(ip(1, 2), &source, &server);
+    let first = source.commit(1);
+    primary.start();
+    primary.serves(&first).await;
+
+    // Without its server it serves what it has, says so, and does so after a restart.
+    server.kill();
+    let second = source.commit(2);
+    let status = primary.tells("the store is away", store_is_away).await;
+    assert_eq!(status.commit, Some(first.clone()));
+    primary.kill();
+    primary.start();
+    let status = primary.tells("it is away still", store_is_away).await;
+    assert_eq!(status.commit, Some(first), "from its own disk");
+    server.again();
+    let status = primary.serves(&second).await;
+    assert!(status.events.iter().any(|event| event.subject == "store" && event.message == "is back"));
+    reader.said(2);
+
+    // Killed at all moments of a publish, the server now and then too.
+    let mut n = 2;
+    for round in 0..5_u64 {
+        let mut last = String::new();
+        for _ in 0..4 {
+            n += 1;
+            last = source.commit(n);
+        }
+        tokio::time::sleep(Duration::from_millis(13 * round)).await;
+        primary.kill();
+        if round % 2 == 0 {
+            server.kill();
+            server.again();
+        }
+        primary.start();
+        primary.serves(&last).await;
+        reader.said(n);
+        reader.sees(n).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_sleeps_is_succeeded_and_moves_nothing_when_it_wakes() {
+    let (source, server) = (Source::new(), EtcdServer::start(ip(2, 1), &[]));
+    let mut reader = Reader::start(&server);
+    let mut sleeper = Primary::new(ip(2, 2), &source, &server);
+    let first = source.commit(1);
+    sleeper.start();
+    sleeper.serves(&first).await;
+    // Another one with the same keys and a disk of its own.
+    let mut other = Primary::new(ip(2, 3), &source, &server);
+    fs::create_dir_all(other.state()).unwrap();
+    for file in fs::read_dir(sleeper.state()).unwrap().flatten() {
+        if file.path().is_file() && file.file_name() != "store.redb" {
+            fs::copy(file.path(), other.state().join(file.file_name())).unwrap();
+        }
+    }
+    other.start();
+    other.serves(&first).await;
+    for n in [2, 4] {
+        sleeper.signal(Signal::SIGSTOP);
+        let commit = source.commit(n);
+        other.serves(&commit).await;
+        reader.said(n);
+        sleeper.signal(Signal::SIGCONT);
+        sleeper.serves(&commit).await;
+        let commit = source.commit(n + 1);
+        for one in [&sleeper, &other] {
+            one.serves(&commit).await;
+        }
+        reader.said(n + 1);
+        reader.sees(n + 1).await;
+        std::mem::swap(&mut sleeper, &mut other);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_backup_begins_a_new_epoch_with_what_is_in_force() {
+    let (source, mut server) = (Source::new(), EtcdServer::start(ip(3, 1), &[]));
+    let mut reader = Reader::start(&server);
+    let mut primary = Primary::new(ip(3, 2), &source, &server);
+    primary.start();
+    primary.serves(&source.commit(1)).await;
+    let backup = tempfile::tempdir().unwrap();
+    server.kill();
+    server.back_up(backup.path());
+    server.again();
+    primary.serves(&source.commit(2)).await;
+    reader.said(2);
+    let before = reader.sees(2).await;
+    server.kill();
+    server.restore(Some(backup.path()));
+    server.again();
+    primary.serves(&source.commit(3)).await;
+    reader.said(3);
+    let after = reader.sees(3).await;
+    assert!(after.epoch > before.epoch, "{before}, then {after}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_waits_while_the_store_is_full() {
+    let (source, mut server) =
+        (Source::new(), EtcdServer::start(ip(4, 1), &["--quota-backend-bytes", "4000000"]));
+    let mut reader = Reader::start(&server);
+    let mut primary = Primary::new(ip(4, 2), &source, &server);
+    let first = source.commit(1);
+    primary.start();
+    primary.serves(&first).await;
+    reader.said(1);
+    let filler = store(&server);
+    for i in 0_u32.. {
+        match filler.put(vec![i.to_be_bytes().repeat(60_000).into()]).await {
+            Ok(_) | Err(StoreError::Failed(_)) => {}
+            Err(full) => {
+                assert!(matches!(full, StoreError::Full(_)), "{full}");
+                break;
+            }
+        }
+    }
+    let second = source.commit(2);
+    let full =
+        |status: &Status| status.events.iter().any(|event| event.message.contains("the store is full"));
+    let status = primary.tells("why the commit waits", full).await;
+    assert_eq!(status.commit, Some(first));
+    server.kill();
+    server.again_with(&[]);
+    let mut client = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let alarms = client.alarm(AlarmAction::Get, AlarmType::Nospace, None).await.unwrap();
+    let mut member = AlarmOptions::new();
+    member.with_member(alarms.alarms()[0].member_id());
+    client.alarm(AlarmAction::Deactivate, AlarmType::Nospace, Some(member)).await.unwrap();
+    primary.serves(&second).await;
+    reader.said(2);
+    reader.sees(2).await;
+}

@@ -29,7 +29,7 @@ async fn a_bug_report_tells_of_every_process_and_holds_no_secret() {
     for cluster in mesh.now().clusters {
         let proxies = cluster.workloads.iter().map(|one| one.id.as_str()).chain(["ingress", "eastwest"]);
         let runtimes = proxies.map(|proxy| format!("{}/{proxy}/runtime.json", cluster.name));
-        let others = ["status.json", "controlplane/log.txt", "controlplane/settings.json"]
+        let others = ["controlplane/status.json", "controlplane/log.txt", "controlplane/settings.json"]
             .map(|part| format!("{}/{part}", cluster.name));
         for part in runtimes.chain(others) {
             assert!(names.contains(&&*format!("weft-bug-report/{part}")), "{part} in {names:?}");

@@ -32,6 +32,7 @@ use process::{
     metrics::{Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Registry},
     shutdown::Shutdown,
 };
+use socket2::SockRef;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -189,6 +190,8 @@ impl Metrics {
 /// are tasks of `shutdown` and end by themselves, at the latest when the time to drain is over. Each listener is one
 /// worker's and has its own pipes.
 pub async fn run(listener: TcpListener, gateway: Arc<Passthrough>, shutdown: Shutdown) {
+    // What it accepts inherits this. A socket that refuses it is worse, not unusable.
+    let _ = SockRef::from(&listener).set_tcp_nodelay(true);
     let pipes = Arc::new(Pipes::default());
     let next = async |listener: &TcpListener| {
         let permit = Arc::clone(&gateway.permits).acquire_owned().await.ok();
@@ -246,8 +249,6 @@ fn begin(
 async fn serve(gateway: &Passthrough, pipes: &Pipes, client: TcpStream, peer: SocketAddr) {
     let metrics = &gateway.metrics;
     let _open = flow::Raised::new(&metrics.open);
-    // A socket that refuses it is worse, not unusable.
-    let _ = client.set_nodelay(true);
     let held = gateway.sources.hold(peer.ip(), gateway.settings.max_flows_per_source);
     let reached = match &held {
         Some(_) => reach::reach(gateway, client).await,

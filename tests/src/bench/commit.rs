@@ -28,9 +28,9 @@ use crate::{
 };
 
 /// East has `127.BLOCK.*`, west the next.
-const BLOCK: u8 = 194;
+const BLOCK: u8 = 134;
 /// `127.BLOCK.*` is ours.
-const SWARM_BLOCK: u8 = 196;
+const SWARM_BLOCK: u8 = 136;
 /// Proxies in one cluster.
 const SIZES: [usize; 2] = [2, 1000];
 const FILE: &str = "security/bench.yaml";
@@ -128,13 +128,14 @@ fn swarm(programs: &Programs, dir: &Path, size: usize, count: u32) -> anyhow::Re
     let stand = |number: usize| {
         let ip = Ipv4Addr::new(127, SWARM_BLOCK, 1 + (number / 250) as u8, 1 + (number % 250) as u8);
         let address = SocketAddr::new(IpAddr::from(ip), INBOUND);
-        Stand { id: format!("bytes-{number}"), account: "bytes".into(), address, app: None }
+        Stand { id: format!("bytes-{number}"), account: "bytes".into(), address }
     };
     let swarm = Swarm::start(&mesh, &dir.join("swarm"), (0..size).map(stand).collect())?;
     mesh.effective()?;
     let start_millis = millis(began.elapsed());
     let commit = |number| {
-        let took = mesh.commit("policy.yaml", &policy(number, "bench", "bytes"))?;
+        let (took, commit) = mesh.commit("policy.yaml", &policy(number, "bench", "bytes"))?;
+        swarm.obeys(&commit)?;
         anyhow::Ok(self::millis(took))
     };
     let millis = (0..count).map(commit).collect::<anyhow::Result<_>>()?;

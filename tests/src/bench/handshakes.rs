@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// `127.BLOCK.0.*` is ours.
-const BLOCK: u8 = 192;
+const BLOCK: u8 = 132;
 /// As the mesh calls the sidecar's port.
 const NAME: &str = "8080.pair.bench.svc.weft.internal";
 
@@ -33,7 +33,7 @@ pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<Vec<Comparison>> {
     let mesh = Mesh::start(&bench.programs, dir, BLOCK, Core::Load, &configuration(to))?;
     let sidecar = mesh.proxy(&Member::sidecar("pair-1", "bench", "pair", 11, to))?;
     let elsewhere = SocketAddr::new(mesh.ip(12), INBOUND);
-    let caller = Stand { id: "caller-1".into(), account: "other".into(), address: elsewhere, app: None };
+    let caller = Stand { id: "caller-1".into(), account: "other".into(), address: elsewhere };
     let swarm = Swarm::start(&mesh, &dir.join("swarm"), vec![caller])?;
     mesh.effective()?;
     let inbound = SocketAddr::new(mesh.ip(11), INBOUND);

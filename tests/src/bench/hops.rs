@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// `127.BLOCK.0.*` is ours.
-const BLOCK: u8 = 190;
+const BLOCK: u8 = 130;
 const GATEWAY_PORT: u16 = 8080;
 const PLAIN_HOST: &str = "plain.bench.example";
 const PAIR_HOST: &str = "pair.bench.example";

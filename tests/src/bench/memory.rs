@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// `127.BLOCK.0.*` is ours.
-const BLOCK: u8 = 193;
+const BLOCK: u8 = 133;
 const SIZES: [usize; 3] = [10, 1000, 10_000];
 const USED: usize = 10;
 const SERVICES_IN_A_FILE: usize = 100;

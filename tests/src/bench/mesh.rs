@@ -128,8 +128,9 @@ impl<'a> Mesh<'a> {
         &self.controlplane
     }
 
-    /// Commits this file, and returns when every proxy obeys it: how long that took, from the end of `git commit`.
-    pub fn commit(&self, file: &str, text: &str) -> anyhow::Result<Duration> {
+    /// Commits this file, and returns when every proxy obeys it: how long that took, from the end of `git commit`, and
+    /// the commit.
+    pub fn commit(&self, file: &str, text: &str) -> anyhow::Result<(Duration, String)> {
         let repository = self.dir.join("config");
         fs::write(repository.join(file), text)?;
         git(&repository, &["add", file])?;
@@ -137,7 +138,7 @@ impl<'a> Mesh<'a> {
         let began = Instant::now();
         let head = output(Command::new("git").arg("-C").arg(&repository).args(["rev-parse", "HEAD"]))?;
         self.wait_for(head.trim())?;
-        Ok(began.elapsed())
+        Ok((began.elapsed(), head.trim().to_owned()))
     }
 
     /// Starts a proxy on the proxies' core and waits until it is ready.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// `127.BLOCK.*` is ours.
-const BLOCK: u8 = 191;
+const BLOCK: u8 = 131;
 /// As the mesh calls the exported service's port.
 const NAME: &str = "8080.bytes.bench.svc.weft.internal";
 const FLOOR: &str = "bare splice";
@@ -53,7 +53,7 @@ pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<(Vec<Comparison>, Op
     ];
     let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
     let mesh = Mesh::start(&bench.programs, dir, BLOCK, Core::Load, &files)?;
-    let stand = Stand { id: "bytes-1".into(), account: "bytes".into(), address: to, app: Some(to) };
+    let stand = Stand { id: "bytes-1".into(), account: "bytes".into(), address: to };
     let _workload = Swarm::start(&mesh, &dir.join("swarm"), vec![stand])?;
     let mut entries = vec![(FLOOR, splice(dir, at(30, 8080), to)?, at(30, 8080))];
     for peer in bench.peers.all() {

@@ -3,7 +3,7 @@
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use api::wire;
 use dataplane::{
     account::{Meters, Telemetry},
@@ -43,8 +43,6 @@ pub struct Stand {
     pub account: String,
     /// Where others reach its port 8080, by mTLS as it says.
     pub address: SocketAddr,
-    /// Where its application would be, which is asked each second whether it is there.
-    pub app: Option<SocketAddr>,
 }
 
 impl Swarm {
@@ -65,6 +63,15 @@ impl Swarm {
         })?;
         Ok(Swarm { proxies, shutdown, runtime })
     }
+
+    /// Fails unless each obeys this commit now.
+    pub fn obeys(&self, commit: &str) -> anyhow::Result<()> {
+        let obeys =
+            |proxy: &&Arc<Proxy>| proxy.state().is_some_and(|state| &*state.runtime.revision == commit);
+        let count = self.proxies.iter().filter(obeys).count();
+        ensure!(count == self.proxies.len(), "{count} of {} proxies obey {commit}", self.proxies.len());
+        Ok(())
+    }
 }
 
 impl Drop for Swarm {
@@ -83,11 +90,10 @@ async fn begin(
     let dir = dir.join(&stand.id);
     fs::create_dir_all(&dir)?;
     fs::write(dir.join("token"), token)?;
-    let apps: Vec<_> = stand.app.iter().map(|app| json!({ "port": 8080, "address": app })).collect();
     let said: Said = serde_json::from_value(json!({
         "role": "sidecar", "workload": &stand.id, "stateDir": &dir, "tokenFile": dir.join("token"),
         "controlPlanes": [mesh.control_plane()], "source": mesh.ip(9), "admin": "127.0.0.1:0",
-        "inbound": stand.address, "outbound": "127.0.0.1:1", "apps": apps,
+        "inbound": stand.address, "outbound": "127.0.0.1:1",
     }))?;
     let config = said.mean()?;
     let world: SharedWorld = Arc::new(Machine);
@@ -100,12 +106,8 @@ async fn begin(
         level: wire::LEVEL,
         version: "bench".to_owned(),
         address: config.role.address(),
-        ports: config
-            .role
-            .apps()
-            .iter()
-            .map(|app| wire::AppPort { port: app.port.into(), address: app.address.to_string() })
-            .collect(),
+        // Its settings name no application, or it would be asked each second whether it is there.
+        ports: vec![wire::AppPort { port: 8080, address: stand.address.to_string() }],
         ..Default::default()
     };
     let (session, _) = Session::new(hello, None);

@@ -13,6 +13,8 @@ mod certificates;
 mod check;
 #[path = "mesh/controlplane.rs"]
 mod controlplane;
+#[path = "mesh/etcd.rs"]
+mod etcd;
 #[path = "mesh/gateways.rs"]
 mod gateways;
 #[path = "mesh/isolation.rs"]

@@ -170,9 +170,9 @@ fn follow(
         answer.0.backends.push(ExplainedBackend {
             service: format!("{name}:{port}"),
             percent,
-            priorities: distance::priorities(snapshot, node, caller, service, &endpoints),
+            priorities: distance::priorities(snapshot, node, caller, &known.traffic, &endpoints),
         });
-        answer.settings(snapshot, node, &name);
+        answer.settings(snapshot, node, &name, &known.name);
         if endpoints.is_empty() {
             answer.0.status = 503;
             answer.0.reason = Some(format!("{name} has no endpoint"));
@@ -328,8 +328,8 @@ impl<'a> Answer<'a> {
     }
 
     /// Every group of the traffic policy in force, with who says it.
-    fn settings(&mut self, snapshot: &Snapshot, node: &Registered, service: &ServiceName) {
-        let said = traffic_policies(&snapshot.inputs, service, &node.namespace);
+    fn settings(&mut self, snapshot: &Snapshot, node: &Registered, service: &ServiceName, port: &str) {
+        let said = traffic_policies(&snapshot.inputs, service, Some(port), &node.namespace);
         let specs: Vec<_> = said.iter().map(|(policy, _)| *policy).collect();
         let effective = serde_json::to_value(traffic::merge(&specs)).unwrap_or_default();
         for (group, origin) in traffic::origins(&specs) {

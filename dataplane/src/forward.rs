@@ -8,9 +8,8 @@ pub mod stream;
 mod verdict;
 
 use std::{
-    borrow::Cow,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant},
 };
 
@@ -55,6 +54,8 @@ pub struct Call<'a> {
     pub worker: &'a Rc<Worker>,
     /// The service.
     pub service: &'a Service,
+    /// How its port is called.
+    pub traffic: &'a TrafficPolicy,
     /// Who balances it.
     pub callee: &'a Arc<Callee>,
     /// The one endpoint that was asked for.
@@ -74,8 +75,8 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Sends it until it is answered, or may not be sent again.
     pub async fn run(&self, exchange: &mut Exchange) -> Result<Reply, Failure> {
-        self.callee.budget.request(&self.retry(), self.worker.proxy.now());
-        let mut wait = Wait::new(&self.callee.load, &self.service.traffic);
+        self.callee.budget.request(self.retry(), self.worker.proxy.now());
+        let mut wait = Wait::new(&self.callee.load, self.traffic);
         let mut tried = Tried::default();
         let mut retries = 0;
         let mut last = None;
@@ -94,7 +95,7 @@ impl Call<'_> {
             }
             end.note(&mut tried, &endpoint);
             let paid = match again {
-                Again::Budget => self.callee.budget.take(&self.retry(), self.worker.proxy.now()),
+                Again::Budget => self.callee.budget.take(self.retry(), self.worker.proxy.now()),
                 Again::Free | Again::Never => tried.may_connect(),
                 Again::Try => true,
             };
@@ -104,7 +105,7 @@ impl Call<'_> {
             last = Some(attempt.give_up(self.worker));
             if again != Again::Free {
                 retries += 1;
-                tokio::time::sleep(backoff(&self.retry(), retries, self.worker.chance())).await;
+                tokio::time::sleep(self.pause(retries)).await;
             }
         }
     }
@@ -125,7 +126,7 @@ impl Call<'_> {
 
     fn may(&self, retries: u32) -> May {
         let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.attempts);
-        let attempts = own.or(self.service.traffic.retry.as_ref().map(|retry| retry.attempts)).unwrap_or(0);
+        let attempts = own.unwrap_or(self.retry().attempts);
         May {
             whole: self.body.is_whole(),
             tries: retries < attempts,
@@ -137,20 +138,18 @@ impl Call<'_> {
     }
 
     fn on(&self, what: RetryOn) -> bool {
-        self.service.traffic.retry.as_ref().is_some_and(|retry| retry.on.contains(&(what as i32)))
+        self.retry().on.contains(&(what as i32))
     }
 
-    /// What the service says of retries, with the back-off of the route where that says one.
-    fn retry(&self) -> Cow<'_, Retry> {
-        let Some(retry) = &self.service.traffic.retry else { return Cow::Owned(Retry::default()) };
-        match self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.backoff_ms) {
-            None => Cow::Borrowed(retry),
-            Some(base) => Cow::Owned(Retry {
-                backoff_base_ms: base,
-                backoff_max_ms: retry.backoff_max_ms.max(base),
-                ..retry.clone()
-            }),
-        }
+    fn retry(&self) -> &Retry {
+        static NONE: LazyLock<Retry> = LazyLock::new(Retry::default);
+        self.traffic.retry.as_ref().unwrap_or(&NONE)
+    }
+
+    /// How long to wait before the next try: at least as long as the route says (GEP-1731), with jitter in any case.
+    fn pause(&self, retries: u32) -> Duration {
+        let own = self.rule.and_then(|rule| rule.retry.as_ref()).and_then(|own| own.backoff_ms);
+        Duration::from_millis(own.unwrap_or(0)) + backoff(self.retry(), retries, self.worker.chance())
     }
 }
 

@@ -155,7 +155,7 @@ impl Proxy {
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let input = Input {
             own,
-            policy: &service.traffic,
+            policy: &port.traffic,
             endpoints: &endpoints,
             gateways: &self.gateways,
             now: self.now(),

@@ -571,6 +571,9 @@ async fn a_gateway_ends_what_its_policies_deny_under_way() {
     let table = api::wire::RouteTable { hosts: vec![host], ..Default::default() };
     gateway.listener = Some((port, table));
     let running = gateway.clone().start_as(Role::Ingress { listen: address.ip() }).await;
+    while TcpStream::connect(address).await.is_err() {
+        tokio::task::yield_now().await; // its listeners come with its view
+    }
     let told = ask(address, Request::get("/headers").header("x-mine", "1")).await;
     assert!(told.0 == 200 && !told.1.contains("x-mine"), "{told:?}");
 

@@ -117,7 +117,8 @@ async fn reach(
                     flag: "no-balancer",
                     reason: "the service's port is not balanced".into(),
                 })?;
-                let (dialled, picked) = stream::open(worker, service, callee, endpoint, exchange).await?;
+                let (dialled, picked) =
+                    stream::open(worker, service, port, callee, endpoint, exchange).await?;
                 exchange.holds(0, Some(picked));
                 dialled
             }

@@ -1,6 +1,9 @@
 //! Stage six: from a view to what decides with it. Whole or not at all.
 //!
-//! A view that does not compile is refused with every reason, and the last good runtime stays.
+//! A view that does not compile is refused with every reason, and the last good runtime stays. [`read`] takes the
+//! resources one by one; here they become a whole.
+
+mod read;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,18 +14,20 @@ use std::{
 };
 
 use api::{
-    delta::{Digests, Item, View},
+    delta::{Digests, View},
     digest::Hash,
     endpoint::{self, EndpointId},
     identity::{Bundle, SpiffeId},
     locality::Locality,
-    name::{ClusterName, Namespace, NetworkName, ServiceName},
-    wire::{self, resource::Body},
+    name::{NetworkName, ServiceName},
+    wire,
 };
-use policies::{Authorizer, DefaultAction, Surface, facts::Guarded};
-use prost::Message;
+use policies::{Authorizer, DefaultAction, facts::Guarded};
 
+use self::read::{Judges, read_inbound};
 use crate::{path::PathMode, route::Table};
+
+pub(crate) use self::read::{port, positive};
 
 /// What one proxy obeys. Immutable: a request loads it once and keeps it.
 #[derive(Debug)]
@@ -110,20 +115,22 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Who its endpoints may be.
     pub identities: Vec<SpiffeId>,
-    /// How it is called, every field meant.
-    pub traffic: wire::TrafficPolicy,
     hosts: Vec<String>,
 }
 
 /// One port of a service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServicePort {
     /// As callers say it.
     pub port: u16,
+    /// What it is called; empty where it has no name.
+    pub name: String,
     /// The endpoints' port.
     pub target: u16,
     /// What is spoken.
     pub protocol: wire::Protocol,
+    /// How it is called, every field meant.
+    pub traffic: Arc<wire::TrafficPolicy>,
 }
 
 /// A port of an endpoint of this network, reached by its own address.
@@ -255,87 +262,6 @@ impl Service {
     pub fn port(&self, port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|known| known.port == port)
     }
-
-    fn read(service: wire::Service) -> Result<Self, Fault> {
-        let ports = service.ports.iter().map(|one| {
-            let protocol = wire::Protocol::try_from(one.protocol).map_err(Fault::new)?;
-            Ok(ServicePort { port: port(one.port)?, target: port(one.target)?, protocol })
-        });
-        Ok(Service {
-            name: format!("{}/{}", service.namespace, service.name).parse().map_err(Fault::new)?,
-            ports: ports.collect::<Result<_, Fault>>()?,
-            identities: parsed(&service.identities)?,
-            traffic: service.traffic.ok_or_else(|| Fault::new("a service without its traffic policy"))?,
-            hosts: service.hosts,
-        })
-    }
-}
-
-impl Part {
-    fn read(name: &str, item: &Item) -> Result<Self, Fault> {
-        if item.level > wire::LEVEL {
-            return Err(Fault(format!(
-                "needs level {}, this proxy understands {}: upgrade the proxy",
-                item.level,
-                wire::LEVEL
-            )));
-        }
-        let resource = wire::Resource::decode(item.body.clone()).map_err(Fault::new)?;
-        let body = resource.body.ok_or_else(|| Fault::new("a kind of resource unknown here"))?;
-        Ok(match body {
-            Body::Workload(workload) => Part::Workload(Arc::new(workload)),
-            Body::Mesh(mesh) => Part::Mesh(Mesh::read(&mesh)?),
-            Body::Trust(trust) => {
-                Part::Trust(Arc::new(serde_json::from_slice(&trust.bundle).map_err(Fault::new)?))
-            }
-            Body::Service(service) => Part::Service(Arc::new(Service::read(service)?)),
-            Body::Routes(routes) if name.starts_with("listener/") => Part::Listener(Arc::new(routes)),
-            Body::Routes(routes) => Part::Routes(Arc::new(Table::compile(routes)?)),
-            Body::Policy(policy) => Part::Policy(Arc::new(read_policy(policy)?)),
-            Body::Endpoints(endpoints) => Part::Endpoints(Arc::new(endpoints)),
-            Body::Networks(networks) => Part::Networks(Arc::new(networks)),
-            Body::Passthrough(passthrough) => Part::Passthrough(Arc::new(passthrough)),
-        })
-    }
-}
-
-impl Mesh {
-    fn read(mesh: &wire::Mesh) -> Result<Self, Fault> {
-        let paths = match wire::PathMode::try_from(mesh.path_normalization).map_err(Fault::new)? {
-            wire::PathMode::Refuse => PathMode::Refuse,
-            wire::PathMode::Keep => PathMode::Keep,
-            wire::PathMode::Decode => PathMode::Decode,
-        };
-        let default = if mesh.default_deny { DefaultAction::Deny } else { DefaultAction::Allow };
-        let leaf_lifetime = Duration::from_secs(mesh.leaf_lifetime_seconds);
-        Ok(Mesh { registry_only: mesh.registry_only, default, paths, leaf_lifetime })
-    }
-}
-
-/// Every expression is type-checked again here: a proxy believes no control plane's word on that.
-fn read_policy(policy: wire::Policy) -> Result<policies::Policy, Fault> {
-    let action = match wire::Action::try_from(policy.action).map_err(Fault::new)? {
-        wire::Action::Deny => policies::Action::Deny,
-        wire::Action::Allow => policies::Action::Allow,
-        wire::Action::Audit => policies::Action::Audit,
-        wire::Action::Unspecified => return Err(Fault::new("a policy without an action")),
-    };
-    let rules = policy.rules.into_iter().map(|rule| {
-        let checked = |text: &str| {
-            policies::check(text, Surface::Http).map_err(|mistakes| {
-                Fault(mistakes.iter().map(|m| m.message.as_str()).collect::<Vec<_>>().join("; "))
-            })
-        };
-        let when = Some(rule.when.as_str()).filter(|text| !text.is_empty()).map(checked).transpose()?;
-        Ok(policies::Rule { name: rule.name, when })
-    });
-    Ok(policies::Policy {
-        name: format!("{}/{}", policy.namespace, policy.name),
-        action,
-        mode: if policy.dry_run { policies::Mode::DryRun } else { policies::Mode::Enforce },
-        rules: rules.collect::<Result<_, Fault>>()?,
-        commit: policy.commit,
-    })
 }
 
 fn assemble(parts: Parts, digests: Digests, revision: &str) -> Result<Runtime, Vec<Reason>> {
@@ -425,89 +351,4 @@ fn addresses(
         }
     }
     addresses
-}
-
-/// The policies of a view, to make judges of.
-struct Judges {
-    policies: BTreeMap<Arc<str>, Arc<policies::Policy>>,
-    default: DefaultAction,
-}
-
-impl Judges {
-    /// The judge of these policies. One that is named and missing makes the view unusable: never skipped.
-    fn of(&self, names: &[String], default: DefaultAction) -> Result<Arc<Authorizer>, Fault> {
-        let policies = names.iter().map(|name| {
-            let found = self.policies.get(name.as_str()).map(|policy| (**policy).clone());
-            found.ok_or_else(|| Fault(format!("`{name}` guards it and is missing from the view")))
-        });
-        Ok(Arc::new(Authorizer::new(policies.collect::<Result<_, _>>()?, default)))
-    }
-}
-
-fn read_inbound(workload: &wire::Workload, judges: &Judges) -> Result<Vec<Inbound>, Fault> {
-    let read = |one: &wire::InboundPort| {
-        let mtls = match wire::MtlsMode::try_from(one.mtls).map_err(Fault::new)? {
-            wire::MtlsMode::MtlsUnspecified => wire::MtlsMode::Strict,
-            mode => mode,
-        };
-        let endpoint = Some(one.endpoint_id.as_str()).filter(|id| !id.is_empty());
-        Ok(Inbound {
-            port: port(one.port)?,
-            address: one.address.parse().map_err(Fault::new)?,
-            mtls,
-            protocol: wire::Protocol::try_from(one.protocol).map_err(Fault::new)?,
-            endpoint: endpoint.map(EndpointId::parse).transpose().map_err(Fault::new)?,
-            authorizer: judges.of(&one.policies, judges.default)?,
-        })
-    };
-    workload.ports.iter().map(read).collect()
-}
-
-impl Listener {
-    fn read(name: &str, table: &wire::RouteTable, judges: &Judges) -> Result<(u16, Self), Fault> {
-        let number = name.rsplit('/').next().and_then(|port| port.parse().ok());
-        let number = number.ok_or_else(|| Fault::new("a listener's name ends with its port"))?;
-        let authorizer = judges.of(&table.policies, judges.default)?;
-        let mut table = Table::compile(table.clone())?;
-        // What guards the listener has been asked by then: a route's own policies only narrow it.
-        table.authorize(|names| match names {
-            [] => Ok(None),
-            names => judges.of(names, DefaultAction::Allow).map(Some),
-        })?;
-        Ok((number, Listener { table, authorizer }))
-    }
-}
-
-impl Workload {
-    fn read(said: &wire::Workload) -> Result<Self, Fault> {
-        let locality = said.locality.clone().unwrap_or_default();
-        let namespace: Namespace = said.namespace.parse().map_err(Fault::new)?;
-        let cluster: ClusterName = said.cluster.parse().map_err(Fault::new)?;
-        let services = parsed(&said.services)?;
-        Ok(Workload {
-            principal: format!("spiffe://{}/ns/{namespace}/sa/{}", said.trust_domain, said.service_account),
-            guarded: Arc::new(Guarded { services, namespace, workload: said.workload.clone(), cluster }),
-            id: said.id.clone(),
-            service_account: said.service_account.clone(),
-            network: said.network.parse().map_err(Fault::new)?,
-            locality: Locality { region: locality.region, zone: locality.zone, subzone: locality.subzone },
-            labels: said.labels.clone(),
-        })
-    }
-}
-
-fn parsed<T: std::str::FromStr<Err: fmt::Display>>(texts: &[String]) -> Result<Vec<T>, Fault> {
-    texts.iter().map(|text| text.parse().map_err(Fault::new)).collect()
-}
-
-pub(crate) fn port(port: u32) -> Result<u16, Fault> {
-    match u16::try_from(port) {
-        Ok(port) if port > 0 => Ok(port),
-        _ => Err(Fault(format!("{port} is no port: 1 to 65535"))),
-    }
-}
-
-/// A duration that is said to be none by 0.
-pub(crate) fn positive(milliseconds: u64) -> Option<Duration> {
-    (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
 }

@@ -314,7 +314,7 @@ impl Runtime {
             || rule.iter().map(|rule| &rule.filters).chain(backend.iter().map(|backend| &backend.filters));
         let rewrite = rewrites().filter_map(|filters| filters.rewrite.as_ref()).next_back();
         let path = facts.request.map_or("/", |request| request.path);
-        let limits = &service.traffic.timeouts;
+        let limits = &port.traffic.timeouts;
         let own = limits.as_ref().and_then(|limits| crate::compile::positive(limits.request_ms));
         Decision::Forward(Plan {
             target: Target::Service { service, port, endpoint: None },

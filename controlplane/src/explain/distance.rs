@@ -18,7 +18,7 @@ pub(super) fn priorities(
     snapshot: &Snapshot,
     node: &Registered,
     caller: &Runtime,
-    service: &runtime::Service,
+    traffic: &wire::TrafficPolicy,
     endpoints: &[wire::Endpoint],
 ) -> Vec<ExplainedPriority> {
     let own = Place {
@@ -29,7 +29,7 @@ pub(super) fn priorities(
         subzone: caller.workload.locality.subzone.clone(),
         node: node.labels.get("node").cloned().unwrap_or_default(),
     };
-    let rule = load::rule_for(&own, &service.traffic.distribute);
+    let rule = load::rule_for(&own, &traffic.distribute);
     let percent = |endpoint: &wire::Endpoint| {
         let group = rule
             .and_then(|rule| load::group(rule, endpoint.locality.as_ref()).and_then(|key| rule.to.get(key)));
@@ -37,7 +37,7 @@ pub(super) fn priorities(
     };
     // A distribution puts its groups in the order of their percentages; otherwise nearness is the order.
     let assigned = match rule {
-        None => priority::assign(&own, endpoints, &service.traffic),
+        None => priority::assign(&own, endpoints, traffic),
         Some(_) => {
             let mut order: Vec<u32> = endpoints.iter().map(percent).collect();
             order.sort_unstable_by(|a, b| b.cmp(a));
@@ -58,7 +58,7 @@ pub(super) fn priorities(
     };
     let levels: Vec<_> = (0..count).map(level).collect();
     let shares = match rule {
-        None => load::shares(&levels, service.traffic.overprovisioning_percent),
+        None => load::shares(&levels, traffic.overprovisioning_percent),
         Some(_) => {
             // Groups of one percentage are shown as one: their members share what is theirs together.
             let together = |wanted: u32| {
@@ -69,7 +69,7 @@ pub(super) fn priorities(
             };
             let groups: Vec<_> =
                 (0..count).zip(&levels).map(|(at, (fine, all))| (together(at), *fine, *all)).collect();
-            load::distribute(&groups, service.traffic.overprovisioning_percent)
+            load::distribute(&groups, traffic.overprovisioning_percent)
         }
     };
     let explained = |endpoint: &wire::Endpoint| ExplainedEndpoint {

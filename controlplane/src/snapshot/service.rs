@@ -190,6 +190,7 @@ fn port(
         name: port.name.clone().unwrap_or_default(),
         target: target.into(),
         protocol: protocol.into(),
+        traffic: None,
     })
 }
 

@@ -257,3 +257,28 @@ fn a_workload_is_on_the_node_that_its_label_names() {
         "and as a callee"
     );
 }
+
+#[test]
+fn a_port_may_have_a_policy_of_its_own() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: { name: two, namespace: shop }\n\
+                   spec: { ports: [{ name: one, port: 81 }, { name: other, port: 82 }] }\n";
+    let policy = |name: &str, section: &str, requests: u32| {
+        format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: TrafficPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec: {{ targetRefs: [{{ group: '', kind: Service, name: two{section} }}], limits: {{ requests: {requests} }} }}\n"
+        )
+    };
+    let all = [service.to_owned(), policy("whole", "", 1), policy("part", ", sectionName: other", 2)];
+    let limits = |all: &[String]| -> Vec<u32> {
+        let snapshot = build(&living(inputs_beside("east", &all.concat()), shop()));
+        let front =
+            snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
+        let view = snapshot.view(front, &asks(&["two.shop"]));
+        let runtime = Runtime::compile(&view, "c0ffee", None).unwrap();
+        let service = runtime.service(&"shop/two".parse().unwrap()).unwrap();
+        service.ports.iter().map(|port| port.traffic.limit_requests).collect()
+    };
+    assert_eq!(limits(&all[..2]), [1, 1]);
+    assert_eq!(limits(&all[..3]), [1, 2], "the narrower word");
+    assert_eq!(limits(&[&all[..1], &all[2..3]].concat()), [0, 2], "and of that port alone");
+}

@@ -12,20 +12,23 @@ use api::{
 
 use super::{Inputs, Said};
 
-/// The policies that speak of calls from `caller` to `service`, narrowest first.
+/// The policies that speak of calls from `caller` to `service`, and of that port of it where one is named, narrowest
+/// first.
 ///
 /// A caller's namespace speaks for its own callers before the service's speaks for all (the consumer's word, as
 /// in GAMMA); then the whole namespace, then the mesh.
 pub(crate) fn policies<'a>(
     inputs: &'a Inputs,
     service: &ServiceName,
+    port: Option<&str>,
     caller: &Namespace,
 ) -> Vec<(&'a TrafficPolicy, &'a Said)> {
     let mut found: Vec<_> = inputs
         .configuration
         .of::<TrafficPolicy>(&inputs.cluster)
         .filter_map(|(object, said)| {
-            Some((narrowness(&object.meta.namespace(), &object.spec, service, caller)?, &object.spec, said))
+            let home = object.meta.namespace();
+            Some((narrowness(&home, &object.spec, service, port, caller)?, &object.spec, said))
         })
         .collect();
     found.sort_by_key(|(narrowness, ..)| *narrowness);
@@ -34,7 +37,25 @@ pub(crate) fn policies<'a>(
 
 /// What is in force for calls from `caller` to `service`.
 pub(crate) fn effective(inputs: &Inputs, service: &ServiceName, caller: &Namespace) -> Effective {
-    let policies: Vec<_> = policies(inputs, service, caller).into_iter().map(|(policy, _)| policy).collect();
+    merged(policies(inputs, service, None, caller))
+}
+
+/// What is in force for calls to this port, if anybody speaks of it alone.
+pub(super) fn of_port(
+    inputs: &Inputs,
+    service: &ServiceName,
+    port: &str,
+    caller: &Namespace,
+) -> Option<Effective> {
+    let said = policies(inputs, service, Some(port), caller);
+    let names_it = |policy: &TrafficPolicy| {
+        policy.target_refs.iter().any(|target| target.section_name.as_deref() == Some(port))
+    };
+    said.iter().any(|(policy, _)| names_it(policy)).then(|| merged(said))
+}
+
+fn merged(said: Vec<(&TrafficPolicy, &Said)>) -> Effective {
+    let policies: Vec<_> = said.into_iter().map(|(policy, _)| policy).collect();
     traffic::merge(&policies)
 }
 
@@ -43,26 +64,33 @@ fn narrowness(
     home: &Namespace,
     policy: &TrafficPolicy,
     service: &ServiceName,
+    port: Option<&str>,
     caller: &Namespace,
 ) -> Option<u8> {
     if policy.target_refs.is_empty() {
         return match home {
-            home if home.is_system() => Some(4),
-            home if *home == service.namespace => Some(3),
-            home if home == caller => Some(2),
+            home if home.is_system() => Some(6),
+            home if *home == service.namespace => Some(5),
+            home if home == caller => Some(4),
             _ => None,
         };
     }
-    let named = policy.target_refs.iter().any(|target| {
+    let whose = match home {
+        home if *home == service.namespace => 1,
+        home if home == caller => 0,
+        _ => return None,
+    };
+    let named = policy.target_refs.iter().filter(|target| {
         target.kind == TargetKind::Service
             && target.name == service.name
             && target.namespace.as_ref().unwrap_or(home) == &service.namespace
     });
-    match named {
-        true if home == caller && *home != service.namespace => Some(0),
-        true if *home == service.namespace => Some(1),
-        _ => None,
-    }
+    let narrow = named.filter_map(|target| match &target.section_name {
+        Some(section) if port == Some(section) => Some(0),
+        Some(_) => None,
+        None => Some(2),
+    });
+    narrow.min().map(|narrow| narrow + whose)
 }
 
 /// As the wire says it, every field present.

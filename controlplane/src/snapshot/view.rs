@@ -131,11 +131,15 @@ impl Snapshot {
             return;
         }
         let traffic = traffic::effective(&self.inputs, &entry.service, caller);
+        let port = |port: &wire::ServicePort| {
+            let own = traffic::of_port(&self.inputs, &entry.service, &port.name, caller);
+            wire::ServicePort { traffic: own.as_ref().map(traffic::to_wire), ..port.clone() }
+        };
         let service = wire::Service {
             namespace: name.namespace.to_string(),
             name: name.name.to_string(),
             hosts: entry.hosts(caller),
-            ports: entry.ports.clone(),
+            ports: entry.ports.iter().map(port).collect(),
             identities: entry.identities.iter().cloned().collect(),
             traffic: Some(traffic::to_wire(&traffic)),
         };

@@ -126,9 +126,9 @@ impl Call<'_> {
     /// A connection to the endpoint: one that stands, or a new one. A probe may take no longer to connect than to be
     /// answered.
     async fn lease(&self, picked: &mut Picked, wait: &mut Wait<'_>) -> Result<Lease, NoLease> {
-        let endpoint = picked.endpoint().clone();
-        let slot = self.worker.pool.endpoint(&endpoint);
-        keep(&slot, &self.service.traffic, endpoint.wire.mtls);
+        let endpoint = picked.endpoint();
+        let slot = self.worker.pool.endpoint(endpoint);
+        keep(&slot, self.traffic, endpoint.wire.mtls);
         let remote = endpoint.gateway.is_some();
         let h2 = match (endpoint.wire.mtls, self.outgoing.upgrade.is_some()) {
             (_, true) => false,
@@ -136,8 +136,9 @@ impl Call<'_> {
             (false, false) => self.speaks_h2,
         };
         if let Some(lease) = slot.take(h2) {
-            return Ok(self.meant(&endpoint, lease)?);
+            return Ok(self.meant(endpoint, lease)?);
         }
+        let endpoint = endpoint.clone();
         wait.begin().map_err(NoLease::Over)?;
         let alpn: &[&str] = if h2 { &["h2"] } else { &["http/1.1"] };
         let identities = &self.service.identities;
@@ -145,13 +146,13 @@ impl Call<'_> {
             true => Some(slot.tls(h2, || dial::tls_config(self.worker, &endpoint, identities, alpn))?),
             false => None,
         };
-        let timeout = connect_limit(&self.service.traffic, remote);
-        let keep_alive = keep_alive(&self.service.traffic);
+        let timeout = connect_limit(self.traffic, remote);
+        let keep_alive = keep_alive(self.traffic);
         let route = Route { address: endpoint.address, endpoint: Some(&endpoint), tls, timeout, keep_alive };
         if !remote {
             picked.connecting(self.worker.proxy.now());
         }
-        let room = Room { load: &self.callee.load, limit: self.service.traffic.limit_connections };
+        let room = Room { load: &self.callee.load, limit: self.traffic.limit_connections };
         let connecting = slot.connect(self.worker, route, h2, room);
         let lease = match picked.probe {
             None => connecting.await?,
@@ -193,7 +194,7 @@ impl Call<'_> {
     /// How long a response head may take, where it may be waited for elsewhere; a route may say so for every try.
     fn limit(&self, picked: &Picked, may: May) -> Option<Duration> {
         let positive = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
-        let timeouts = self.service.traffic.timeouts.as_ref();
+        let timeouts = self.traffic.timeouts.as_ref();
         let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
         let first_byte = first_byte.filter(|_| may.repeat() && self.on(RetryOn::FirstByte));
         let probe = picked.probe.filter(|_| may.repeat());
@@ -219,7 +220,7 @@ impl Call<'_> {
     }
 
     fn word(&self, response: &Response<Incoming>) -> Word {
-        let Some(retry) = &self.service.traffic.retry else { return Word::None };
+        let retry = self.retry();
         let code = u32::from(response.status().as_u16());
         let own = self.rule.and_then(|rule| rule.retry.as_ref());
         // With its status in the head and no body, a call has had no message for an answer.

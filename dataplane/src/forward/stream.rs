@@ -3,7 +3,7 @@
 use std::{rc::Rc, sync::Arc};
 
 use api::endpoint::EndpointId;
-use runtime::Service;
+use runtime::{Service, ServicePort};
 
 use super::{connect_limit, keep_alive, nowhere, verdict::End};
 use crate::{
@@ -22,11 +22,12 @@ use crate::{
 pub async fn open(
     worker: &Rc<Worker>,
     service: &Service,
+    port: &ServicePort,
     callee: &Arc<Callee>,
     only: Option<&EndpointId>,
     exchange: &mut Exchange,
 ) -> Result<(Dialled, Picked), Failure> {
-    let room = Room { load: &callee.load, limit: service.traffic.limit_connections };
+    let room = Room { load: &callee.load, limit: port.traffic.limit_connections };
     // A stream of bytes is its connection: it waits for none.
     exchange.place = Some(room.place(&worker.pool).ok_or(Over::Connections)?);
     let mut tried = Tried::default();
@@ -45,10 +46,10 @@ pub async fn open(
             true => dial::tls_config(worker, &endpoint, &service.identities, &[]).map(Some),
             false => Ok(None),
         };
-        let timeout = connect_limit(&service.traffic, endpoint.gateway.is_some());
+        let timeout = connect_limit(&port.traffic, endpoint.gateway.is_some());
         let dialled = match tls {
             Ok(tls) => {
-                let keep_alive = keep_alive(&service.traffic);
+                let keep_alive = keep_alive(&port.traffic);
                 let (address, endpoint) = (endpoint.address, Some(&endpoint));
                 let route = Route { address, endpoint, tls, timeout, keep_alive };
                 dial::dial(worker, &route).await

@@ -44,11 +44,12 @@ pub(super) async fn send(
         Target::Service { service, port, endpoint } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
-            let place = Place::take(&callee.load, Kind::Request, service.traffic.limit_requests);
+            let place = Place::take(&callee.load, Kind::Request, port.traffic.limit_requests);
             exchange.place = Some(place.ok_or(Over::Requests)?);
             let call = Call {
                 worker: ways.worker,
                 service,
+                traffic: &port.traffic,
                 callee,
                 only: *endpoint,
                 speaks_h2: speaks_h2(port.protocol),
@@ -132,7 +133,8 @@ pub(super) async fn connect(
         Target::Service { service, port, endpoint } => {
             exchange.service = Some(service.name.clone());
             let callee = callee(ways.state, service, port)?;
-            let (dialled, picked) = stream::open(ways.worker, service, callee, *endpoint, exchange).await?;
+            let (dialled, picked) =
+                stream::open(ways.worker, service, port, callee, *endpoint, exchange).await?;
             (dialled, Some(picked))
         }
         Target::Direct { host, port } => (dial_host(ways.worker, host, *port).await?, None),

@@ -178,14 +178,13 @@ async fn join(
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("the join token {} cannot be read", path.display()))?;
     let text = text.trim();
+    // Before there is an authority: a crash between the two would leave one that knows no primary.
+    link::remote::keep_primary(&config.state_dir, text)?;
     loop {
         match link::remote::join(world, text, &config.cluster, primary, config.address, &config.state_dir)
             .await
         {
-            Ok(authority) => {
-                link::remote::keep_primary(&config.state_dir, text)?;
-                return Ok(authority);
-            }
+            Ok(authority) => return Ok(authority),
             Err(JoinError::Connect(error)) => {
                 tracing::warn!(%error, "the primary is not there yet");
                 tokio::time::sleep(JOIN_PAUSE).await;

@@ -15,7 +15,7 @@ use api::{
     resource::Labels,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 
 use super::session::MAX_HOSTS;
 use crate::{
@@ -99,6 +99,9 @@ pub struct Registry {
     workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
     proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
     asked: watch::Sender<Asked>,
+    /// Who takes workloads out has it alone: one that comes back meanwhile would be taken out of the store, and of
+    /// what callers are told, although its stream is up.
+    coming: RwLock<()>,
 }
 
 impl Registry {
@@ -124,6 +127,7 @@ impl Registry {
             workloads: watch::Sender::new(Arc::new(workloads)),
             proxies: watch::Sender::new(Arc::new(proxies)),
             asked: watch::Sender::default(),
+            coming: RwLock::default(),
         })
     }
 
@@ -190,6 +194,7 @@ impl Registry {
         version: String,
         now: SystemTime,
     ) -> Result<u64, RegistryError> {
+        let _comes = self.coming.read().await;
         let instance = registered.instance.clone();
         let earlier: Vec<InstanceId> = {
             let proxies = self.proxies.borrow();
@@ -210,7 +215,7 @@ impl Registry {
             same.map(|proxy| proxy.registered.instance.clone()).collect()
         };
         self.put(&registered, now).await?;
-        self.forget(earlier).await?;
+        self.take_out(earlier).await?;
         self.set_workload(registered.clone());
         let mut stream = 0;
         self.proxies.send_modify(|proxies| {
@@ -281,6 +286,11 @@ impl Registry {
 
     /// Instances that go for good: by their own farewell, an operator's word, or a next life.
     pub async fn forget(&self, instances: Vec<InstanceId>) -> Result<(), StoreError> {
+        let _alone = self.coming.write().await;
+        self.take_out(instances).await
+    }
+
+    async fn take_out(&self, instances: Vec<InstanceId>) -> Result<(), StoreError> {
         if instances.is_empty() {
             return Ok(());
         }
@@ -299,6 +309,7 @@ impl Registry {
 
     /// Takes out those whose lease has run out at `now`; gives their names. The leader alone calls this.
     pub async fn expire(&self, now: SystemTime) -> Result<Vec<WorkloadId>, StoreError> {
+        let _alone = self.coming.write().await;
         let away = |proxy: &Proxy| now.duration_since(proxy.since).unwrap_or_default();
         let (expired, forgotten): (Vec<_>, Vec<_>) = {
             let proxies = self.proxies.borrow();

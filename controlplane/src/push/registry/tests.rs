@@ -99,3 +99,20 @@ async fn a_restart_begins_every_lease_anew() {
     assert_eq!(second.expire(at(1_014)).await.unwrap(), []);
     assert_eq!(second.expire(at(1_015)).await.unwrap(), ["reviews".parse().unwrap()]);
 }
+
+/// Found by the simulated network: the stream was up, and nobody was told of the workload any more.
+#[tokio::test]
+async fn whoever_comes_back_while_its_lease_is_judged_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let name: InstanceId = "reviews-v1-a1".parse().unwrap();
+    let stream = connect(&registry, instance("reviews-v1", "reviews-v1-a1"), 0).await.unwrap();
+    assert!(registry.disconnect(&name, stream, at(1)));
+    let comes = connect(&registry, instance("reviews-v1", "reviews-v1-a1"), 17);
+    let (came, gone) = tokio::join!(comes, registry.expire(at(17)));
+    assert!(came.is_ok() && gone.unwrap().is_empty());
+    assert!(registry.workloads().borrow().contains_key(&name));
+    assert_eq!(state(&registry, "reviews-v1-a1"), (true, false));
+    let kept = registry.store.registrations().await.unwrap();
+    assert!(kept.iter().any(|one| one.instance == name));
+}

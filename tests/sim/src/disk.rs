@@ -1,0 +1,258 @@
+//! The disk below a store: what was synced survives, of the rest an arbitrary part; and the time that it takes.
+//!
+//! Files of the state directory need none of this: each is written whole, synced, and renamed.
+
+use std::{
+    collections::HashSet,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use api::{
+    digest::Hash,
+    head::{Seq, SignedHead},
+    name::InstanceId,
+};
+use bytes::Bytes;
+use controlplane::store::{Answer, Conflict, Election, Embedded, Registration, Store, StoreError};
+use futures_util::FutureExt;
+use process::world::World;
+use redb::StorageBackend;
+use tokio::sync::watch;
+
+use crate::{chance::Chance, network::Outlook};
+
+/// The longest that one operation takes before, and again after, it is done.
+const LATENCY: Duration = Duration::from_millis(3);
+
+/// One disk, whoever has it open.
+#[derive(Debug, Clone)]
+pub struct Disk(Arc<Mutex<Platter>>);
+
+#[derive(Debug)]
+struct Platter {
+    chance: Chance,
+    /// What a reader sees.
+    seen: Vec<u8>,
+    /// What survives.
+    synced: Vec<u8>,
+    /// What was written since: offset and length.
+    fresh: Vec<(usize, usize)>,
+    /// Which opening of it may write.
+    opened: u64,
+    /// Writes until it fails.
+    fuse: Option<u64>,
+    /// It says that it has synced and has not: to check the checker with.
+    lies: bool,
+}
+
+impl Disk {
+    /// An empty disk.
+    pub fn new(chance: Chance, lies: bool) -> Self {
+        let (seen, synced, fresh) = Default::default();
+        Disk(Arc::new(Mutex::new(Platter { chance, seen, synced, fresh, opened: 0, fuse: None, lies })))
+    }
+
+    /// Opens it after the crash of whoever had it before.
+    fn open(&self) -> Opened {
+        let mut platter = self.lock();
+        platter.opened += 1;
+        platter.fuse = None;
+        for (offset, length) in std::mem::take(&mut platter.fresh) {
+            if platter.chance.one_in(2) {
+                platter.keep(offset, length);
+            }
+        }
+        platter.seen = platter.synced.clone();
+        Opened { disk: self.clone(), opening: platter.opened }
+    }
+
+    /// It fails after this many more writes, until it is opened again.
+    pub fn fail_after(&self, writes: u64) {
+        self.lock().fuse = Some(writes);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Platter {
+    fn keep(&mut self, offset: usize, length: usize) {
+        let end = (offset + length).min(self.seen.len());
+        if self.synced.len() < end {
+            self.synced.resize(end, 0);
+        }
+        if offset < end {
+            self.synced[offset..end].copy_from_slice(&self.seen[offset..end]);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Opened {
+    disk: Disk,
+    opening: u64,
+}
+
+impl Opened {
+    fn platter(&self) -> io::Result<MutexGuard<'_, Platter>> {
+        let platter = self.disk.lock();
+        if platter.opened == self.opening {
+            Ok(platter)
+        } else {
+            Err(io::Error::other("another life has it"))
+        }
+    }
+
+    /// The disk, for one more write.
+    fn writable(&self) -> io::Result<MutexGuard<'_, Platter>> {
+        let mut platter = self.platter()?;
+        if let Some(left) = &mut platter.fuse {
+            *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the disk failed"))?;
+        }
+        Ok(platter)
+    }
+}
+
+impl StorageBackend for Opened {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.platter()?.seen.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let platter = self.platter()?;
+        let from = platter.seen.get(offset as usize..offset as usize + out.len());
+        out.copy_from_slice(from.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        let mut platter = self.writable()?;
+        platter.seen.resize(length as usize, 0);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut platter = self.writable()?;
+        if platter.lies {
+            return Ok(());
+        }
+        for (offset, length) in std::mem::take(&mut platter.fresh) {
+            platter.keep(offset, length);
+        }
+        let length = platter.seen.len();
+        platter.synced.resize(length, 0);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut platter = self.writable()?;
+        let (offset, end) = (offset as usize, offset as usize + data.len());
+        platter.seen.get_mut(offset..end).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
+        platter.fresh.push((offset, data.len()));
+        Ok(())
+    }
+}
+
+/// The embedded store on a simulated disk, which takes its time and may be full.
+pub struct SlowStore {
+    store: Embedded,
+    world: Arc<Outlook>,
+    full: Arc<AtomicBool>,
+}
+
+impl SlowStore {
+    /// Opens the store on `disk`. While `full` it takes nothing.
+    pub fn open(disk: &Disk, world: Arc<Outlook>, full: Arc<AtomicBool>) -> Result<Self, StoreError> {
+        Ok(SlowStore { store: Embedded::over(disk.open())?, world, full })
+    }
+
+    /// `work`, with the time that it takes; nothing is done after the end of this life.
+    fn slowly<'a, T: Send + 'a, E: From<StoreError> + Send + 'a>(
+        &'a self,
+        writes: bool,
+        work: Answer<'a, T, E>,
+    ) -> Answer<'a, T, E> {
+        async move {
+            tokio::time::sleep(LATENCY.mul_f64(self.world.chance())).await;
+            self.world.alive().await;
+            if writes && self.full.load(Relaxed) {
+                return Err(StoreError::Failed("no space is left on the device".into()).into());
+            }
+            let done = work.await;
+            tokio::time::sleep(LATENCY.mul_f64(self.world.chance())).await;
+            self.world.alive().await;
+            done
+        }
+        .boxed()
+    }
+}
+
+impl Store for SlowStore {
+    fn put(&self, blobs: Vec<Bytes>) -> Answer<'_, Vec<Hash>> {
+        self.slowly(true, self.store.put(blobs))
+    }
+
+    fn get(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<Option<Bytes>>> {
+        self.slowly(false, self.store.get(hashes))
+    }
+
+    fn has(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>> {
+        self.slowly(false, self.store.has(hashes))
+    }
+
+    fn head(&self) -> Answer<'_, Option<SignedHead>> {
+        self.slowly(false, self.store.head())
+    }
+
+    fn heads(&self, limit: usize) -> Answer<'_, Vec<SignedHead>> {
+        self.slowly(false, self.store.heads(limit))
+    }
+
+    fn watch_head(&self) -> watch::Receiver<Option<SignedHead>> {
+        self.store.watch_head()
+    }
+
+    fn compare_and_swap_head<'a>(
+        &'a self,
+        expected: Option<Seq>,
+        next: SignedHead,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        self.slowly(true, self.store.compare_and_swap_head(expected, next, guard))
+    }
+
+    fn campaign(&self) -> Answer<'_, Election> {
+        self.store.campaign()
+    }
+
+    fn sweep<'a>(
+        &'a self,
+        live: HashSet<Hash>,
+        oldest: Seq,
+        guard: &'a Election,
+    ) -> Answer<'a, usize, Conflict> {
+        self.slowly(true, self.store.sweep(live, oldest, guard))
+    }
+
+    fn put_registration(&self, registration: Registration) -> Answer<'_, ()> {
+        self.slowly(true, self.store.put_registration(registration))
+    }
+
+    fn registrations(&self) -> Answer<'_, Vec<Registration>> {
+        self.slowly(false, self.store.registrations())
+    }
+
+    fn remove_registrations(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
+        self.slowly(true, self.store.remove_registrations(instances))
+    }
+
+    fn beat(&self, instances: Vec<InstanceId>, now_ms: u64) -> Answer<'_, Vec<InstanceId>> {
+        self.slowly(true, self.store.beat(instances, now_ms))
+    }
+}

@@ -1,0 +1,238 @@
+//! One mesh: three clusters, their sidecars, the network between them, and who watches.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
+
+use api::identity::{CertificateDer, RootCertificate, SpiffeId, UnixTime};
+use controlplane::{plane::Plane, snapshot::Configuration};
+use federation::authority::{INTERMEDIATE_LIFETIME, IntermediateKey, ROOT_LIFETIME, Root};
+use process::tls::Key;
+
+use crate::{
+    Options,
+    chance::Chance,
+    disk::Disk,
+    machine::{ControlPlane, Sidecar, short},
+    network::Network,
+    oracle::{Oracle, SeenProxy},
+    repository::{Commit, Repository, TRUST_DOMAIN},
+    sabotage::Sabotage,
+    trace::Trace,
+};
+
+/// The clusters, the primary first.
+pub const CLUSTERS: [&str; 3] = ["east", "west", "south"];
+/// The workloads of each cluster: name and application.
+const WORKLOADS: [(&str, &str); 2] = [("front", "front"), ("reviews", "reviews")];
+/// How long `wait` waits at once.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// A mesh and all who watch it.
+pub struct Mesh {
+    /// Between all machines.
+    pub network: Arc<Network>,
+    /// What is committed.
+    pub repository: RefCell<Repository>,
+    /// What must hold.
+    pub oracle: RefCell<Oracle>,
+    /// What happened.
+    pub trace: Trace,
+    /// Another mesh's root, and a chain that leads to it.
+    pub foreign: (RootCertificate, Vec<CertificateDer<'static>>),
+    /// What is broken on purpose, and what for.
+    pub sabotage: Option<Sabotage>,
+    pub first_configuration: RefCell<Option<Arc<Configuration>>>,
+    planes: Vec<Rc<ControlPlane>>,
+    sidecars: Vec<Rc<Sidecar>>,
+}
+
+impl Mesh {
+    /// The machines, all off, with their state below `root`.
+    pub fn new(chance: &mut Chance, root: &Path, options: &Options) -> Rc<Self> {
+        let network = Network::new(chance.fork());
+        let ip = |cluster: usize, host: u8| IpAddr::V4(Ipv4Addr::new(10, cluster as u8, 0, host));
+        let planes = CLUSTERS.iter().enumerate().map(|(at, name)| {
+            let disk = Disk::new(chance.fork(), options.sabotage == Some(Sabotage::LyingDisks));
+            Rc::new(ControlPlane::new(name, ip(at, 1), root, disk))
+        });
+        let planes = planes.collect();
+        let mut sidecars = Vec::new();
+        for (at, cluster) in CLUSTERS.iter().enumerate() {
+            for (host, (name, app)) in WORKLOADS.iter().enumerate() {
+                let workload = format!("{name}-{cluster}");
+                sidecars.push(Rc::new(Sidecar::new(&workload, cluster, app, ip(at, 10 + host as u8), root)));
+            }
+        }
+        let foreign = foreign();
+        let mut oracle = Oracle::default();
+        oracle.foreign_root = Some(foreign.0.hash());
+        oracle.chains.insert("foreign".into(), foreign.1.clone());
+        Rc::new(Mesh {
+            trace: Trace::new(network.clone()),
+            network,
+            repository: RefCell::new(Repository::new(&CLUSTERS)),
+            oracle: RefCell::new(oracle),
+            foreign,
+            sabotage: options.sabotage,
+            first_configuration: RefCell::default(),
+            planes,
+            sidecars,
+        })
+    }
+
+    /// Turns everything on.
+    pub fn start(self: &Rc<Self>) {
+        self.planes.iter().for_each(|plane| plane.start(self));
+        self.sidecars.iter().for_each(|sidecar| sidecar.start(self));
+    }
+
+    /// The control planes, the primary first.
+    pub fn planes(&self) -> &[Rc<ControlPlane>] {
+        &self.planes
+    }
+
+    /// The sidecars of all clusters.
+    pub fn sidecars(&self) -> &[Rc<Sidecar>] {
+        &self.sidecars
+    }
+
+    /// Whether something was wrong.
+    pub fn has_failed(&self) -> bool {
+        self.oracle.borrow().failure().is_some()
+    }
+
+    /// A control plane shows its chain.
+    pub fn introduce(&self, cluster: &str, chain: &[CertificateDer<'static>]) {
+        self.oracle.borrow_mut().chains.insert(cluster.to_owned(), chain.to_vec());
+    }
+
+    /// Lets the oracle look at a control plane.
+    pub fn see_plane(&self, cluster: &str, plane: &Plane) {
+        let now = self.network.elapsed();
+        self.oracle.borrow_mut().see_plane(&self.repository.borrow(), now, cluster, plane);
+    }
+
+    /// Lets the oracle look at a proxy.
+    pub fn see_proxy(&self, seen: &SeenProxy<'_>) {
+        self.oracle.borrow_mut().see_proxy(&self.repository.borrow(), self.network.elapsed(), seen);
+    }
+
+    /// Waits at the primary for `commit`, as an operator does; whether it was called effective.
+    pub async fn wait(self: &Rc<Self>, commit: Arc<Commit>) -> bool {
+        let Some(plane) = self.planes[0].plane() else { return false };
+        let index = commit.index;
+        let mesh = self.clone();
+        let descends = move |published: &str| {
+            let repository = mesh.repository.borrow();
+            repository.find(published).is_some_and(|found| found.index > index)
+        };
+        let answer = controlplane::report::wait(&plane, commit.id.as_str(), WAIT, false, descends).await;
+        let lives = self.planes[0].plane().is_some_and(|now| Arc::ptr_eq(&now, &plane));
+        if answer.effective && lives {
+            self.trace.line(format_args!("commit {} is effective", short(commit.id.as_str())));
+            self.judge_effective(&commit);
+        }
+        answer.effective && lives
+    }
+
+    /// `commit` is called effective.
+    pub fn judge_effective(&self, commit: &Commit) {
+        let obeyed: Vec<_> = self
+            .sidecars
+            .iter()
+            .filter_map(|sidecar| {
+                let (state, instance) = (sidecar.proxy()?.state()?, sidecar.instance()?);
+                let revision = state.runtime.revision.to_string();
+                Some([sidecar.workload.clone(), sidecar.cluster.clone(), instance, revision])
+            })
+            .collect();
+        let now = self.network.elapsed();
+        self.oracle.borrow_mut().effective(&self.repository.borrow(), now, commit, &obeyed);
+    }
+
+    /// Opens all ways, and starts what is off.
+    pub fn heal(self: &Rc<Self>) {
+        self.network.heal();
+        for plane in &self.planes {
+            plane.full.store(false, Relaxed);
+            if !plane.is_on() {
+                plane.start(self);
+            }
+        }
+        for sidecar in &self.sidecars {
+            sidecar.app_up.set(true);
+            if !sidecar.is_on() {
+                sidecar.start(self);
+            }
+        }
+    }
+
+    /// What is not yet as it should be once everything works; nothing when all is well.
+    pub fn unsettled(&self) -> Vec<String> {
+        let repository = self.repository.borrow();
+        let last = repository.last();
+        let mut wrong = Vec::new();
+        let members: Vec<_> =
+            self.sidecars.iter().filter(|sidecar| last.members.contains(&sidecar.cluster)).collect();
+        for plane in self.planes.iter().filter(|plane| last.members.contains(&plane.name)) {
+            let commit = plane.plane().map(|plane| plane.configuration.borrow().commit.clone());
+            if commit.as_deref() != Some(last.id.as_str()) {
+                wrong.push(format!("control plane {} serves {commit:?}", plane.name));
+            }
+        }
+        for sidecar in &members {
+            let Some(state) = sidecar.proxy().and_then(|proxy| proxy.state()) else {
+                wrong.push(format!("{} obeys nothing", sidecar.workload));
+                continue;
+            };
+            let runtime = &state.runtime;
+            let obeys = repository.find(&runtime.revision).map(|commit| commit.mark);
+            if obeys != Some(last.mark) {
+                wrong.push(format!("{} obeys mark {obeys:?} of {}", sidecar.workload, last.mark));
+            }
+            for app in ["front", "reviews"] {
+                let wanted: BTreeSet<_> = members
+                    .iter()
+                    .filter(|other| other.app == app)
+                    .map(|other| other.workload.clone())
+                    .collect();
+                let service = format!("shop/{app}").parse().expect("a service");
+                let found: BTreeSet<_> = runtime
+                    .endpoints
+                    .get(&service)
+                    .into_iter()
+                    .flat_map(|set| &set.endpoints)
+                    .filter(|endpoint| endpoint.health() == api::wire::Health::Healthy)
+                    .map(|endpoint| endpoint.workload.clone())
+                    .collect();
+                if found != wanted {
+                    wrong.push(format!("{} finds {found:?} behind {app}", sidecar.workload));
+                }
+            }
+        }
+        wrong
+    }
+}
+
+/// A root of another mesh of the same name, and the chain of a control plane of `east` below it.
+fn foreign() -> (RootCertificate, Vec<CertificateDer<'static>>) {
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000));
+    let domain = TRUST_DOMAIN.parse().expect("a trust domain");
+    let cluster = "east".parse().expect("a cluster");
+    let root = Root::generate(&domain, ROOT_LIFETIME, now).expect("a root");
+    let key = IntermediateKey::generate().expect("a key");
+    let request = key.request().expect("a request");
+    let signed = root.sign_intermediate(&request, &cluster, INTERMEDIATE_LIFETIME, now).expect("a signature");
+    let intermediate = key.certified(signed).expect("an intermediate");
+    let leaf = Key::generate().expect("a key").request().expect("a request");
+    let id = SpiffeId::control_plane(&domain, &cluster);
+    let chain = intermediate.sign_leaf(&leaf, &id, INTERMEDIATE_LIFETIME / 2, now).expect("a chain");
+    (RootCertificate::new(root.certificate().clone()).expect("a root"), chain)
+}

@@ -1,0 +1,268 @@
+//! What operators and fate do to a mesh, drawn from the seed.
+
+use std::{net::IpAddr, rc::Rc, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use api::identity::Bundle;
+
+use crate::{
+    chance::Chance,
+    machine::short,
+    mesh::{CLUSTERS, Mesh},
+    network::End,
+    repository::Change,
+    sabotage::{self, Sabotage},
+};
+
+/// Steps of one simulation.
+const STEPS: u64 = 30;
+/// Clocks are wrong by so much at most: certificates allow for a minute between two.
+const SKEW_MS: u64 = 25_000;
+
+/// Drives `mesh` through its steps, or to the first of them after which something is wrong.
+pub async fn drive(mesh: &Rc<Mesh>, chance: &mut Chance, broken: Option<Sabotage>) {
+    let steps = chance.between(STEPS / 2, STEPS);
+    for _ in 0..steps {
+        let pause = if chance.one_in(3) { chance.between(2_000, 8_000) } else { chance.between(5, 1_500) };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if mesh.has_failed() {
+            return;
+        }
+        step(mesh, chance);
+        sabotage::strike(broken, mesh, chance);
+    }
+}
+
+fn step(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    match chance.between(0, 30) {
+        0..=6 => commit(mesh, chance),
+        7..=9 => crash_plane(mesh, chance),
+        10..=12 => crash_sidecar(mesh, chance),
+        13..=17 => part(mesh, chance),
+        18..=19 => slow(mesh, chance),
+        20 => cut(mesh, chance),
+        21..=22 => skew(mesh, chance),
+        23 => fill(mesh, chance),
+        24 => stop(mesh, chance),
+        25 => application(mesh, chance),
+        26 => deregister(mesh, chance),
+        27 => foreign_root(mesh),
+        28 => remove(mesh, chance),
+        _ => commit(mesh, chance),
+    }
+}
+
+/// Commits, and mostly waits for it.
+fn commit(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let change = chance.pick(&[Change::Permission, Change::Permission, Change::Marks, Change::Nothing]);
+    publish(mesh, change);
+    if !chance.one_in(4) {
+        let commit = mesh.repository.borrow().last().clone();
+        let mesh = mesh.clone();
+        tokio::task::spawn_local(async move { mesh.wait(commit).await });
+    }
+}
+
+fn publish(mesh: &Mesh, change: Change<'_>) {
+    let commit = mesh.repository.borrow_mut().commit(change);
+    mesh.trace.line(format_args!(
+        "commit {}: {change:?}, mark {}, {}",
+        short(commit.id.as_str()),
+        commit.mark,
+        if commit.denies { "denies" } else { "allows" }
+    ));
+}
+
+fn end(chance: &mut Chance) -> End {
+    chance.pick(&[End::Killed, End::Unplugged])
+}
+
+/// How long something stays away: often less, sometimes more than it takes to notice.
+fn absence(chance: &mut Chance) -> Duration {
+    let (low, high) = chance.pick(&[(10, 300), (300, 4_000), (4_000, 20_000)]);
+    Duration::from_millis(chance.between(low, high))
+}
+
+fn crash_plane(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let plane = mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].clone();
+    if !plane.is_on() {
+        return;
+    }
+    let (end, away) = (end(chance), absence(chance));
+    let torn = chance.one_in(2).then(|| chance.between(0, 12));
+    if let Some(writes) = torn {
+        plane.disk.fail_after(writes);
+    }
+    let warning = Duration::from_millis(if torn.is_some() { chance.between(1, 2_000) } else { 0 });
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(warning).await;
+        mesh.trace.line(format_args!("control plane {} is {end:?} for {away:?}, torn {torn:?}", plane.name));
+        plane.kill(&mesh, end);
+        tokio::time::sleep(away).await;
+        if !plane.is_on() {
+            mesh.trace.line(format_args!("control plane {} starts", plane.name));
+            plane.start(&mesh);
+        }
+    });
+}
+
+fn crash_sidecar(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    if !sidecar.is_on() {
+        return;
+    }
+    let (end, away) = (end(chance), absence(chance));
+    mesh.trace.line(format_args!("proxy {} is {end:?} for {away:?}", sidecar.workload));
+    sidecar.kill(mesh, end);
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(away).await;
+        if !sidecar.is_on() {
+            sidecar.start(&mesh);
+            let instance = sidecar.instance().unwrap_or_default();
+            mesh.trace.line(format_args!("proxy {} starts as {instance}", sidecar.workload));
+        }
+    });
+}
+
+/// Two machines that talk with each other.
+fn pair(mesh: &Mesh, chance: &mut Chance) -> (IpAddr, IpAddr) {
+    if chance.one_in(2) {
+        let remote = chance.between(1, CLUSTERS.len() as u64) as usize;
+        return (mesh.planes()[0].ip, mesh.planes()[remote].ip);
+    }
+    let sidecar = &mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize];
+    let plane = mesh.planes().iter().find(|plane| plane.name == sidecar.cluster).expect("its cluster");
+    (plane.ip, sidecar.ip)
+}
+
+fn part(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let (one, other) = pair(mesh, chance);
+    let ways = chance.pick(&[[true, true], [true, true], [true, false], [false, true]]);
+    let lasts = absence(chance);
+    mesh.trace.line(format_args!("{one} and {other} are parted for {lasts:?}: {ways:?}"));
+    let block = move |mesh: &Mesh, blocked| {
+        if ways[0] {
+            mesh.network.block(one, other, blocked);
+        }
+        if ways[1] {
+            mesh.network.block(other, one, blocked);
+        }
+    };
+    block(mesh, true);
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(lasts).await;
+        block(&mesh, false);
+        mesh.trace.line(format_args!("{one} and {other} see each other"));
+    });
+}
+
+fn slow(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let (one, other) = pair(mesh, chance);
+    let (more, lasts) = (Duration::from_millis(chance.between(20, 3_000)), absence(chance));
+    mesh.trace.line(format_args!("{one} and {other} are {more:?} apart for {lasts:?}"));
+    let both = move |mesh: &Mesh, more| {
+        mesh.network.slow(one, other, more);
+        mesh.network.slow(other, one, more);
+    };
+    both(mesh, more);
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(lasts).await;
+        both(&mesh, Duration::ZERO);
+    });
+}
+
+fn cut(mesh: &Mesh, chance: &mut Chance) {
+    let (one, other) = pair(mesh, chance);
+    mesh.trace.line(format_args!("what connects {one} and {other} is reset"));
+    mesh.network.cut(one, other);
+}
+
+/// A control plane's clock does not jump while it runs: it judges leases by it, see docs/simulation.md.
+fn skew(mesh: &Mesh, chance: &mut Chance) {
+    let skew_ms = chance.between(0, 2 * SKEW_MS) as i64 - SKEW_MS as i64;
+    let off = mesh.planes().iter().find(|plane| !plane.is_on());
+    let sidecar = &mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize];
+    let ip = off.map_or(sidecar.ip, |plane| plane.ip);
+    mesh.trace.line(format_args!("the clock of {ip} is now {skew_ms} ms wrong"));
+    mesh.network.skew(ip, skew_ms);
+}
+
+fn fill(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let plane = mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].clone();
+    let lasts = absence(chance);
+    mesh.trace.line(format_args!("the disk of {} is full for {lasts:?}", plane.name));
+    plane.full.store(true, Relaxed);
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(lasts).await;
+        plane.full.store(false, Relaxed);
+    });
+}
+
+fn stop(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let away = absence(chance);
+    mesh.trace.line(format_args!("proxy {} says farewell for {away:?}", sidecar.workload));
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        sidecar.stop(&mesh).await;
+        tokio::time::sleep(away).await;
+        if !sidecar.is_on() {
+            sidecar.start(&mesh);
+        }
+    });
+}
+
+fn application(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let away = absence(chance);
+    mesh.trace.line(format_args!("the application of {} is away for {away:?}", sidecar.workload));
+    sidecar.app_up.set(false);
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(away).await;
+        sidecar.app_up.set(true);
+    });
+}
+
+fn deregister(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let host = mesh.planes().iter().find(|plane| plane.name == sidecar.cluster).expect("its cluster");
+    let Some(plane) = host.plane() else { return };
+    let instances = plane.registry.instances_of(&sidecar.workload.parse().expect("a workload"));
+    mesh.trace.line(format_args!("{} is deregistered: {instances:?}", sidecar.workload));
+    instances.iter().for_each(|instance| mesh.oracle.borrow_mut().dismiss(instance.as_str()));
+    tokio::task::spawn_local(async move {
+        // An operator would be told of a failure, and try again.
+        let _ = plane.registry.forget(instances).await;
+    });
+}
+
+/// Adds the root of another mesh to what is trusted, or takes it away again.
+fn foreign_root(mesh: &Rc<Mesh>) {
+    let Some(plane) = mesh.planes()[0].plane() else { return };
+    let held: Bundle = (*plane.authority.identity().bundle()).clone();
+    let foreign = &mesh.foreign.0;
+    let mut roots = held.roots.clone();
+    let before = roots.len();
+    roots.retain(|root| root.hash() != foreign.hash());
+    if roots.len() == before {
+        roots.insert(0, foreign.clone());
+    }
+    mesh.trace.line(format_args!("{} roots are trusted", roots.len()));
+    let next = Bundle { sequence: held.sequence + 1, roots, ..held };
+    if plane.authority.trust(next).is_ok() {
+        plane.bundle.send_replace(plane.authority.identity().bundle());
+    }
+}
+
+/// Takes a remote out of the mesh, for good; in one of three simulations at most.
+fn remove(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    if chance.one_in(3) {
+        let name = CLUSTERS[chance.between(1, CLUSTERS.len() as u64) as usize];
+        publish(mesh, Change::Removal(name));
+    } else {
+        commit(mesh, chance);
+    }
+}

@@ -1,0 +1,49 @@
+//! What the simulated mesh must hold, at every step of every seed.
+
+use std::{path::Path, process::Command, sync::Mutex};
+
+use simulation::{Options, many, sabotage::Sabotage};
+
+const SIMULATE: &str = env!("CARGO_BIN_EXE_weft-simulate");
+
+/// The failures of these seeds, by seed, and how often each invariant was judged.
+fn failures(
+    seeds: std::ops::Range<u64>,
+    options: Options,
+) -> (Vec<String>, std::collections::BTreeMap<String, u64>) {
+    let processes = std::thread::available_parallelism().map_or(1, Into::into);
+    let failures = Mutex::new(Vec::new());
+    let judged = many(Path::new(SIMULATE), seeds, processes, options, |seed, failure| {
+        if let Some(failure) = failure {
+            failures.lock().unwrap().push(format!("`weft-simulate --seed {seed}`: {failure}"));
+        }
+    });
+    (failures.into_inner().unwrap(), judged)
+}
+
+#[test]
+fn a_thousand_seeds_hold() {
+    let (failures, judged) = failures(0..1_000, Options::default());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    for invariant in ["mixture", "denial", "endpoints", "wait", "head", "trust"] {
+        assert!(judged.get(invariant).is_some_and(|count| *count > 1_000), "{invariant} of {judged:?}");
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_again() {
+    let told = |seed: &str| Command::new(SIMULATE).args(["--seed", seed]).output().unwrap().stdout;
+    for seed in ["3", "14", "159"] {
+        assert!(told(seed) == told(seed), "seed {seed}");
+    }
+}
+
+#[test]
+fn whatever_is_broken_on_purpose_is_noticed() {
+    for sabotage in Sabotage::ALL {
+        let (failures, _) = failures(0..40, Options { sabotage: Some(sabotage) });
+        let noticed =
+            |invariant: &str| failures.iter().any(|failure| failure.contains(&format!(": {invariant}: ")));
+        assert!(sabotage.breaks().iter().any(|invariant| noticed(invariant)), "{sabotage:?}: {failures:?}");
+    }
+}

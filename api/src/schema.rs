@@ -5,6 +5,8 @@
 //!
 //! Invariant: no schema takes `null`. A field left empty by mistake (`when:`) must never read as "no condition".
 
+#[cfg(test)]
+mod reference;
 pub(crate) mod validate;
 
 use std::{

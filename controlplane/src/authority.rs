@@ -226,11 +226,12 @@ impl Authority {
         Ok(self.identity.store(&self.dir)?)
     }
 
-    /// The bundle with these members, one further in sequence if that changes anything.
-    pub fn with_members(&self, clusters: BTreeMap<ClusterName, Vouch>) -> Option<Bundle> {
+    /// The bundle with these members, further in sequence if that changes anything. It is never behind the store's
+    /// `epoch`, so that a primary whose keys came back from an old backup is not taken for one that repeats itself.
+    pub fn with_members(&self, clusters: BTreeMap<ClusterName, Vouch>, epoch: u64) -> Option<Bundle> {
         let held = self.identity.bundle();
-        (held.clusters != clusters).then(|| Bundle {
-            sequence: held.sequence + 1,
+        (held.clusters != clusters || held.sequence < epoch).then(|| Bundle {
+            sequence: epoch.max(held.sequence + 1),
             clusters,
             ..(*held).clone()
         })

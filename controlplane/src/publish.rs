@@ -232,11 +232,6 @@ async fn publish(
     });
     let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
     let revision = store::write_revision(store, checkout.commits.clone(), entries, previous).await?;
-    // Members before what they may do: a cluster is believed no longer than Git says.
-    if let Some(bundle) = plane.authority.with_members(members(set)) {
-        plane.authority.trust(bundle)?;
-        plane.bundle.send_replace(plane.authority.identity().bundle());
-    }
     // A store that knows less than what is in force was restored.
     let known = store.watch_head().borrow().as_ref().map(|head| head.head().seq());
     let behind = before.as_ref().map(|head| head.seq()) < known;
@@ -246,6 +241,11 @@ async fn publish(
         Some(head) if !behind => head.next(revision.clone()),
         Some(_) | None => Head::first(new_epoch(plane.now() as u64, known)).next(revision.clone()),
     };
+    // Members before what they may do: a cluster is believed no longer than Git says.
+    if let Some(bundle) = plane.authority.with_members(members(set), head.epoch) {
+        plane.authority.trust(bundle)?;
+        plane.bundle.send_replace(plane.authority.identity().bundle());
+    }
     let configuration = load(store, &revision).await?;
     if !unchanged {
         let signed = plane.authority.sign_head(head.clone())?;

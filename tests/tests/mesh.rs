@@ -23,6 +23,8 @@ mod isolation;
 mod kills;
 #[path = "mesh/page.rs"]
 mod page;
+#[path = "mesh/restore.rs"]
+mod restore;
 #[path = "mesh/robust.rs"]
 mod robust;
 #[path = "mesh/rule.rs"]

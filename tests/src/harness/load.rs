@@ -4,9 +4,12 @@
 //! and complete, with every service it needs in `served_by`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fmt::Write,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -46,13 +49,15 @@ pub struct Outcome {
 /// What came of a POST: the order's id, and whether it was answered 200.
 #[derive(Debug, Clone)]
 pub struct Order {
-    /// Its id, unique in this load.
+    /// Its id, unique among all loads of this process.
     pub id: String,
     /// Whether the client was told that it is done.
     pub done: bool,
 }
 
 struct Record {
+    /// Tells its orders from those of other loads.
+    number: u32,
     began: Instant,
     gets: Mutex<Vec<Outcome>>,
     orders: Mutex<Vec<Order>>,
@@ -66,7 +71,9 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Load {
     /// So many `GET /` and `POST /orders` a second at an ingress.
     pub fn start(ingress: &str, gets_per_second: u32, orders_per_second: u32) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
         let record = Arc::new(Record {
+            number: COUNT.fetch_add(1, Ordering::Relaxed),
             began: Instant::now(),
             gets: Mutex::default(),
             orders: Mutex::default(),
@@ -183,7 +190,7 @@ async fn get(record: Arc<Record>, client: Arc<Client>, n: u64, due: Instant) {
 }
 
 async fn order(record: Arc<Record>, client: Arc<Client>, n: u64) {
-    let id = format!("order-{n}");
+    let id = format!("order-{}-{n}", record.number);
     let done = client.post("/orders", &json!({ "id": id })).await.is_ok_and(|answer| answer.status == 200);
     locked(&record.orders).push(Order { id, done });
 }
@@ -237,17 +244,24 @@ impl Tally {
     }
 
     /// # Panics
-    /// When an order was executed twice, or was acknowledged and never executed. `executed` are the ids in the logs.
+    /// When there are [wrong orders](Self::wrong_orders).
     pub fn no_order_twice(&self, executed: &[String]) -> &Self {
+        let wrong = self.wrong_orders(executed);
+        assert!(wrong.is_empty(), "{}", wrong.join("; "));
+        self
+    }
+
+    /// What was executed twice, and what was acknowledged and never executed. `executed` are the ids in the logs.
+    pub fn wrong_orders(&self, executed: &[String]) -> Vec<String> {
         let mut times: BTreeMap<&str, u32> = BTreeMap::new();
         executed.iter().for_each(|id| *times.entry(id).or_default() += 1);
-        let twice: Vec<_> = times.iter().filter(|(_, count)| **count > 1).collect();
-        assert!(twice.is_empty(), "orders were executed more than once: {twice:?}");
-        let known: BTreeSet<_> = times.keys().copied().collect();
-        let lost: Vec<_> =
-            self.orders.iter().filter(|one| one.done && !known.contains(one.id.as_str())).collect();
-        assert!(lost.is_empty(), "orders were acknowledged and never executed: {lost:?}");
-        self
+        let wrong = self.orders.iter().filter_map(|order| match times.get(order.id.as_str()) {
+            Some(1) => None,
+            Some(count) => Some(format!("{} was executed {count} times", order.id)),
+            None if order.done => Some(format!("{} was acknowledged and never executed", order.id)),
+            None => None,
+        });
+        wrong.collect()
     }
 
     /// One line about it all.

@@ -1,0 +1,73 @@
+//! A primary whose disk is lost comes back from a backup of its keys, and all go on as the same mesh.
+
+use std::{fs, path::Path, time::Duration};
+
+use weft_tests::harness::{Load, Mesh, eventually};
+
+use crate::BLOCKS;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What a backup leaves out: the store is made anew from Git, and the rest tells of the process that was.
+const LEFT_OUT: [&str; 5] = ["store.redb", "catalogues.bin", "pid", "output.log", "console.url"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_primary_comes_back_from_its_keys() {
+    let mut mesh = Mesh::up(&BLOCKS, &[]).await;
+    let loads = ["east", "west"].map(|cluster| Load::start(&mesh.cluster(cluster).ingress, 50, 0));
+    let dir = mesh.dir().join("east/controlplane");
+    let backup = tempfile::tempdir().unwrap();
+    copy(&dir, backup.path());
+
+    // The mesh goes on after the backup: what is trusted changes, and so does a route.
+    mesh.repository().edit("clusters/members.yaml", "[\"shop\"", "[\"later\", \"shop\"");
+    mesh.commit("west may vouch for one namespace more").await;
+    mesh.repository().edit("traffic/reviews.yaml", "weight: 60", "weight: 50");
+    mesh.commit("after the backup").await;
+    let [east, west] = sequences(&mesh).await;
+    assert_eq!(east, west);
+
+    mesh.kill(mesh.cluster("east").controlplane_pid);
+    fs::remove_dir_all(&dir).unwrap();
+    copy(backup.path(), &dir);
+    mesh.repository().edit("traffic/reviews.yaml", "weight: 50", "weight: 40");
+    mesh.repository().commit("while the primary is lost").await;
+    mesh.beside(&["controlplane", "--config", dir.join("config.json").to_str().unwrap()]);
+    eventually("the primary answers", SOON, async || {
+        let status = mesh.try_weft(&["status"]).await;
+        if status.status.success() {
+            Ok(())
+        } else {
+            Err(String::from_utf8_lossy(&status.stderr).into_owned())
+        }
+    })
+    .await;
+    mesh.weft(&["wait", "HEAD", "--timeout", "40s"]).await;
+    let restored = sequences(&mesh).await;
+    assert!(restored[0] > east && restored[0] == restored[1], "{restored:?} after {east}");
+    for load in loads {
+        load.more(100).await;
+        let tally = load.stop().await;
+        tally.report("primary lost and restored");
+        tally.no_get_failed();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if !LEFT_OUT.iter().any(|left| entry.file_name() == *left) {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// The bundles of east and of west, by the primary's word.
+async fn sequences(mesh: &Mesh) -> [u64; 2] {
+    let status = mesh.status("east").await;
+    ["east", "west"].map(|name| {
+        let cluster = status.clusters.iter().find(|one| one.name.as_str() == name);
+        cluster.map_or(0, |one| one.bundle_sequence)
+    })
+}

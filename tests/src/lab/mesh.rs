@@ -1,4 +1,4 @@
-//! A mesh in the laboratory: clusters on networks of their own, each with a control plane and an east-west gateway, and
+//! A mesh in the laboratory: clusters on networks of their own, each with a control plane and two east-west gateways, and
 //! workloads on hosts of their own.
 //!
 //! Everything is started by its settings file, as anywhere. Other networks reach the control plane of the primary and
@@ -102,15 +102,19 @@ impl Mesh {
         for cluster in CLUSTERS {
             lab.network(cluster);
             lab.host(cluster, &format!("{cluster}-control"));
-            lab.host(cluster, &format!("{cluster}-gateway"));
-            lab.public(&format!("{cluster}-gateway"));
+            for gateway in gateways(cluster) {
+                lab.host(cluster, &gateway);
+                lab.public(&gateway);
+            }
         }
         lab.public("east-control");
         let mut mesh = Mesh { lab, dir, weft: weft().unwrap_or_else(|error| panic!("{error:#}")) };
         mesh.prepare_repository(configuration).await;
         for cluster in CLUSTERS {
             mesh.start_control_plane(cluster).await;
-            mesh.start_gateway(cluster).await;
+            for gateway in gateways(cluster) {
+                mesh.start_gateway(cluster, &gateway).await;
+            }
         }
         mesh.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
         mesh
@@ -223,11 +227,10 @@ impl Mesh {
         self.ready(&name, format!("{ip}:15014")).await;
     }
 
-    async fn start_gateway(&self, cluster: &str) {
-        let name = format!("{cluster}-gateway");
-        let listen = format!("{}:15443", self.lab[&name].addresses.v4);
+    async fn start_gateway(&self, cluster: &str, name: &str) {
+        let listen = format!("{}:15443", self.lab[name].addresses.v4);
         let settings = json!({ "role": "east-west", "listen": listen, "publicAddress": listen });
-        self.start_proxy(cluster, &name, "weft-system", "east-west", settings).await;
+        self.start_proxy(cluster, name, "weft-system", "east-west", settings).await;
     }
 
     async fn start_proxy(
@@ -310,6 +313,11 @@ pub fn name_yourself(host: &Host, port: u16) {
             });
         }
     });
+}
+
+/// The hosts of a cluster's east-west gateways.
+fn gateways(cluster: &str) -> [String; 2] {
+    [1, 2].map(|number| format!("{cluster}-gateway-{number}"))
 }
 
 fn api(cluster: &str, lab: &Lab) -> String {

@@ -1,6 +1,6 @@
 //! What can go wrong between two hosts: packets that vanish, are refused, get lost or come too slowly.
 //!
-//! The rules stand in the hosts of one side, in a table of their own, which goes when the [`Guard`] does.
+//! The rules stand in the hosts where packets arrive, in a table of their own, which goes when the [`Guard`] does.
 
 use std::{
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -16,7 +16,7 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 /// Between two groups of hosts; says nothing yet of what goes wrong.
 pub struct Partition<'a> {
     here: Vec<&'a Host>,
-    there: Vec<Addresses>,
+    there: Vec<&'a Host>,
     ways: Ways,
 }
 
@@ -29,15 +29,12 @@ enum Ways {
 }
 
 /// Heals when it is dropped.
-pub struct Guard<'a> {
-    here: Vec<&'a Host>,
-    what: What,
-}
+pub struct Guard<'a>(What<'a>);
 
-/// What goes wrong.
-enum What {
-    Rules { table: String },
-    Relay { there: Vec<Addresses>, table: u32, relays: Vec<oneshot::Sender<()>> },
+/// What goes wrong, and where.
+enum What<'a> {
+    Rules { hosts: Vec<&'a Host>, table: String },
+    Relay { hosts: Vec<&'a Host>, there: Vec<Addresses>, table: u32, relays: Vec<oneshot::Sender<()>> },
 }
 
 /// Routing tables of relays are numbered from here.
@@ -45,7 +42,7 @@ const FIRST_TABLE: u32 = 100;
 
 impl<'a> Partition<'a> {
     pub(super) fn between(here: Vec<&'a Host>, there: Vec<&'a Host>) -> Self {
-        Partition { here, there: there.into_iter().map(|host| host.addresses).collect(), ways: Ways::Both }
+        Partition { here, there, ways: Ways::Both }
     }
 
     /// Only what goes from the first to the second.
@@ -83,30 +80,43 @@ impl<'a> Partition<'a> {
     pub fn late(self, delay: Duration) -> Guard<'a> {
         let number = COUNT.fetch_add(1, Relaxed);
         let (table, name) = (FIRST_TABLE + number, format!("late{number}"));
-        let start = |host: &&Host| relay::start(host, &name, table, &self.there, delay);
+        let there: Vec<_> = self.there.iter().map(|host| host.addresses).collect();
+        let start = |host: &&Host| relay::start(host, &name, table, &there, delay);
         let relays = self.here.iter().map(start).collect();
-        Guard { here: self.here, what: What::Relay { there: self.there, table, relays } }
+        Guard(What::Relay { hosts: self.here, there, table, relays })
     }
 
     fn rule(self, what: &str) -> Guard<'a> {
         let table = format!("partition{}", COUNT.fetch_add(1, Relaxed));
-        let (v4, v6): (Vec<_>, Vec<_>) =
-            self.there.iter().map(|one| (one.v4.to_string(), one.v6.to_string())).unzip();
-        let rules = |side: &str| {
-            format!("ip {side} {{ {} }} {what}\n ip6 {side} {{ {} }} {what}\n", v4.join(", "), v6.join(", "))
-        };
-        let chain = |name: &str, hook: &str, side: &str, wanted: bool| {
-            let rules = if wanted { rules(side) } else { String::new() };
-            format!("chain {name} {{\n type filter hook {hook} priority 10; policy accept;\n {rules} }}\n")
-        };
-        let script = format!(
-            "table inet {table} {{\n {} {} }}\n",
-            chain("out", "output", "daddr", self.ways != Ways::In),
-            chain("in", "input", "saddr", self.ways != Ways::Out)
-        );
-        self.here.iter().for_each(|host| host.namespace.nft(&script));
-        Guard { here: self.here, what: What::Rules { table } }
+        let mut hosts = Vec::new();
+        let (out, back) = (self.ways != Ways::In, self.ways != Ways::Out);
+        for (wanted, from, to) in [(out, &self.here, &self.there), (back, &self.there, &self.here)] {
+            if wanted {
+                let script = script(&table, from, what);
+                to.iter().for_each(|host| host.namespace.nft(&script));
+                hosts.extend(to.iter().copied());
+            }
+        }
+        Guard(What::Rules { hosts, table })
     }
+}
+
+/// What is done with what comes from these hosts. It stands where packets arrive: what is dropped where they are made,
+/// the maker's kernel knows of.
+fn script(table: &str, from: &[&Host], what: &str) -> String {
+    let all = |of: fn(&Addresses) -> String| {
+        from.iter().map(|host| of(&host.addresses)).collect::<Vec<_>>().join(", ")
+    };
+    let (v4, v6) = (all(|one| one.v4.to_string()), all(|one| one.v6.to_string()));
+    format!(
+        "table inet {table} {{
+            chain in {{
+                type filter hook input priority 10; policy accept;
+                ip saddr {{ {v4} }} {what}
+                ip6 saddr {{ {v6} }} {what}
+            }}
+        }}\n"
+    )
 }
 
 impl Guard<'_> {
@@ -116,13 +126,13 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        match &mut self.what {
-            What::Rules { table } => {
+        match &mut self.0 {
+            What::Rules { hosts, table } => {
                 let script = format!("delete table inet {table}\n");
-                self.here.iter().for_each(|host| host.namespace.nft(&script));
+                hosts.iter().for_each(|host| host.namespace.nft(&script));
             }
-            What::Relay { there, table, relays } => {
-                self.here.iter().for_each(|host| relay::end(host, *table, there));
+            What::Relay { hosts, there, table, relays } => {
+                hosts.iter().for_each(|host| relay::end(host, *table, there));
                 relays.clear();
             }
         }

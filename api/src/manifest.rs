@@ -337,8 +337,10 @@ fn unknown_kind(name: &str, node: &Node) -> (Code, String, Option<String>) {
             ),
         },
     };
-    (Code::UnknownKind, format!("unknown kind: {}", node.describe()), Some(help))
+    (Code::UnknownKind, format!("unknown kind {}", node.describe().trim_start_matches("text ")), Some(help))
 }
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod upstream;

@@ -16,6 +16,9 @@ const NOT_YET: Refusal = Refusal {
     says: "is not yet supported",
     help: "it is part of the standard, but nothing here would act on it: leave it out",
 };
+/// The same for a kind of our own.
+const PLANNED: Refusal =
+    Refusal { says: "is not yet supported", help: "nothing here would act on it: leave it out" };
 const BY_SERVER: Refusal = Refusal {
     says: "is not read: it is written by the API server",
     help: "configuration says what is wanted: leave it out",
@@ -116,7 +119,11 @@ pub(crate) fn field(kind: Kind, pointer: &str) -> Option<&'static Refusal> {
         Some(name) if BY_SERVER_METADATA.contains(&name) => Some(&BY_SERVER),
         Some(name) if METADATA.contains(&name) => Some(&NOT_YET),
         Some(_) => None,
-        None => table(kind).iter().any(|path| matches(path, pointer)).then_some(&NOT_YET),
+        None => known_field(kind, pointer).then_some(if kind == Kind::TrafficPolicy {
+            &PLANNED
+        } else {
+            &NOT_YET
+        }),
     }
 }
 

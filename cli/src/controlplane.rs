@@ -1,5 +1,7 @@
 //! `weft controlplane`: a control plane of either role. All that the command line asks of that crate is here.
 
+pub(crate) mod local;
+
 use std::{
     io::IsTerminal,
     path::{Path, PathBuf},
@@ -7,19 +9,60 @@ use std::{
 };
 
 use ::process::logs::Format;
-use api::admin::Problem;
-use clap::Args;
+use api::{admin::Problem, name::ClusterName};
+use clap::{Args, Subcommand};
 
-/// Run a control plane, primary or remote (`weft up` and `weft join` start it)
+use crate::{Global, output::Output};
+
+/// Run a control plane, primary or remote; stop and start those of this machine
+///
+/// With --config it runs in the foreground until SIGTERM, as `weft up` starts it and as a service manager would;
+/// `weft join` writes such a file for a remote. `start` and `stop` are for the mesh of a `weft up`.
 #[derive(Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  weft controlplane --config /etc/weft/controlplane.json     in the foreground
+  weft controlplane stop east                                requests go on without it
+  weft controlplane start east                               it comes back with its state"
+)]
 pub(crate) struct Controlplane {
     /// Its settings, JSON
     #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// End the control plane of a cluster
+    #[command(after_help = "Example:\n  weft controlplane stop east")]
+    Stop(One),
+    /// Start the control plane of a cluster again
+    #[command(after_help = "Example:\n  weft controlplane start east && weft status")]
+    Start(One),
+}
+
+/// One cluster of this machine.
+#[derive(Args)]
+struct One {
+    /// Its cluster
+    cluster: ClusterName,
+}
+
+pub(crate) fn run(controlplane: Controlplane, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
+    match (controlplane.config, controlplane.verb) {
+        (Some(config), _) => serve(&config),
+        (None, Some(Verb::Stop(one))) => crate::block_on(local::stop(&one.cluster, global, output)),
+        (None, Some(Verb::Start(one))) => crate::block_on(local::start(&one.cluster, global, output)),
+        (None, None) => anyhow::bail!("--config FILE says what to run"),
+    }
 }
 
 /// Runs until it is asked to end.
-pub(crate) fn run(config: &Path) -> anyhow::Result<ExitCode> {
+pub(crate) fn serve(config: &Path) -> anyhow::Result<ExitCode> {
     let format = if std::io::stderr().is_terminal() { Format::Text } else { Format::Json };
     ::process::logs::init(format, "info")?;
     let raw = ::controlplane::config::RawConfig::read(config)?;

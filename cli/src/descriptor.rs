@@ -1,7 +1,7 @@
 //! What `weft up` says of itself once ready: one line on stdout with `--json`, and `up.json` for the other commands.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 /// The file in the `weft up` directory.
 pub(crate) const FILE: &str = "up.json";
+
+/// A gateway's folder in its cluster's, and the end of its id: `west-ingress`.
+pub(crate) const INGRESS: &str = "ingress";
+pub(crate) const EAST_WEST: &str = "eastwest";
 
 /// One running mesh.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -81,6 +85,15 @@ impl Descriptor {
         crate::process::write_private(&dir.join(FILE), &serde_json::to_string(self)?)
     }
 
+    /// Changes what `dir` holds. One command at a time, since each writes all of it.
+    pub(crate) fn change(dir: &Path, change: impl FnOnce(&mut Self)) -> anyhow::Result<()> {
+        let turn = File::open(dir).and_then(|directory| directory.lock().map(|()| directory));
+        let _turn = turn.with_context(|| format!("cannot lock {}", dir.display()))?;
+        let mut descriptor = Descriptor::read(dir)?;
+        change(&mut descriptor);
+        descriptor.write(dir)
+    }
+
     pub(crate) fn primary(&self) -> Option<&Cluster> {
         self.clusters.iter().find(|cluster| cluster.role == Role::Primary)
     }
@@ -99,9 +112,19 @@ pub(crate) fn controlplane_dir(dir: &Path, cluster: &ClusterName) -> PathBuf {
     dir.join(cluster.as_str()).join("controlplane")
 }
 
+/// The state directory of a gateway, [`INGRESS`] or [`EAST_WEST`].
+pub(crate) fn gateway_dir(dir: &Path, cluster: &ClusterName, name: &str) -> PathBuf {
+    dir.join(cluster.as_str()).join(name)
+}
+
+/// The directories of a cluster's workloads.
+pub(crate) fn workloads_dir(dir: &Path, cluster: &ClusterName) -> PathBuf {
+    dir.join(cluster.as_str()).join("workloads")
+}
+
 /// The directory of a workload: `app` and `sidecar` lie in it.
 pub(crate) fn workload_dir(dir: &Path, cluster: &ClusterName, id: &WorkloadId) -> PathBuf {
-    dir.join(cluster.as_str()).join("workloads").join(id.as_str())
+    workloads_dir(dir, cluster).join(id.as_str())
 }
 
 #[cfg(test)]

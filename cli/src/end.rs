@@ -15,7 +15,7 @@ use crate::{
 /// A proxy finishes its requests first.
 pub(crate) const PROXY_GRACE: Duration = Duration::from_secs(DRAIN_SECONDS + 2);
 pub(crate) const APP_GRACE: Duration = Duration::from_secs(5);
-const CONTROLPLANE_GRACE: Duration = Duration::from_secs(5);
+pub(crate) const CONTROLPLANE_GRACE: Duration = Duration::from_secs(5);
 
 /// Ends sidecars, applications, gateways, control planes. Says how many processes there were.
 pub(crate) async fn everything(dir: &Path, progress: &Progress) -> usize {

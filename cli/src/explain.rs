@@ -7,12 +7,18 @@ use api::{
     name::ClusterName,
 };
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     Global,
     mesh::Mesh,
     output::{Cell, Output, Style, Table, Tone, short_commit},
 };
+
+/// Lines of settings are no longer than this, however wide the terminal is.
+const WIDEST: usize = 100;
+/// What stands before and after the fields of a line of settings.
+const INDENT: usize = 6;
 
 /// Explain what would happen to a request: route, endpoints, verdict, and the line that says so
 #[derive(Args)]
@@ -94,10 +100,12 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
         );
     }
     for backend in &answer.backends {
-        let heading = format!("to {}, {} % of the requests", backend.service, backend.percent);
+        let percent = (backend.percent * 10.0).round() / 10.0;
+        let heading = format!("to {}, {percent} % of the requests", backend.service);
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, &heading));
         let mut table =
-            Table::new(["PRIORITY", "LOAD", "ENDPOINT", "CLUSTER", "LOCALITY", "ADDRESS", "HEALTH", "VIA"]);
+            Table::new(["PRIORITY", "LOAD", "ENDPOINT", "CLUSTER", "LOCALITY", "ADDRESS", "HEALTH", "VIA"])
+                .without(["LOCALITY", "ADDRESS", "VIA"]);
         for priority in &backend.priorities {
             for endpoint in &priority.endpoints {
                 table.row([
@@ -116,7 +124,8 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     }
     if !answer.authorization.is_empty() {
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, "authorization"));
-        let mut table = Table::new(["AT", "VERDICT", "POLICY", "RULE", "WHERE", "COMMIT"]);
+        let mut table =
+            Table::new(["AT", "VERDICT", "POLICY", "RULE", "WHERE", "COMMIT"]).without(["COMMIT", "AT"]);
         for verdict in &answer.authorization {
             let place = match verdict.file.as_str() {
                 "" => "-".to_owned(),
@@ -135,17 +144,49 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     }
     if !answer.settings.is_empty() {
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, "settings"));
-        let mut table = Table::new(["FIELD", "VALUE", "FROM"]);
-        for (field, setting) in &answer.settings {
-            table.row([
-                field.as_str().into(),
-                setting.value.as_str().into(),
-                Cell::toned(Tone::Faint, &setting.origin),
-            ]);
+        for (group, setting) in &answer.settings {
+            let origin = style.paint(Tone::Faint, &format!("({})", setting.origin));
+            let _ = writeln!(out, "  {group} {origin}");
+            for line in wrapped(&setting.value, style.columns.unwrap_or(usize::MAX).min(WIDEST)) {
+                let _ = writeln!(out, "    {line}");
+            }
         }
-        out.push_str(&table.render(style));
     }
     out
+}
+
+/// A group of settings as configuration writes it, a field after the other in lines of at most `columns`.
+fn wrapped(value: &str, columns: usize) -> Vec<String> {
+    let fields = match serde_json::from_str(value) {
+        Ok(Value::Object(fields)) => fields,
+        _ => return vec![value.to_owned()],
+    };
+    let mut lines: Vec<String> = Vec::new();
+    for (name, value) in &fields {
+        let field = format!("{name}: {}", flow(value));
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + field.chars().count() + INDENT <= columns => {
+                *line += &format!(", {field}");
+            }
+            _ => lines.push(field),
+        }
+    }
+    lines
+}
+
+/// YAML on one line.
+fn flow(value: &Value) -> String {
+    match value {
+        Value::Object(fields) if fields.is_empty() => "{}".to_owned(),
+        Value::Object(fields) => {
+            let fields: Vec<_> =
+                fields.iter().map(|(name, value)| format!("{name}: {}", flow(value))).collect();
+            format!("{{ {} }}", fields.join(", "))
+        }
+        Value::Array(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),
+        Value::String(text) => text.clone(),
+        scalar => scalar.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -220,7 +261,18 @@ mod tests {
               AT               VERDICT  POLICY                RULE   WHERE          COMMIT
               shop/reviews-v1  deny     shop/reviews-readers  front  policy.yaml:3  9f8e7d6
         "#]]
-        .assert_eq(&text(&request, &answer, Style { colour: false }));
+        .assert_eq(&text(&request, &answer, Style::PLAIN));
+    }
+
+    #[test]
+    fn settings_read_as_configuration_writes_them() {
+        let value = r#"{"attempts":2,"on":["RESET","REFUSED"],"backoff":{"base":"25ms","max":"250ms"}}"#;
+        assert_eq!(
+            wrapped(value, 60),
+            ["attempts: 2, on: [RESET, REFUSED]", "backoff: { base: 25ms, max: 250ms }"]
+        );
+        assert_eq!(wrapped(value, 20).len(), 3);
+        assert_eq!(wrapped("KEEP", 20), ["KEEP"]);
     }
 
     #[test]

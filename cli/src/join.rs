@@ -70,5 +70,5 @@ pub(crate) fn run(join: &Join) -> anyhow::Result<ExitCode> {
     });
     let file = dir.join("config.json");
     write_private(&file, &serde_json::to_string_pretty(&config)?)?;
-    controlplane::run(&file)
+    controlplane::serve(&file)
 }

@@ -115,7 +115,7 @@ pub fn main() -> ExitCode {
         Command::Workload(workloads) => block_on(workload::run(workloads, &global, &output)),
         Command::Token(token) => block_on(token::run(token, &global, &output)),
         Command::Join(join) => join::run(&join),
-        Command::Controlplane(controlplane) => controlplane::run(&controlplane.config),
+        Command::Controlplane(controlplane) => controlplane::run(controlplane, &global, &output),
         Command::SampleService(service) => block_on(sample::run(service)),
     };
     done.unwrap_or_else(|error| {

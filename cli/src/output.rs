@@ -30,6 +30,12 @@ impl Output {
         Output { format, terminal: std::io::stdout().is_terminal() }
     }
 
+    /// On a terminal in colour, and no wider than it is.
+    fn style(&self) -> Style {
+        let columns = terminal_size::terminal_size().filter(|_| self.terminal);
+        Style { colour: self.terminal, columns: columns.map(|(width, _)| width.0.into()) }
+    }
+
     pub(crate) fn is_json(&self) -> bool {
         self.format == Format::Json
     }
@@ -37,7 +43,7 @@ impl Output {
     /// Answers with `value` as JSON, or with what `text` makes of it.
     pub(crate) fn answer<T: Serialize>(&self, value: &T, text: impl FnOnce(&T, Style) -> String) {
         match self.format {
-            Format::Text => print(&text(value, Style { colour: self.terminal })),
+            Format::Text => print(&text(value, self.style())),
             Format::Json if self.terminal => print(&serde_json::to_string_pretty(value).unwrap_or_default()),
             Format::Json => print(&serde_json::to_string(value).unwrap_or_default()),
         }
@@ -79,13 +85,18 @@ pub(crate) enum Tone {
     Strong,
 }
 
-/// Whether words are coloured.
+/// Whether words are coloured, and how many columns a line may have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     pub(crate) colour: bool,
+    /// `None` where nobody counts them: in a pipe.
+    pub(crate) columns: Option<usize>,
 }
 
 impl Style {
+    /// As in a pipe.
+    pub(crate) const PLAIN: Style = Style { colour: false, columns: None };
+
     /// `text` in its tone.
     pub(crate) fn paint(self, tone: Tone, text: &str) -> String {
         if !self.colour {
@@ -119,6 +130,12 @@ impl Cell {
     }
 }
 
+impl Cell {
+    fn width(&self) -> usize {
+        self.text.chars().count()
+    }
+}
+
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
         Cell { text: text.into(), tone: None }
@@ -128,11 +145,21 @@ impl<T: Into<String>> From<T> for Cell {
 /// Rows of fields under their headings, each column as wide as its widest field.
 pub(crate) struct Table {
     rows: Vec<Vec<Cell>>,
+    /// Columns that a narrow terminal can do without, the first to go first.
+    expendable: Vec<usize>,
 }
 
 impl Table {
     pub(crate) fn new<const N: usize>(headings: [&str; N]) -> Self {
-        Table { rows: vec![headings.into_iter().map(|text| Cell::toned(Tone::Faint, text)).collect()] }
+        let headings = headings.into_iter().map(|text| Cell::toned(Tone::Faint, text)).collect();
+        Table { rows: vec![headings], expendable: Vec::new() }
+    }
+
+    /// Names columns that are left out, in this order, where they do not fit.
+    pub(crate) fn without<const N: usize>(mut self, headings: [&str; N]) -> Self {
+        let place = |heading: &str| self.rows[0].iter().position(|cell| cell.text == heading);
+        self.expendable = headings.into_iter().filter_map(place).collect();
+        self
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [Cell; N]) {
@@ -144,18 +171,24 @@ impl Table {
         if self.rows.len() < 2 {
             return String::new();
         }
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let wide = |cell: &Cell| cell.text.chars().count();
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| self.rows.iter().filter_map(|row| row.get(column)).map(wide).max().unwrap_or(0))
+        let widths: Vec<usize> = (0..self.rows[0].len())
+            .map(|column| self.rows.iter().map(|row| row[column].width()).max().unwrap_or(0))
             .collect();
+        let mut shown: Vec<usize> = (0..widths.len()).collect();
+        for left_out in &self.expendable {
+            let total: usize = shown.iter().map(|column| widths[*column] + 2).sum();
+            if style.columns.is_some_and(|columns| total > columns) {
+                shown.retain(|column| column != left_out);
+            }
+        }
         let line = |row: &Vec<Cell>| {
             let mut line = String::new();
-            for (cell, width) in row.iter().zip(&widths) {
+            for column in &shown {
+                let cell = &row[*column];
                 let text = cell.tone.map_or(cell.text.clone(), |tone| style.paint(tone, &cell.text));
                 line.push_str("  ");
                 line.push_str(&text);
-                line.extend(std::iter::repeat_n(' ', width - wide(cell)));
+                line.extend(std::iter::repeat_n(' ', widths[*column] - cell.width()));
             }
             line.truncate(line.trim_end().len());
             line.push('\n');
@@ -175,8 +208,22 @@ mod tests {
         table.row(["east".into(), Cell::judged(true, "ok")]);
         table.row(["a-long-name".into(), Cell::judged(false, "away")]);
         let text = "  CLUSTER      STATE\n  east         ok\n  a-long-name  away\n";
-        assert_eq!(table.render(Style { colour: false }), text);
-        assert!(table.render(Style { colour: true }).contains("\x1b[31maway\x1b[0m"));
-        assert_eq!(Table::new(["NOTHING"]).render(Style { colour: false }), "");
+        assert_eq!(table.render(Style::PLAIN), text);
+        assert!(table.render(Style { colour: true, columns: None }).contains("\x1b[31maway\x1b[0m"));
+        assert_eq!(Table::new(["NOTHING"]).render(Style::PLAIN), "");
+    }
+
+    #[test]
+    fn a_narrow_terminal_does_without_what_it_can_do_without() {
+        let mut table = Table::new(["NAME", "WHERE", "SINCE", "STATE"]).without(["SINCE", "WHERE"]);
+        table.row(["east-front-1".into(), "127.1.0.11".into(), "4m".into(), "up".into()]);
+        let heads = |columns| {
+            let style = Style { colour: false, columns: Some(columns) };
+            let text = table.render(style);
+            text.lines().next().unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(heads(80), "NAME WHERE SINCE STATE");
+        assert_eq!(heads(38), "NAME WHERE STATE");
+        assert_eq!(heads(10), "NAME STATE");
     }
 }

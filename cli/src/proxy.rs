@@ -1,12 +1,18 @@
 //! What a `weft-proxy` is told: the JSON file of its `--config`.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
 };
 
-use api::name::WorkloadId;
-use serde::Serialize;
+use anyhow::Context;
+use api::{
+    admin::TokenRequest,
+    name::{Namespace, WorkloadId},
+};
+use serde::{Deserialize, Serialize};
 
 use crate::process::{Process, weft_proxy, write_private};
 
@@ -16,9 +22,11 @@ pub(crate) const INBOUND_PORT: u16 = 15006;
 pub(crate) const EAST_WEST_PORT: u16 = 15443;
 /// How long a proxy may take to finish its requests when asked to end.
 pub(crate) const DRAIN_SECONDS: u64 = 5;
+/// Its settings, in its state directory.
+const CONFIG: &str = "config.json";
 
 /// One proxy's settings.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Proxy {
     role: Role,
@@ -44,7 +52,7 @@ pub(crate) struct Proxy {
     drain_seconds: u64,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Role {
     Sidecar,
@@ -52,23 +60,34 @@ enum Role {
     EastWest,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct App {
     port: u16,
     address: SocketAddr,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct AccessLog {
     path: PathBuf,
     sample: f64,
 }
 
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct Tracing {
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<String>,
     sample: f64,
+}
+
+impl Role {
+    /// As people write it; a gateway's service account bears it too.
+    fn name(self) -> &'static str {
+        match self {
+            Role::Sidecar => "sidecar",
+            Role::Ingress => "ingress",
+            Role::EastWest => "east-west",
+        }
+    }
 }
 
 /// What all proxies of one cluster are told alike.
@@ -144,6 +163,44 @@ impl Proxy {
         }
     }
 
+    /// What the proxy whose state lies in `dir` was told.
+    pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
+        let path = dir.join(CONFIG);
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is not what weft wrote", path.display()))
+    }
+
+    /// What the token of a gateway has to vouch for; a sidecar's is that of its workload.
+    pub(crate) fn gateway_token(&self) -> TokenRequest {
+        let account = self.role.name();
+        TokenRequest {
+            workload: self.workload.clone(),
+            namespace: Namespace::system(),
+            service_account: account.parse().expect("a literal"),
+            labels: BTreeMap::from([("app".into(), account.into())]),
+            ttl_seconds: None,
+        }
+    }
+
+    /// `ingress`, `east-west` or `sidecar`.
+    pub(crate) fn kind(&self) -> &'static str {
+        self.role.name()
+    }
+
+    /// Its state directory.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// Where its clients reach it: the sidecar's inbound, an east-west gateway's listener, an ingress's address.
+    pub(crate) fn address(&self) -> String {
+        match (self.inbound, &self.listen) {
+            (Some(inbound), _) => inbound.to_string(),
+            (None, Some(listen)) => listen.clone(),
+            (None, None) => self.source.to_string(),
+        }
+    }
+
     /// Where its readiness is asked for.
     pub(crate) fn admin(&self) -> SocketAddr {
         self.admin
@@ -158,17 +215,21 @@ impl Proxy {
         write_private(&self.token_file, token)
     }
 
+    /// Writes the settings to its state directory.
+    pub(crate) fn write(&self) -> anyhow::Result<()> {
+        write_private(&self.state_dir.join(CONFIG), &serde_json::to_string_pretty(self)?)
+    }
+
     /// Writes the settings, and says how it is started.
     pub(crate) fn prepare(&self) -> anyhow::Result<Process> {
-        let config = self.state_dir.join("config.json");
-        write_private(&config, &serde_json::to_string_pretty(self)?)?;
+        self.write()?;
         Ok(Process {
             name: match self.role {
                 Role::Sidecar => format!("sidecar of {}", self.workload),
                 Role::Ingress | Role::EastWest => format!("gateway {}", self.workload),
             },
             program: weft_proxy()?,
-            args: vec!["--config".into(), config.into()],
+            args: vec!["--config".into(), self.state_dir.join(CONFIG).into()],
             env: Vec::new(),
             dir: self.state_dir.clone(),
             cwd: None,

@@ -18,6 +18,9 @@ use crate::{
 /// A commit that removes more than half of all resources is checked and held, so that an emptied path cannot open
 /// the mesh. `weft status` shows it as held.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  weft status                                 shows a commit as `held`
+  weft rollout accept HEAD && weft wait HEAD  lets it pass, as it is meant")]
 pub(crate) struct Rollout {
     #[command(subcommand)]
     verb: Verb,

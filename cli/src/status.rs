@@ -80,6 +80,7 @@ pub(crate) mod tests {
             away_since: None,
             reported: 1000.0,
             intermediate_not_after: 7_777_000.0,
+            certificate_not_after: 87_400.0,
             bundle_sequence: 1,
             proxies: vec![proxy],
             services: vec![service],
@@ -133,7 +134,7 @@ pub(crate) mod tests {
             lately
               00:15:50Z  proxy east-front-2  gone
         "#]]
-        .assert_eq(&render(&sample(), 1000.0, Style { colour: false }));
+        .assert_eq(&render(&sample(), 1000.0, Style::PLAIN));
     }
 
     #[test]
@@ -155,7 +156,7 @@ pub(crate) mod tests {
         cluster.primary_away_since = Some(880.0);
         cluster.proxies[0].refused = vec!["policy/shop/a: level 2 is above mine".into()];
         cluster.proxies[0].ejected = BTreeMap::from([("east-ratings-1".into(), "5 gateway errors".into())]);
-        let text = render(&status, 1000.0, Style { colour: false });
+        let text = render(&status, 1000.0, Style::PLAIN);
         for line in [
             "  trouble for 30s: the branch `main` is gone; the last good commit stays in force",
             "    policy.yaml:3:9: unknown name `souce`",
@@ -165,5 +166,18 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn of_a_cluster_that_was_not_heard_of_nothing_is_made_up() {
+        let mut status = sample();
+        let cluster = &mut status.clusters[0];
+        (cluster.intermediate_not_after, cluster.away_since, cluster.commit) = (0.0, Some(940.0), None);
+        cluster.version.clear();
+        cluster.proxies.clear();
+        let text = render(&status, 1000.0, Style::PLAIN);
+        let row = text.lines().find(|line| line.starts_with("  east ")).unwrap();
+        expect!["  east     primary  eu-east/a  -       yes        0/0      away for 1m0s  -        -"]
+            .assert_eq(row);
     }
 }

@@ -24,7 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use self::{fleet::Fleet, layout::Layout};
 use crate::{
     console,
-    descriptor::{self, Descriptor, GatewayPids},
+    descriptor::{self, Descriptor, EAST_WEST, GatewayPids, INGRESS},
     duration, end, mesh,
     output::{Output, print},
     pid::Pid,
@@ -165,8 +165,8 @@ fn describe(layout: &Layout, console: String) -> anyhow::Result<Descriptor> {
         eastwest: cluster.east_west().to_string(),
         controlplane_pid: pid_in(&cluster.controlplane_dir()),
         gateway_pids: GatewayPids {
-            ingress: pid_in(&cluster.ingress_dir()),
-            eastwest: pid_in(&cluster.east_west_dir()),
+            ingress: pid_in(&cluster.gateway_dir(INGRESS)),
+            eastwest: pid_in(&cluster.gateway_dir(EAST_WEST)),
         },
         workloads: cluster.workloads(&weft).iter().map(|spec| spec.describe()).collect(),
     });

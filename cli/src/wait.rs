@@ -59,7 +59,7 @@ pub(crate) async fn run(wait: Wait, global: &Global, output: &Output) -> anyhow:
     if done || output.is_json() {
         output.answer(&answer, text);
     } else {
-        eprintln!("weft: {}", text(&answer, Style { colour: false }).trim_end());
+        eprintln!("weft: {}", text(&answer, Style::PLAIN).trim_end());
     }
     Ok(if done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -143,7 +143,7 @@ mod tests {
               west     west-front-1   slow: no answer for 2 s
               west     (the cluster)  no link to the primary
         "#]]
-        .assert_eq(&text(&WaitAnswer { lagging, ..answer() }, Style { colour: false }));
+        .assert_eq(&text(&WaitAnswer { lagging, ..answer() }, Style::PLAIN));
     }
 
     #[test]
@@ -160,6 +160,6 @@ mod tests {
             shop/policy.yaml:12:9: unknown name `souce`
               did you mean `source`?
         "#]]
-        .assert_eq(&text(&WaitAnswer { errors, ..answer() }, Style { colour: false }));
+        .assert_eq(&text(&WaitAnswer { errors, ..answer() }, Style::PLAIN));
     }
 }

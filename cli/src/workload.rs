@@ -2,25 +2,27 @@
 
 mod add;
 mod list;
+pub(crate) mod local;
 pub(crate) mod spec;
 mod start;
 mod stop;
 
-use std::{fs::File, process::ExitCode};
+use std::process::ExitCode;
 
-use anyhow::Context;
 use api::name::WorkloadId;
 use clap::{Args, Subcommand};
 
-use crate::{
-    Global,
-    descriptor::{Descriptor, Workload},
-    mesh::{Mesh, Up},
-    output::Output,
-};
+use crate::{Global, mesh::Mesh, output::Output};
 
 /// List workloads; stop, start and add those of this machine
+///
+/// A workload is an application beside its sidecar, or a gateway.
 #[derive(Args)]
+#[command(after_help = "Examples:
+  weft workload list
+  weft workload stop east-reviews-v1-1
+  weft workload start east-reviews-v1-1
+  weft workload add --cluster west --namespace shop --service reviews --address 127.77.0.9 -- ./reviews")]
 pub(crate) struct Workloads {
     #[command(subcommand)]
     verb: Verb,
@@ -29,12 +31,10 @@ pub(crate) struct Workloads {
 #[derive(Subcommand)]
 enum Verb {
     List(list::List),
-    /// Drain a workload, end its sidecar and its application, and take it out of the mesh
+    /// Drain a workload, end its proxy and its application, and take it out of the mesh
     #[command(after_help = "Example:\n  weft workload stop east-reviews-v1-1")]
     Stop(One),
-    /// Start what is dead of a workload: its application, its sidecar, or both
-    #[command(after_help = "Example:\n  weft workload start east-reviews-v1-1")]
-    Start(One),
+    Start(start::Start),
     Add(Box<add::Add>),
 }
 
@@ -50,19 +50,7 @@ pub(crate) async fn run(workloads: Workloads, global: &Global, output: &Output) 
     match workloads.verb {
         Verb::List(list) => list::run(list, &mesh, output).await,
         Verb::Stop(one) => stop::run(&one.id, &mesh, output).await,
-        Verb::Start(one) => start::run(&one.id, &mesh, output).await,
+        Verb::Start(start) => start::run(start, &mesh, output).await,
         Verb::Add(add) => add::run(*add, &mesh, output).await,
     }
-}
-
-/// Keeps `up.json` true after a workload's processes have changed. One command at a time, since each writes all of it.
-fn note(up: &Up, workload: &Workload) -> anyhow::Result<()> {
-    let turn = File::open(&up.dir).and_then(|directory| directory.lock().map(|()| directory));
-    let _turn = turn.with_context(|| format!("cannot lock {}", up.dir.display()))?;
-    let mut descriptor = Descriptor::read(&up.dir)?;
-    let known = descriptor.clusters.iter_mut().flat_map(|cluster| &mut cluster.workloads);
-    for entry in known.filter(|entry| entry.id == workload.id) {
-        *entry = workload.clone();
-    }
-    descriptor.write(&up.dir)
 }

@@ -136,7 +136,7 @@ impl Authority {
         primary: Option<Primary>,
         now: UnixTime,
     ) -> Result<Self, TrustError> {
-        let credentials = own_credentials(&intermediate, cluster, now)?;
+        let credentials = own_credentials(&intermediate, cluster, LEAF_LIFETIME, now)?;
         let identity = Identity::new(credentials, bundle);
         identity.store(dir)?;
         let mac = MacKey::load_or_create(&dir.join("token.key"))?;
@@ -247,14 +247,15 @@ impl Authority {
         self.lock().redeem(text, now)
     }
 
-    /// Renews this process's own leaf when it is due.
-    pub fn renew_own(&self, now: UnixTime) -> Result<(), TrustError> {
+    /// Renews this process's own leaf when it is due, or when leaves are to live shorter than it does.
+    pub fn renew_own(&self, lifetime: Duration, now: UnixTime) -> Result<(), TrustError> {
         let credentials = self.identity.credentials();
         let validity = credentials.validity();
-        if now < renewal::due(*validity.start(), *validity.end(), 0.5) {
+        let too_long = validity.end().as_secs() > (now.as_secs() + lifetime.as_secs());
+        if now < renewal::due(*validity.start(), *validity.end(), 0.5) && !too_long {
             return Ok(());
         }
-        self.identity.renew(own_credentials(&self.intermediate.load(), &self.cluster, now)?)?;
+        self.identity.renew(own_credentials(&self.intermediate.load(), &self.cluster, lifetime, now)?)?;
         Ok(self.identity.store(&self.dir)?)
     }
 
@@ -283,7 +284,7 @@ impl Authority {
     ) -> Result<(), TrustError> {
         let renewed = self.intermediate.load().renewed(certificate)?;
         renewed.save(&self.dir)?;
-        self.identity.renew(own_credentials(&renewed, &self.cluster, now)?)?;
+        self.identity.renew(own_credentials(&renewed, &self.cluster, LEAF_LIFETIME, now)?)?;
         self.intermediate.store(Arc::new(renewed));
         Ok(self.identity.store(&self.dir)?)
     }
@@ -304,10 +305,11 @@ fn lives(intermediate: &Intermediate, now: UnixTime) -> bool {
 fn own_credentials(
     intermediate: &Intermediate,
     cluster: &ClusterName,
+    lifetime: Duration,
     now: UnixTime,
 ) -> Result<Credentials, TrustError> {
     let key = Key::generate()?;
     let id = SpiffeId::control_plane(intermediate.trust_domain(), cluster);
-    let chain = intermediate.sign_leaf(&key.request()?, &id, LEAF_LIFETIME, now)?;
+    let chain = intermediate.sign_leaf(&key.request()?, &id, lifetime, now)?;
     Ok(key.certified(chain)?)
 }

@@ -2,6 +2,8 @@
 
 mod callee;
 mod distance;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::SystemTime};
 

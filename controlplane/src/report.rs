@@ -72,6 +72,7 @@ pub fn unknown(config: &Config) -> ClusterStatus {
         away_since: None,
         reported: 0.0,
         intermediate_not_after: 0.0,
+        certificate_not_after: 0.0,
         bundle_sequence: 0,
         proxies: vec![],
         services: vec![],
@@ -97,6 +98,7 @@ fn own(plane: &Plane) -> ClusterStatus {
         away_since: None,
         reported: plane.now(),
         intermediate_not_after: plane.authority.intermediate_not_after().as_secs() as f64,
+        certificate_not_after: plane.authority.identity().credentials().validity().end().as_secs() as f64,
         bundle_sequence: plane.bundle.borrow().sequence,
         proxies,
         services: services(&snapshot),
@@ -174,9 +176,12 @@ pub fn status(plane: &Plane) -> Status {
     let peers = plane.peers.borrow().clone();
     clusters.extend(unheard(plane).into_iter().map(|name| {
         let catalogue = peers.get(&name).cloned().unwrap_or_default();
+        let configuration = plane.configuration.borrow();
         ClusterStatus {
             role: Role::Remote,
+            locality: configuration.member(&name).and_then(|one| one.locality.clone()).unwrap_or_default(),
             network: catalogue.network.clone(),
+            version: String::new(),
             away_since: Some(catalogue.stale_since as f64),
             name,
             ..unknown(&plane.config)

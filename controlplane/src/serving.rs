@@ -233,11 +233,11 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
             Err(error) => tracing::warn!(%error, "leases could not be judged"),
         }
         let lifetimes = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.clone());
-        let lifetime = lifetimes.unwrap_or_default().intermediate.get();
+        let lifetimes = lifetimes.unwrap_or_default();
         let renewed = plane
             .authority
-            .renew_own_intermediate(lifetime, plane.world.unix())
-            .and_then(|()| plane.authority.renew_own(plane.world.unix()));
+            .renew_own_intermediate(lifetimes.intermediate.get(), plane.world.unix())
+            .and_then(|()| plane.authority.renew_own(lifetimes.leaf.get(), plane.world.unix()));
         if let Err(error) = renewed {
             tracing::warn!(%error, "this control plane's own certificates were not renewed");
         }

@@ -9,9 +9,12 @@ use process::{limits, logs, shutdown};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Carries the requests of one workload, or of a gateway, as the control plane says.
+/// Carries the requests of one workload, or of a gateway, as the control plane says
+///
+/// `weft up` and `weft workload add` write its settings and start it. SIGTERM drains it: it takes no new connections,
+/// finishes its requests and ends. What it holds, and what it thinks of each endpoint, is at its admin address.
 #[derive(Parser)]
-#[command(name = "weft-proxy", version, subcommand_negates_reqs = true)]
+#[command(name = "weft-proxy", version, subcommand_negates_reqs = true, max_term_width = 110, after_help = EXAMPLES)]
 struct Arguments {
     /// The settings of this proxy: one JSON file.
     #[arg(long, value_name = "FILE", required = true)]
@@ -49,6 +52,20 @@ fn change_capture(command: CaptureCommand) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  weft-proxy --config /var/lib/weft/reviews-1/config.json
+  curl http://127.1.0.15:15000/runtime      what it obeys, as JSON; also /ready, /metrics
+  curl -X POST http://127.1.0.15:15000/drain
+
+The least that a sidecar's settings say:
+  { \"role\": \"sidecar\", \"workload\": \"reviews-1\", \"stateDir\": \"/var/lib/weft/reviews-1\",
+    \"tokenFile\": \"/var/lib/weft/reviews-1/token\", \"controlPlanes\": [\"10.0.0.1:15012\"],
+    \"inbound\": \"10.0.0.9:15006\", \"outbound\": \"127.0.0.1:15001\", \"admin\": \"127.0.0.1:15000\",
+    \"apps\": [{ \"port\": 8080, \"address\": \"127.0.0.1:8080\" }] }
+
+`weft token` makes the one-time token.";
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();

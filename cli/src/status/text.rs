@@ -56,7 +56,7 @@ fn commits(source: &SourceStatus, now: f64, style: Style) -> String {
         format!("  {}\n", style.paint(Tone::Bad, &said))
     });
     let newest = &source.commits[source.commits.len().saturating_sub(GLANCE)..];
-    let mut table = Table::new(["COMMIT", "STATE", "AFTER", "SEEN", "BY", "SUBJECT"]);
+    let mut table = Table::new(["COMMIT", "STATE", "AFTER", "SEEN", "BY", "SUBJECT"]).without(["BY", "SEEN"]);
     for commit in newest.iter().rev() {
         let (word, tone) = state(commit.state);
         table.row([
@@ -100,7 +100,8 @@ fn clusters(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
         "LINK",
         "CA ENDS",
         "VERSION",
-    ]);
+    ])
+    .without(["VERSION", "LOCALITY", "CA ENDS", "ROLE"]);
     for cluster in clusters {
         let there = cluster.proxies.iter().filter(|proxy| proxy.state == ProxyState::Connected).count();
         let link = match (cluster.away_since, cluster.primary_away_since, cluster.role) {
@@ -111,9 +112,7 @@ fn clusters(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
                 Cell::toned(Tone::Bad, format!("store away for {}", short(now - since)))
             }
             (_, _, Role::Primary) => "-".into(),
-            (_, _, Role::Remote) => {
-                Cell::toned(Tone::Good, format!("up, heard {} ago", short(now - cluster.reported)))
-            }
+            (_, _, Role::Remote) => Cell::toned(Tone::Good, "up"),
         };
         table.row([
             Cell::toned(Tone::Strong, cluster.name.as_str()),
@@ -123,8 +122,12 @@ fn clusters(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
             yes(cluster.effective),
             Cell::judged(there == cluster.proxies.len(), format!("{there}/{}", cluster.proxies.len())),
             link,
-            format!("in {}", short(cluster.intermediate_not_after - now)).into(),
-            cluster.version.as_str().into(),
+            match cluster.intermediate_not_after {
+                0.0 => "-".into(), // not heard of yet
+                end if end > now => format!("in {}", short(end - now)).into(),
+                _ => Cell::toned(Tone::Bad, "ended"),
+            },
+            if cluster.version.is_empty() { "-" } else { &cluster.version }.into(),
         ]);
     }
     table.render(style)
@@ -142,7 +145,8 @@ fn proxies(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
         "EFFECTIVE",
         "APP",
         "CERTIFICATE",
-    ]);
+    ])
+    .without(["ADDRESS", "KIND", "ACCOUNT", "CERTIFICATE", "SINCE"]);
     let mut notes = String::new();
     for proxy in clusters.iter().flat_map(|cluster| &cluster.proxies) {
         let state = match (proxy.state, proxy.draining) {

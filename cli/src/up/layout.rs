@@ -8,15 +8,15 @@ use std::{
 
 use anyhow::ensure;
 use api::{
-    admin::{Role, TokenRequest},
-    name::{ClusterName, Namespace, WorkloadId},
+    admin::Role,
+    name::{ClusterName, WorkloadId},
 };
 use serde_json::{Value, json};
 
 use crate::{
-    descriptor,
+    descriptor::{self, EAST_WEST, INGRESS},
     proxy::{EAST_WEST_PORT, Proxy, Surroundings},
-    workload::spec::Spec,
+    workload::{local::Member, spec::Spec},
 };
 
 const PROXIES_PORT: u16 = 15012;
@@ -60,12 +60,6 @@ pub(crate) struct Cluster {
     primary: u8,
     up: PathBuf,
     trace: Option<String>,
-}
-
-/// A proxy, and what its token has to vouch for.
-pub(crate) struct Member {
-    pub(crate) proxy: Proxy,
-    pub(crate) request: TokenRequest,
 }
 
 impl Layout {
@@ -128,12 +122,8 @@ impl Cluster {
         SocketAddr::new(self.ip(2), EAST_WEST_PORT)
     }
 
-    pub(crate) fn ingress_dir(&self) -> PathBuf {
-        self.up.join(self.name.as_str()).join("ingress")
-    }
-
-    pub(crate) fn east_west_dir(&self) -> PathBuf {
-        self.up.join(self.name.as_str()).join("eastwest")
+    pub(crate) fn gateway_dir(&self, name: &str) -> PathBuf {
+        descriptor::gateway_dir(&self.up, &self.name, name)
     }
 
     /// What its control plane is told.
@@ -168,27 +158,12 @@ impl Cluster {
 
     /// Its ingress and its east-west gateway.
     pub(crate) fn gateways(&self) -> [Member; 2] {
-        let gateway = |name: &str,
-                       account: &str,
-                       make: fn(&WorkloadId, IpAddr, &Path, &Surroundings) -> Proxy,
-                       host,
-                       dir: PathBuf| {
+        let gateway = |name: &str, make: fn(&WorkloadId, IpAddr, &Path, &Surroundings) -> Proxy, host| {
             let workload: WorkloadId = format!("{}-{name}", self.name).parse().expect("two labels");
-            Member {
-                proxy: make(&workload, self.ip(host), &dir, &self.surroundings()),
-                request: TokenRequest {
-                    workload,
-                    namespace: Namespace::system(),
-                    service_account: account.parse().expect("a literal"),
-                    labels: BTreeMap::from([("app".into(), account.into())]),
-                    ttl_seconds: None,
-                },
-            }
+            let proxy = make(&workload, self.ip(host), &self.gateway_dir(name), &self.surroundings());
+            Member { request: proxy.gateway_token(), proxy }
         };
-        [
-            gateway("ingress", "ingress", Proxy::ingress, 3, self.ingress_dir()),
-            gateway("eastwest", "east-west", Proxy::east_west, 2, self.east_west_dir()),
-        ]
+        [gateway(INGRESS, Proxy::ingress, 3), gateway(EAST_WEST, Proxy::east_west, 2)]
     }
 
     /// The sample application's workloads; `weft` is the binary that serves them.

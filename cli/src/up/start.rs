@@ -15,13 +15,15 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     fleet::Fleet,
-    layout::{Cluster, Layout, Member},
+    layout::{Cluster, Layout},
 };
 use crate::{
     client::{Client, probe},
+    controlplane::local::{process, write_config},
     mesh::ADMIN_TOKEN,
-    process::{Process, weft, write_private},
+    process::{weft, write_private},
     progress::Progress,
+    workload::local::Member,
 };
 
 /// What does not come up within this has failed. Ten seconds is the aim; the rest is for slow machines.
@@ -74,21 +76,12 @@ async fn join(cluster: &Cluster, primary: &Client) -> anyhow::Result<()> {
 
 fn start_controlplane(cluster: &Cluster, layout: &Layout, fleet: &mut Fleet) -> anyhow::Result<()> {
     let dir = cluster.controlplane_dir();
-    let file = dir.join("config.json");
     let mut config = cluster.controlplane_config(&layout.repository());
     if let (Role::Primary, Some(store)) = (cluster.role, &layout.store) {
         config["store"] = store.clone();
     }
-    write_private(&file, &serde_json::to_string_pretty(&config)?)?;
-    fleet.spawn(Process {
-        name: format!("control plane of {}", cluster.name),
-        program: weft()?,
-        args: vec!["controlplane".into(), "--config".into(), file.into()],
-        env: Vec::new(),
-        dir,
-        cwd: None,
-        foreground: false,
-    })
+    write_config(&dir, &config)?;
+    fleet.spawn(process(&cluster.name, &dir)?)
 }
 
 /// The applications need nobody, so they start while the control plane does. Gives all proxies to be started.

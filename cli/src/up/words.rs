@@ -43,8 +43,6 @@ fn things_to_try(up: &Descriptor) -> String {
     let ids = |service| of(service).map(|workload| workload.id.to_string()).collect::<Vec<_>>();
     let pids = of("catalogue").map(|workload| workload.pid.to_string()).collect::<Vec<_>>().join(" ");
     let caller = ids("front").into_iter().next().unwrap_or_else(|| "shop/front".to_owned());
-    let restarts: Vec<String> =
-        ids("catalogue").iter().map(|id| format!("weft workload start {id}")).collect();
     format!(
         "
   cd {repository}
@@ -53,14 +51,15 @@ fn things_to_try(up: &Descriptor) -> String {
        sed -i '/reviews-v1/s/weight: 60/weight: 10/; /reviews-v3/s/weight: 10/weight: 60/' traffic/reviews.yaml
        git commit -am 'reviews: most on v3' && weft wait HEAD && curl {ingress}/reviews
 
-  2. Deny a caller: a 403 with the decision's id, until the commit is reverted.
+  2. Deny a caller: a 403 until the commit is reverted. `decision` in the body is the id in the access log of
+     the sidecar that refused (the header `weft-decision` is the one of the last hop, here the front's own).
        sed -i '/name: reviews-readers/,/^---/s/\"front\"/\"nobody\"/' security/authorization.yaml
        git commit -am 'reviews: not for the front' && weft wait HEAD && curl {ingress}/reviews
        git revert --no-edit HEAD && weft wait HEAD
 
   3. Kill a service: the other cluster serves its requests, see `served_by`.
        kill -9 {pids}; curl {ingress}/
-       {restarts}
+       weft workload start {restarts}
 
   4. Explain a request: route, endpoints, verdict, and the line that says so.
        weft explain --from {caller} GET reviews:8080 /reviews
@@ -69,7 +68,7 @@ fn things_to_try(up: &Descriptor) -> String {
        {console}
 ",
         repository = up.repository.display(),
-        restarts = restarts.join("; "),
+        restarts = ids("catalogue").join(" "),
         console = up.console,
     )
 }
@@ -80,12 +79,7 @@ mod tests {
 
     #[test]
     fn what_is_printed_has_real_addresses() {
-        let text = text(
-            &crate::descriptor::tests::sample(),
-            Path::new("/srv/weft-up"),
-            4.21,
-            Style { colour: false },
-        );
+        let text = text(&crate::descriptor::tests::sample(), Path::new("/srv/weft-up"), 4.21, Style::PLAIN);
         for part in [
             "Weft is up: 1 workloads in two clusters, ready in 4.2 s.",
             "  east     primary  http://127.1.0.3:8080  127.1.0.2:15443  http://127.1.0.1:15080  1\n",

@@ -21,6 +21,7 @@ use tokio::{
 };
 
 use super::{
+    local::Member,
     spec::Spec,
     start,
     stop::{deregister, end},
@@ -101,12 +102,16 @@ pub(crate) async fn run(add: Add, mesh: &Mesh, output: &Output) -> anyhow::Resul
 
     let progress = Progress::new();
     progress.at(&format!("draining {} …", spec.id));
-    end(&spec).await;
+    end(&member(&spec), Some(&spec)).await;
     children.iter_mut().for_each(|child| drop(child.try_wait()));
     if let Err(error) = deregister(&client, &spec.id).await {
         eprintln!("weft: {} could not be taken out of the registry now, its lease will: {error}", spec.id);
     }
     done
+}
+
+fn member(spec: &Spec) -> Member {
+    Member { proxy: spec.sidecar(), request: spec.token_request() }
 }
 
 fn spec(add: Add, mesh: &Mesh, client: &Client) -> anyhow::Result<Spec> {
@@ -192,7 +197,7 @@ async fn start_and_watch(
     let sidecar = spec.sidecar();
     sidecar.give_token(&token.token)?;
     children.push(sidecar.prepare()?.spawn()?);
-    start::ready(spec).await?;
+    start::ready(&member(spec), Some(spec)).await?;
     drop(progress);
 
     let workload = spec.describe();

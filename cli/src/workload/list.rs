@@ -50,7 +50,8 @@ pub(crate) async fn run(list: List, mesh: &Mesh, output: &Output) -> anyhow::Res
 }
 
 fn text(rows: &[Row], style: Style) -> String {
-    let mut table = Table::new(["WORKLOAD", "CLUSTER", "KIND", "ACCOUNT", "ADDRESS", "STATE", "APP"]);
+    let mut table = Table::new(["WORKLOAD", "CLUSTER", "KIND", "ACCOUNT", "ADDRESS", "STATE", "APP"])
+        .without(["KIND", "ACCOUNT", "ADDRESS"]);
     for Row { cluster, proxy } in rows {
         let app = match proxy.kind.as_str() {
             "sidecar" => Cell::judged(proxy.app_ready, if proxy.app_ready { "up" } else { "down" }),

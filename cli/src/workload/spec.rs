@@ -60,18 +60,6 @@ impl Spec {
         serde_json::from_slice(&text).with_context(|| format!("{} is not what weft wrote", path.display()))
     }
 
-    /// The workload `id` below the `weft up` directory `up`.
-    pub(crate) fn find(up: &Path, id: &WorkloadId) -> anyhow::Result<Self> {
-        let dirs = fs::read_dir(up).with_context(|| format!("cannot read {}", up.display()))?;
-        let found = dirs
-            .flatten()
-            .map(|cluster| cluster.path().join("workloads").join(id.as_str()))
-            .find(|dir| dir.join(FILE).is_file());
-        Spec::read(&found.with_context(|| {
-            format!("no workload `{id}` in {}: `weft workload list` names them", up.display())
-        })?)
-    }
-
     /// Writes it to its directory.
     pub(crate) fn write(&self) -> anyhow::Result<()> {
         write_private(&self.dir.join(FILE), &serde_json::to_string_pretty(self)?)

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use api::name::WorkloadId;
 use hyper::StatusCode;
 
-use super::{note, spec::Spec};
+use super::{
+    local::{Local, Member},
+    spec::Spec,
+};
 use crate::{
     client::{Client, Failed, escape},
     end::{APP_GRACE, PROXY_GRACE},
@@ -17,24 +20,25 @@ use crate::{
 
 pub(crate) async fn run(id: &WorkloadId, mesh: &Mesh, output: &Output) -> anyhow::Result<ExitCode> {
     let up = mesh.up()?;
-    let spec = Spec::find(&up.dir, id)?;
+    let local = Local::find(up, id)?;
     let progress = Progress::new();
     progress.at(&format!("draining {id} …"));
-    end(&spec).await;
-    let deregistered = deregister(&mesh.client(Some(&spec.cluster))?, id).await;
+    end(&local.member, local.app.as_ref()).await;
+    let deregistered = deregister(&mesh.client(Some(&local.cluster))?, id).await;
     drop(progress);
-    let workload = spec.describe();
-    note(up, &workload)?;
+    local.note(up)?;
     if let Err(error) = deregistered {
         eprintln!("weft: {id} could not be taken out of the registry now, its lease will: {error}");
     }
-    output.answer(&workload, |workload, _| format!("{} is stopped", workload.id));
+    output.answer(&local.describe(), |_, _| format!("{id} is stopped"));
     Ok(ExitCode::SUCCESS)
 }
 
-/// The sidecar first, which says farewell and finishes its requests; then the application that it needed for that.
-pub(super) async fn end(spec: &Spec) {
-    for (dir, grace) in [(spec.sidecar_dir(), PROXY_GRACE), (spec.app_dir(), APP_GRACE)] {
+/// The proxy first, which says farewell and finishes its requests; then the application that it needed for that.
+pub(super) async fn end(member: &Member, app: Option<&Spec>) {
+    let mut phases = vec![(member.proxy.dir().to_owned(), PROXY_GRACE)];
+    phases.extend(app.map(|spec| (spec.app_dir(), APP_GRACE)));
+    for (dir, grace) in phases {
         if let Some(pid) = Pid::read(&dir) {
             pid::end(&[pid], grace).await;
         }
@@ -42,7 +46,7 @@ pub(super) async fn end(spec: &Spec) {
     }
 }
 
-/// Tells the registry, for a sidecar that could not; that it is not there any more is as good.
+/// Tells the registry, for a proxy that could not; that it is not there any more is as good.
 pub(super) async fn deregister(client: &Client, id: &WorkloadId) -> Result<(), Failed> {
     match client.delete(&format!("/workloads/{}", escape(id.as_str()))).await {
         Err(Failed::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(()),

@@ -6,9 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use api::admin::ClusterStatus;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinSet};
 use weft_tests::harness::{Blocks, Load, Mesh, explanations};
 
 /// Apart from those of the tests, and from each other, so that both may run at once.
@@ -17,6 +18,9 @@ static ROTATED: Blocks = Blocks::from(124);
 
 const EXPLANATIONS: u64 = 1000;
 const ROTATION_MINUTES: u64 = 12;
+const CLUSTERS: [&str; 2] = ["east", "west"];
+/// At each of the two ingresses.
+const GETS_PER_SECOND: u32 = 100;
 /// Every certificate is renewed at least so often in that time: leaves of 5 minutes at half life, with jitter.
 const ROTATIONS: usize = 3;
 /// The stream says something each second.
@@ -43,42 +47,60 @@ async fn explain(count: u64) {
     println!("{count} requests went as explained: {}", explanations::told(&statuses));
 }
 
-/// Leaves of 5 minutes under load, and one HTTP/2 stream all the while.
+/// Leaves of 5 minutes under load at both ingresses, and one HTTP/2 stream through each all the while.
 async fn rotation(minutes: u64) -> anyhow::Result<()> {
     let mesh = Mesh::up(&ROTATED, &["--leaf", "5m"]).await;
-    let load = Load::start(&mesh.cluster("east").ingress, 200, 0);
-    let stream = tokio::spawn(listen(mesh.cluster("east").ingress));
+    let ingresses = CLUSTERS.map(|cluster| mesh.cluster(cluster).ingress);
+    let loads = ingresses.clone().map(|ingress| Load::start(&ingress, GETS_PER_SECOND, 0));
+    let mut streams = JoinSet::new();
+    for ingress in ingresses {
+        streams.spawn(async move {
+            anyhow::anyhow!("the HTTP/2 stream at {ingress}: {}", listen(&ingress).await)
+        });
+    }
     let mut seen: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
     let end = Instant::now() + Duration::from_secs(minutes * 60);
-    while Instant::now() < end && !stream.is_finished() {
-        for cluster in ["east", "west"] {
+    while Instant::now() < end {
+        for cluster in CLUSTERS {
             let status = mesh.status(cluster).await;
             let own = status.clusters.into_iter().filter(|one| one.name.as_str() == cluster);
-            for proxy in own.flat_map(|one| one.proxies) {
-                let ends = proxy.certificate_not_after as u64;
-                seen.entry(proxy.workload.to_string()).or_default().insert(ends);
+            for (name, ends) in own.flat_map(certificates) {
+                seen.entry(name).or_default().insert(ends);
             }
         }
         tokio::time::sleep(LOOK).await;
+        if let Some(ended) = streams.try_join_next() {
+            bail!("a stream ended: {}", ended?);
+        }
     }
-    if stream.is_finished() {
-        bail!("the HTTP/2 stream ended: {:?}", stream.await?);
+    streams.abort_all();
+    for (load, cluster) in loads.into_iter().zip(CLUSTERS) {
+        let tally = load.stop().await;
+        tally.report(&format!("rotation, at the ingress of {cluster}"));
+        tally.no_get_failed();
     }
-    stream.abort();
-    let tally = load.stop().await;
-    tally.report("rotation");
-    tally.no_get_failed();
+    println!("{:32} rotations", "process");
+    for (name, ends) in &seen {
+        println!("{name:32} {}", ends.len() - 1);
+    }
     let fewest = seen.iter().min_by_key(|(_, ends)| ends.len()).context("no proxy was seen")?;
-    println!("{} proxies; the fewest rotations had {}: {}", seen.len(), fewest.0, fewest.1.len() - 1);
     if minutes >= ROTATION_MINUTES && fewest.1.len() <= ROTATIONS {
         bail!("{} was renewed fewer than {ROTATIONS} times", fewest.0);
     }
     Ok(())
 }
 
+/// Who of a cluster holds a certificate, and its end: its control plane and its proxies.
+fn certificates(cluster: ClusterStatus) -> Vec<(String, u64)> {
+    let own = (format!("control plane of {}", cluster.name), cluster.certificate_not_after as u64);
+    let proxies =
+        cluster.proxies.iter().map(|one| (one.workload.to_string(), one.certificate_not_after as u64));
+    std::iter::once(own).chain(proxies).collect()
+}
+
 /// Reads `/ticks` over one HTTP/2 stream, and returns only when something is wrong with it.
-async fn listen(ingress: String) -> anyhow::Error {
-    match try_listen(&ingress).await {
+async fn listen(ingress: &str) -> anyhow::Error {
+    match try_listen(ingress).await {
         Ok(()) => anyhow::anyhow!("it came to its end"),
         Err(error) => error,
     }

@@ -21,6 +21,8 @@ mod gateways;
 mod isolation;
 #[path = "mesh/kills.rs"]
 mod kills;
+#[path = "mesh/members.rs"]
+mod members;
 #[path = "mesh/page.rs"]
 mod page;
 #[path = "mesh/restore.rs"]

@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use weft_tests::harness::{Hop, Load, Mesh, client::clusters_of, load::Tally, up::Workload};
+use weft_tests::harness::{
+    Hop, Load, Mesh,
+    client::clusters_of,
+    eventually,
+    load::{Outcome, Tally},
+    up::Workload,
+};
 
 use crate::BLOCKS;
 
@@ -63,17 +69,22 @@ async fn applications_die_and_nobody_notices() {
     mesh.start_again(&ids(&reviews)).await;
     load.until("the reviews come from east again", BACK_LIMIT, ROW, all_from("reviews", "east")).await;
 
+    one_by_one(&mesh, &load, "application", |one| one.pid, BACK_LIMIT).await;
+    unharmed(&mesh, &load.stop().await, "applications killed");
+}
+
+/// East's catalogues die one after the other, and come back.
+async fn one_by_one(mesh: &Mesh, load: &Load, what: &str, pid: impl Fn(&Workload) -> i32, within: Duration) {
     for one in mesh.workloads("east", "catalogue") {
-        load.mark(&format!("SIGKILL of the application of {}", one.id));
-        mesh.kill(one.pid);
+        load.mark(&format!("SIGKILL of the {what} of {}", one.id));
+        mesh.kill(pid(&one));
         load.more(BREATH).await;
     }
     load.until("west serves the catalogue", Duration::from_secs(20), ROW, all_from("catalogue", "west"))
         .await;
     load.mark("started again");
     mesh.start_again(&ids(&mesh.workloads("east", "catalogue"))).await;
-    load.until("the catalogue comes from east again", BACK_LIMIT, ROW, all_from("catalogue", "east")).await;
-    unharmed(&mesh, &load.stop().await, "applications killed");
+    load.until("the catalogue comes from east again", within, ROW, all_from("catalogue", "east")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -83,8 +94,11 @@ async fn sidecars_die_and_nobody_notices() {
     load.more(BREATH).await;
 
     let reviews = mesh.workloads("east", "reviews");
+    load.mark(&format!("SIGKILL of the sidecar of {}", reviews[0].id));
+    mesh.kill(reviews[0].sidecar_pid);
+    load.more(BREATH).await;
     load.mark("SIGKILL of the sidecars of all of east's reviews");
-    reviews.iter().for_each(|one| mesh.kill(one.sidecar_pid));
+    reviews[1..].iter().for_each(|one| mesh.kill(one.sidecar_pid));
     load.until("west serves the reviews", Duration::from_secs(20), ROW, all_from("reviews", "west")).await;
     mesh.status_tells("east", "status tells that they are away", STATUS_LIMIT, |status| {
         let proxies =
@@ -100,6 +114,8 @@ async fn sidecars_die_and_nobody_notices() {
     load.mark("started again");
     mesh.start_again(&ids(&reviews)).await;
     load.until("the reviews come from east again", RETURN_LIMIT, ROW, all_from("reviews", "east")).await;
+
+    one_by_one(&mesh, &load, "sidecar", |one| one.sidecar_pid, RETURN_LIMIT).await;
     unharmed(&mesh, &load.stop().await, "sidecars killed");
 }
 
@@ -113,12 +129,7 @@ async fn half_of_the_traffic_goes_west_and_west_dies() {
     mesh.commit("half of it to the other region").await;
     let load = load(&mesh);
     load.more(BREATH * 2).await;
-    let before = load.since(Duration::ZERO);
-    for service in ["front", "catalogue", "reviews", "ratings"] {
-        let west = before.iter().filter(|get| clusters_of(&get.served, service).contains("west")).count();
-        let share = west as f64 / before.len() as f64;
-        assert!((0.4..0.6).contains(&share), "{share} of {service} came from west");
-    }
+    even(&load.since(Duration::ZERO)).unwrap();
 
     load.mark("SIGKILL of everything in west");
     let west = mesh.cluster("west");
@@ -133,5 +144,27 @@ async fn half_of_the_traffic_goes_west_and_west_dies() {
         west.away_since.map(drop).ok_or_else(|| format!("{west:?}"))
     })
     .await;
+
+    load.mark("west is started again");
+    mesh.weft(&["controlplane", "start", "west"]).await;
+    mesh.weft(&["workload", "start", "--cluster", "west"]).await;
+    eventually("half of the traffic goes west again", RETURN_LIMIT, async || {
+        let gets = load.since(Duration::ZERO);
+        even(&gets[gets.len() - BREATH * 2..])
+    })
+    .await;
+    mesh.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
     unharmed(&mesh, &load.stop().await, "west killed");
+}
+
+/// Whether of every service about half was served by west.
+fn even(gets: &[Outcome]) -> Result<(), String> {
+    for service in ["front", "catalogue", "reviews", "ratings"] {
+        let west = gets.iter().filter(|get| clusters_of(&get.served, service).contains("west")).count();
+        let share = west as f64 / gets.len() as f64;
+        if !(0.4..0.6).contains(&share) {
+            return Err(format!("{share} of {service} came from west"));
+        }
+    }
+    Ok(())
 }

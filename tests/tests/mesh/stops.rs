@@ -8,6 +8,7 @@ use weft_tests::harness::{Load, Mesh, client::clusters_of, up::Workload};
 use crate::BLOCKS;
 
 const GETS_PER_SECOND: u32 = 200;
+const ORDERS_PER_SECOND: u32 = 50;
 /// Only what is sent within this time may be late: a second until the first priority is suspected, half of one until
 /// connects to the second hang for too long, and half of one for a machine with less to give than it has to do.
 const SUSPICION: Duration = Duration::from_millis(1000 + 500 + 500);
@@ -32,7 +33,7 @@ async fn hung_sidecars_delay_the_requests_of_one_second() {
 
 async fn hang(what: &str, pid: impl Fn(&Workload) -> i32) {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
-    let load = Load::start(&mesh.cluster("east").ingress, GETS_PER_SECOND, 0);
+    let load = Load::start(&mesh.cluster("east").ingress, GETS_PER_SECOND, ORDERS_PER_SECOND);
     load.more(ROW * 2).await;
     let reviews = mesh.workloads("east", "reviews");
 
@@ -48,5 +49,9 @@ async fn hang(what: &str, pid: impl Fn(&Workload) -> i32) {
 
     let tally = load.stop().await;
     tally.report(&format!("{what} stopped"));
-    tally.no_get_failed().late_only_in(&[(stopped - UNDER_WAY, stopped + SUSPICION)], USUAL, FIRST_BYTE);
+    tally.no_get_failed().no_order_twice(&mesh.orders()).late_only_in(
+        &[(stopped - UNDER_WAY, stopped + SUSPICION)],
+        USUAL,
+        FIRST_BYTE,
+    );
 }

@@ -110,6 +110,18 @@ async fn front(mesh: &mut Mesh) -> String {
     mesh.workload("east", &front, |_| {}).await
 }
 
+/// Waits until the sidecar of `host` has heard of a workload, as its admin port tells.
+async fn known(host: &Host, workload: &str) {
+    let admin = format!("{}:15000", host.addresses.v4);
+    eventually(&format!("{workload} is known"), SOON, async || {
+        let admin = admin.clone();
+        let told = host.run(move || async move { Client::new(&admin).get("/runtime").await }).await?;
+        let told = String::from_utf8_lossy(&told.body).into_owned();
+        if told.contains(workload) { Ok(()) } else { Err(told) }
+    })
+    .await;
+}
+
 /// Waits until somebody answers at an address.
 async fn answered(host: &Host, address: &str, who: &str) {
     eventually(&format!("{who} answers at {address}"), SOON, async || match get(host, address).await {
@@ -154,6 +166,7 @@ async fn an_unmodified_client_reaches_a_service_by_its_address() {
     assert_eq!(get(stranger, &format!("{address}:9000")).await, Ok(near.clone()));
     assert_eq!(get(front, &format!("{address}:9000")).await, Ok(near.clone()));
 
+    known(front, "west-web-1").await;
     let cut = mesh.lab.partition(front.name(), &near).reject();
     assert_eq!(get(front, "10.96.0.10:80").await.as_deref(), Ok("west-web-1"), "fails over as ever");
     cut.heal();

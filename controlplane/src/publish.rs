@@ -239,7 +239,7 @@ async fn publish(
     let head = match &before {
         Some(head) if unchanged => head.clone(),
         Some(head) if !behind => head.next(revision.clone()),
-        Some(_) | None => Head::first(new_epoch(plane.now() as u64, known)).next(revision.clone()),
+        Some(_) | None => Head::first(new_epoch(plane.now(), known)).next(revision.clone()),
     };
     // Members before what they may do: a cluster is believed no longer than Git says.
     if let Some(bundle) = plane.authority.with_members(members(set), head.epoch) {
@@ -269,9 +269,10 @@ fn rule_lines(entry: &Entry) -> Vec<u32> {
     pointers.take_while(|pointer| positions.has(pointer)).map(|pointer| positions.at(&pointer).line).collect()
 }
 
-/// A new or restored store begins a new epoch, later than any before it, wherever the clock is.
-fn new_epoch(now: u64, known: Option<Seq>) -> u64 {
-    now.max(known.map_or(0, |known| known.epoch + 1))
+/// A new or restored store begins a new epoch, later than any before it, wherever the clock is. In milliseconds, since
+/// what follows within a second of a first epoch must be later too.
+fn new_epoch(now: f64, known: Option<Seq>) -> u64 {
+    ((now * 1000.0) as u64).max(known.map_or(0, |known| known.epoch + 1))
 }
 
 fn members(set: &ResourceSet) -> BTreeMap<ClusterName, Vouch> {
@@ -394,9 +395,9 @@ mod tests {
     #[test]
     fn an_epoch_is_new_wherever_the_clock_is() {
         let known = Some(Seq { epoch: 1_000, n: 7 });
-        assert_eq!(new_epoch(2_000, None), 2_000);
-        assert_eq!(new_epoch(2_000, known), 2_000);
-        for now in [0, 999, 1_000] {
+        assert_eq!(new_epoch(2.0, None), 2_000);
+        assert_eq!(new_epoch(2.0, known), 2_000);
+        for now in [0.0, 0.999, 1.0] {
             assert_eq!(new_epoch(now, known), 1_001);
         }
     }

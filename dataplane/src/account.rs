@@ -221,7 +221,7 @@ impl Exchange {
         span: Option<Span>,
     ) {
         self.status = status;
-        self.gateway = lease.facts.gateway;
+        self.gateway = lease.facts.gateway.as_ref().map(|gateway| gateway.address);
         self.upstream_mtls = lease.facts.peer.is_some();
         self.lease = Some(lease);
         self.picked = picked;

@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    balance::{Endpoint, Outcome},
+    balance::{Endpoint, Gateway, Outcome},
     liveness::Watched,
     worker::Worker,
 };
@@ -60,7 +60,7 @@ pub struct Dialled {
     /// Who is at the other end, over mTLS.
     pub peer: Option<Arc<Verified>>,
     /// The gateway that it goes through.
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<Arc<Gateway>>,
     /// Whether HTTP/2 was agreed on.
     pub h2: bool,
 }
@@ -132,7 +132,7 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
         // Without it the connection serves as well: what dies is found by TCP_INFO as soon as something is sent.
         let _ = SockRef::from(&stream).set_tcp_keepalive(keep_alive);
     }
-    let stream = worker.liveness.watch(stream);
+    let stream = worker.liveness.watch(stream, gateway.clone());
     let (Some(config), Some(endpoint)) = (&route.tls, route.endpoint) else {
         return Ok(Dialled { stream: Stream::Plain(stream), peer: None, gateway, h2: false });
     };
@@ -154,13 +154,13 @@ async fn through_gateway(
     network: &crate::balance::Network,
     name: &str,
     limit: Duration,
-) -> Result<(TcpStream, SocketAddr), DialError> {
+) -> Result<(TcpStream, Arc<Gateway>), DialError> {
     let mut tried = Vec::new();
     while let Some(gateway) = network.choose(worker.proxy.now(), worker.chance(), &tried) {
         match tcp(worker, gateway.address, limit).await {
             Ok(stream) => {
                 gateway.connected();
-                return Ok((stream, gateway.address));
+                return Ok((stream, gateway));
             }
             Err(error) => {
                 tracing::debug!(%error, "a gateway cannot be reached");

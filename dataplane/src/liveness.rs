@@ -1,7 +1,12 @@
 //! Finds connections whose other end is gone without a word.
 //!
-//! A connection is given up when data is unacknowledged and no ACK has come for 3 s (TCP_INFO). A closed window is
-//! back-pressure, not death, and is acknowledged all the time; TCP_USER_TIMEOUT would take it for death.
+//! A connection is given up when data is unacknowledged and no ACK has come for 2 s (TCP_INFO). A closed window is
+//! back-pressure, not death, and is acknowledged all the time; TCP_USER_TIMEOUT would take it for death. The kernel has
+//! sent the data again at least twice by then; with a third second, what was sent into a silent loss could not be
+//! answered by somebody else within the 3 s that such a loss may cost.
+//!
+//! A gateway between here and the peer acknowledges for itself: a connection that dies on the way to it tells of the
+//! gateway, so that neither new connections nor others that idle are tried through it one after the other.
 
 use std::{
     collections::HashMap,
@@ -10,7 +15,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -18,17 +23,27 @@ use tokio::{
     net::TcpStream,
 };
 
+use crate::balance::{Gateway, Moment};
+
 /// How long data may stay unacknowledged.
-const SILENCE: Duration = Duration::from_secs(3);
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// The upstream connections of one worker.
 #[derive(Debug, Default)]
-pub struct Liveness(Mutex<HashMap<RawFd, Seen>>);
+pub struct Liveness(Mutex<HashMap<RawFd, Connection>>);
+
+/// One that is watched.
+#[derive(Debug)]
+struct Connection {
+    seen: Seen,
+    /// Who is at the other end of TCP, when that is not the peer.
+    gateway: Option<Arc<Gateway>>,
+}
 
 /// Since when nothing of what was sent has been acknowledged, and how much had been then.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
-    stuck: Option<(Instant, u64)>,
+    stuck: Option<(Moment, u64)>,
 }
 
 /// What the kernel says of a connection.
@@ -47,41 +62,44 @@ pub struct Watched {
 }
 
 impl Liveness {
-    /// Watches a stream.
-    pub fn watch(self: &Arc<Self>, stream: TcpStream) -> Watched {
-        self.lock().insert(stream.as_raw_fd(), Seen::default());
+    /// Watches a stream, to this gateway if it goes through one.
+    pub fn watch(self: &Arc<Self>, stream: TcpStream, gateway: Option<Arc<Gateway>>) -> Watched {
+        self.lock().insert(stream.as_raw_fd(), Connection { seen: Seen::default(), gateway });
         Watched { stream, watch: self.clone() }
     }
 
     /// Looks at all connections; shuts down the dead ones, whose owners then see them closed. How many there were.
-    pub fn sweep(&self, now: Instant) -> usize {
+    pub fn sweep(&self, now: Moment) -> usize {
         let mut dead = 0;
         // Under the lock no stream is dropped, so every descriptor in the map is still the one that was put there.
-        for (descriptor, seen) in self.lock().iter_mut() {
+        for (descriptor, connection) in self.lock().iter_mut() {
             let Ok(acks) = acks(*descriptor) else { continue };
-            if seen.judge(acks, now) {
+            if connection.seen.judge(acks, now) {
                 dead += 1;
+                if let Some(gateway) = &connection.gateway {
+                    gateway.fell_silent(now);
+                }
                 let _ = nix::sys::socket::shutdown(*descriptor, nix::sys::socket::Shutdown::Both);
             }
         }
         dead
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RawFd, Seen>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RawFd, Connection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Seen {
     /// Whether the connection is dead.
-    fn judge(&mut self, acks: Acks, now: Instant) -> bool {
+    fn judge(&mut self, acks: Acks, now: Moment) -> bool {
         let stuck = match self.stuck {
             _ if acks.unacked == 0 => None,
             Some((since, before)) if before == acks.bytes_acked => Some((since, before)),
             Some(_) | None => Some((now, acks.bytes_acked)),
         };
         self.stuck = stuck;
-        stuck.is_some_and(|(since, _)| now.duration_since(since) >= SILENCE && acks.last_ack >= SILENCE)
+        stuck.is_some_and(|(since, _)| now.after(since) >= SILENCE && acks.last_ack >= SILENCE)
     }
 }
 
@@ -156,9 +174,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dead_is_who_acknowledges_nothing_for_three_seconds() {
-        let start = Instant::now();
-        let at = |millis| start + Duration::from_millis(millis);
+    fn dead_is_who_acknowledges_nothing_for_two_seconds() {
+        let at = |millis: u64| Moment::from_nanos(millis * 1_000_000);
         let acks = |unacked, bytes_acked, last_ack| Acks {
             unacked,
             bytes_acked,
@@ -167,8 +184,8 @@ mod tests {
         let mut seen = Seen::default();
         assert!(!seen.judge(acks(0, 10, 60_000), at(0)), "idle for a minute is no death");
         assert!(!seen.judge(acks(1, 10, 60_500), at(500)), "just sent after a long pause");
-        assert!(!seen.judge(acks(1, 10, 62_500), at(2500)));
-        assert!(seen.judge(acks(1, 10, 63_500), at(3500)));
+        assert!(!seen.judge(acks(1, 10, 62_400), at(2400)));
+        assert!(seen.judge(acks(1, 10, 62_500), at(2500)));
         assert!(!seen.judge(acks(1, 11, 10), at(3600)), "it moves");
         assert!(!seen.judge(acks(1, 11, 200), at(9000)), "a closed window is acknowledged");
     }
@@ -177,8 +194,8 @@ mod tests {
     async fn a_dropped_stream_is_watched_no_more() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let liveness = Arc::new(Liveness::default());
-        let watched = liveness.watch(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
-        assert_eq!((liveness.sweep(Instant::now()), liveness.lock().len()), (0, 1));
+        let watched = liveness.watch(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap(), None);
+        assert_eq!((liveness.sweep(Moment::from_nanos(0)), liveness.lock().len()), (0, 1));
         drop(watched);
         assert_eq!(liveness.lock().len(), 0);
     }

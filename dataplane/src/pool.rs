@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 
 use crate::{
-    balance::Endpoint,
+    balance::{Endpoint, Gateway, Moment},
     body::Body,
     dial::{self, DialError, Dialled, Route},
     http1::HEAD_BYTES,
@@ -129,7 +129,7 @@ pub struct Facts {
     /// Who is at the other end, over mTLS.
     pub peer: Option<Arc<Verified>>,
     /// The gateway that it goes through.
-    pub gateway: Option<SocketAddr>,
+    pub gateway: Option<Arc<Gateway>>,
     /// Whether a response has come over it.
     pub proven: Cell<bool>,
     /// When the peer was verified. That its certificate expires later does not end the connection.
@@ -138,8 +138,14 @@ pub struct Facts {
 }
 
 impl Facts {
-    fn new(peer: Option<Arc<Verified>>, gateway: Option<SocketAddr>, place: Place) -> Rc<Self> {
+    fn new(peer: Option<Arc<Verified>>, gateway: Option<Arc<Gateway>>, place: Place) -> Rc<Self> {
         Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now(), place })
+    }
+
+    /// Whether who is at the other end of TCP is not known to be away. A gateway may fall silent while its connections
+    /// stand; to find that out of each of them would delay a request each.
+    fn reachable(&self, now: Moment) -> bool {
+        self.gateway.as_ref().is_none_or(|gateway| gateway.alive(now))
     }
 }
 
@@ -243,13 +249,13 @@ impl Slot {
     }
 
     /// A connection that stands already.
-    pub fn take(self: &Rc<Self>, h2: bool) -> Option<Lease> {
-        if h2 { self.take_h2() } else { self.take_h1() }
+    pub fn take(self: &Rc<Self>, h2: bool, now: Moment) -> Option<Lease> {
+        if h2 { self.take_h2(now) } else { self.take_h1(now) }
     }
 
-    fn take_h1(self: &Rc<Self>) -> Option<Lease> {
+    fn take_h1(self: &Rc<Self>, now: Moment) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|one| !one.sender.is_closed());
+        idle.retain(|one| !one.sender.is_closed() && one.facts.reachable(now));
         let at = idle.iter().rposition(|one| one.sender.is_ready())?;
         let one = idle.swap_remove(at);
         Some(Lease {
@@ -260,9 +266,9 @@ impl Slot {
         })
     }
 
-    fn take_h2(self: &Rc<Self>) -> Option<Lease> {
+    fn take_h2(self: &Rc<Self>, now: Moment) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|one| !one.sender.is_closed());
+        shared.retain(|one| !one.sender.is_closed() && one.facts.reachable(now));
         let one =
             shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
         one.active.set(one.active.get() + 1);
@@ -296,7 +302,7 @@ impl Slot {
                 None => self.begin_h2(worker, &route, place()?),
             };
             Waiting { slot: self, connecting }.wait().await?;
-            if let Some(lease) = self.take_h2() {
+            if let Some(lease) = self.take_h2(worker.proxy.now()) {
                 return Ok(lease);
             }
         }

@@ -22,7 +22,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 use crate::{account::Handles, balance, liveness::Liveness, pool::Pool, proxy::Proxy};
 
 /// How often connections are looked at.
-const SWEEP: Duration = Duration::from_millis(500);
+const SWEEP: Duration = Duration::from_millis(250);
 
 /// One worker.
 pub struct Worker {
@@ -92,9 +92,9 @@ impl Worker {
                 () = shutdown.cancelled() => return,
             }
             let now = Instant::now();
-            let dead = self.liveness.sweep(now);
+            let dead = self.liveness.sweep(self.proxy.now());
             if dead > 0 {
-                tracing::warn!(connections = dead, "nothing was acknowledged for 3 s: given up");
+                tracing::warn!(connections = dead, "nothing was acknowledged for 2 s: given up");
             }
             self.pool.sweep(&self, now);
         }

@@ -1,6 +1,7 @@
 //! East-west gateways as seen from a client: which address of a network to connect to, and whether any lives.
 //!
-//! A failed connect counts against the gateway address, never the endpoint behind it.
+//! A failed connect counts against the gateway address, never the endpoint behind it; so does the silence of a
+//! connection to it.
 
 use std::{
     collections::BTreeMap,
@@ -117,6 +118,13 @@ impl Gateway {
         }
     }
 
+    /// A connection to it that stood has died: nothing was acknowledged. Many die at once, and tell it once.
+    pub fn fell_silent(&self, now: Moment) {
+        if self.alive(now) {
+            self.connect_failed(now);
+        }
+    }
+
     /// A TCP connect to it failed or timed out.
     pub fn connect_failed(&self, now: Moment) {
         let failures = self.failures.fetch_add(1, Relaxed).min(16);
@@ -180,6 +188,19 @@ mod tests {
         assert!(west.reachable(at(601)));
         (0..40).for_each(|_| trial.connect_failed(at(0)));
         assert!(west.reachable(at(10_001)), "the wait is bounded");
+    }
+
+    #[test]
+    fn connections_that_die_together_count_once() {
+        let gateways = Gateways::default();
+        gateways.update(&wire(&["127.2.0.2:1"]));
+        let west = gateways.network("west");
+        let gateway = west.choose(at(0), 0, &[]).unwrap();
+        gateway.connected();
+        (0..40).for_each(|_| gateway.fell_silent(at(0)));
+        assert!(!west.reachable(at(499)) && west.reachable(at(501)), "as after one failed connect");
+        gateway.connected();
+        assert!(west.reachable(at(1)));
     }
 
     #[test]

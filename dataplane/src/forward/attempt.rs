@@ -135,7 +135,7 @@ impl Call<'_> {
             (true, false) => remote || self.outgoing.h2,
             (false, false) => self.speaks_h2,
         };
-        if let Some(lease) = slot.take(h2) {
+        if let Some(lease) = slot.take(h2, self.worker.proxy.now()) {
             return Ok(self.meant(endpoint, lease)?);
         }
         let endpoint = endpoint.clone();
@@ -258,8 +258,8 @@ impl Call<'_> {
         span.set("weft.peer.cluster", endpoint.wire.cluster.clone());
         span.set("weft.peer.workload", endpoint.wire.workload.clone());
         span.set("weft.locality.priority", i64::from(endpoint.priority));
-        if let Some(gateway) = lease.facts.gateway {
-            span.set("weft.gateway", gateway.to_string());
+        if let Some(gateway) = &lease.facts.gateway {
+            span.set("weft.gateway", gateway.address.to_string());
         }
         if tries > 1 {
             span.set("http.request.resend_count", i64::from(tries - 1));

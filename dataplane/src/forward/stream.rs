@@ -59,7 +59,7 @@ pub async fn open(
         let error = match dialled {
             Ok(dialled) => {
                 exchange.tries = 1;
-                exchange.gateway = dialled.gateway;
+                exchange.gateway = dialled.gateway.as_ref().map(|gateway| gateway.address);
                 exchange.upstream_mtls = dialled.peer.is_some();
                 picked.head(worker.proxy.now());
                 return Ok((dialled, picked));

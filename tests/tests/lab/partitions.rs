@@ -12,9 +12,9 @@ use weft_tests::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What a silent loss costs a request at most: 3 s until a connection without an answer is held to be dead, 2 s should
-/// the next one be tried through the same silent gateway, and what else the machine of the test does meanwhile.
-const LATE: Duration = Duration::from_secs(8);
+/// What a silent loss costs a request at most: somewhat over 2 s until a connection without an answer is held to be dead
+/// (none other is tried through the same gateway then), and what else the machine of the test does meanwhile.
+const LATE: Duration = Duration::from_secs(4);
 
 const SHOP: &str = "apiVersion: v1
 kind: Service

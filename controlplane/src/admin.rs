@@ -3,7 +3,7 @@
 mod access;
 mod openapi;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{
     admin::{ExplainRequest, Failure, JoinTokenRequest, Token, TokenRequest},
@@ -21,7 +21,7 @@ use axum::{
 use federation::token::{JoinToken, TokenId, WorkloadToken};
 use process::shutdown::Shutdown;
 use serde::Deserialize;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 pub use access::Access;
 
@@ -70,6 +70,20 @@ pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) {
         .layer(middleware::from_fn_with_state(api.clone(), access::check))
         .with_state(api);
     process::admin::serve(listener, guarded, shutdown).await;
+}
+
+/// Tells every caller who serves instead, until `shutdown`.
+pub async fn stand_by(listener: TcpListener, rival: watch::Receiver<Option<String>>, shutdown: Shutdown) {
+    let told = async move || {
+        let why = match &*rival.borrow() {
+            Some(rival) => {
+                format!("this control plane stands by while another one of its cluster serves: ask {rival}")
+            }
+            None => "this control plane waits for its store: are its servers there?".to_owned(),
+        };
+        Refused(StatusCode::SERVICE_UNAVAILABLE, why)
+    };
+    process::admin::serve(listener, Router::new().fallback(told), shutdown).await;
 }
 
 /// A call that did not succeed.
@@ -167,7 +181,7 @@ async fn token(State(api): State<Api>, Json(asked): Json<TokenRequest>) -> Resul
         labels: asked.labels,
         workload: asked.workload,
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
-        control_planes: vec![api.plane.config.proxies.to_string()],
+        control_planes: everywhere(&api.plane, api.plane.config.proxies),
         expires: expires(&api.plane, asked.ttl_seconds, TOKEN_TTL),
     };
     Ok(Json(Token { token: authority.issue(&token) }))
@@ -186,10 +200,17 @@ async fn join_token(
         cluster: asked.cluster,
         primary: api.plane.config.cluster.clone(),
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
-        addresses: vec![federation.to_string()],
+        addresses: everywhere(&api.plane, *federation),
         expires: expires(&api.plane, asked.ttl_seconds, JOIN_TTL),
     };
     Ok(Json(Token { token: authority.issue(&token) }))
+}
+
+/// Where the control planes of this cluster listen for what this one listens for at `here`; this one first.
+fn everywhere(plane: &Plane, here: SocketAddr) -> Vec<String> {
+    let others = plane.config.replicas.iter().filter(|ip| **ip != plane.config.address);
+    let others = others.map(|ip| SocketAddr::new(*ip, here.port()));
+    std::iter::once(here).chain(others).map(|address| address.to_string()).collect()
 }
 
 fn expires(plane: &Plane, ttl: Option<u64>, default: u64) -> u64 {

@@ -220,6 +220,11 @@ impl Authority {
         certificate.verify(&self.identity.bundle())?.verify(what, bytes, signature)
     }
 
+    /// Whether the primary signed this head.
+    pub fn believes(&self, head: &SignedHead) -> Result<(), AuthorityError> {
+        self.signed_by_primary(Signed::Head, head.bytes(), head.signature(), head.statement())
+    }
+
     /// Trusts a newer bundle, durably. One that is not newer changes nothing.
     pub fn trust(&self, bundle: Bundle) -> Result<(), TrustError> {
         self.identity.trust(bundle).map_err(|error| TrustError::Bundle(error.to_string()))?;

@@ -54,9 +54,13 @@ pub struct RawConfig {
     /// The file with the join token (remote only); not needed once joined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_token_file: Option<PathBuf>,
-    /// The primary's federation address (remote only).
+    /// The primary's federation address (remote only), or those of all its control planes.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub primary: Option<SocketAddr>,
+    pub primary: Option<OneOrMore<SocketAddr>>,
+    /// Where all control planes of this cluster are, this one among them; this one alone by default. More than one share
+    /// a `store`, and one of them serves at a time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<Vec<IpAddr>>,
     /// What the cluster says of itself where Git says nothing.
     pub network: NetworkName,
     /// Likewise.
@@ -70,6 +74,25 @@ pub struct RawConfig {
     pub lease_seconds: Option<u32>,
 }
 
+/// One, or a list.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum OneOrMore<T> {
+    /// One alone.
+    One(T),
+    /// Some; none makes no sense.
+    More(Vec<T>),
+}
+
+impl<T> OneOrMore<T> {
+    fn all(self) -> Vec<T> {
+        match self {
+            OneOrMore::One(one) => vec![one],
+            OneOrMore::More(more) => more,
+        }
+    }
+}
+
 /// The settings, complete.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -81,6 +104,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// From where it connects.
     pub address: IpAddr,
+    /// Where all control planes of its cluster are.
+    pub replicas: Vec<IpAddr>,
     /// Listens for proxies.
     pub proxies: SocketAddr,
     /// Metrics and readiness.
@@ -110,7 +135,7 @@ pub enum Duty {
     /// Follows a primary.
     Remote {
         /// Where the primary listens.
-        primary: SocketAddr,
+        primaries: Vec<SocketAddr>,
         /// The one-time token, until joined.
         join_token_file: Option<PathBuf>,
     },
@@ -161,7 +186,11 @@ impl RawConfig {
                 None
             }
             (Role::Remote, None, Some(primary)) => {
-                Some(Duty::Remote { primary, join_token_file: self.join_token_file.clone() })
+                let primaries = primary.all();
+                if primaries.is_empty() {
+                    wrong.push("`primary` needs at least one address".into());
+                }
+                Some(Duty::Remote { primaries, join_token_file: self.join_token_file.clone() })
             }
             (Role::Remote, ..) => {
                 wrong.push("a remote needs `primary` and takes no `source`".into());
@@ -169,14 +198,22 @@ impl RawConfig {
             }
         };
         let store = match &self.store {
-            Some(store) => store.meant(&self.cluster, &mut wrong),
+            Some(store) => store.meant(&self.cluster, at(self.admin, 15080), &mut wrong),
             None => Keep::File,
         };
+        let replicas = self.replicas.unwrap_or_else(|| vec![self.address]);
+        if !replicas.contains(&self.address) {
+            wrong.push(format!("`replicas` lacks {}, the `address` of this control plane", self.address));
+        }
+        if replicas.len() > 1 && matches!(store, Keep::File) {
+            wrong.push("several `replicas` need a `store` that they share: `store: { etcd: ... }`".into());
+        }
         let duty = match duty {
             Some(duty) if wrong.is_empty() => duty,
             _ => return Err(BadConfig(wrong)),
         };
         Ok(Config {
+            replicas,
             proxies: at(self.proxies, 15012),
             metrics: at(self.metrics, 15014),
             admin: at(self.admin, 15080),

@@ -16,6 +16,8 @@ mod run;
 pub mod serving;
 pub mod snapshot;
 pub mod store;
+mod turn;
+pub mod vault;
 
 pub use run::run;
 pub mod webhook;

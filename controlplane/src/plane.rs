@@ -13,6 +13,7 @@ use api::{
     name::ClusterName,
     wire,
 };
+use federation::token::TokenId;
 use process::world::SharedWorld;
 use tokio::sync::watch;
 
@@ -22,6 +23,7 @@ use crate::{
     push::Registry,
     snapshot::{Configuration, Snapshot},
     store::{Store, StoreError, read_revision},
+    vault::Vault,
 };
 
 /// Commits that were in force and are remembered as such.
@@ -54,6 +56,8 @@ pub struct Plane {
     pub store: Arc<dyn Store>,
     /// What it may sign.
     pub authority: Arc<Authority>,
+    /// What it shares with other control planes of its cluster.
+    pub vault: Arc<Vault>,
     /// Who lives in its cluster.
     pub registry: Registry,
     /// The configuration in force; see [`Plane::bring_into_force`].
@@ -93,6 +97,14 @@ impl Plane {
         if in_force.is_none_or(|known| known < seq) {
             *in_force = Some(seq);
             self.configuration.send_replace(Arc::new(configuration));
+        }
+    }
+
+    /// A token was used: it is worth nothing at other control planes of this cluster either. One that does not hear of
+    /// it now does before it serves: a store that is away makes nobody else serve.
+    pub async fn keep_used(&self, token: &TokenId) {
+        if let Err(error) = self.vault.keep().await {
+            tracing::warn!(%error, %token, "that it was used is kept here alone for now");
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
     git::{Checkout, Observation, Repository, Trouble},
     plane::{Commits, Plane, load, seconds},
     store::{self, Conflict, Election, Leading, StoreError},
+    vault::VaultError,
 };
 
 /// Commits whose fate is shown.
@@ -43,6 +44,8 @@ enum PublishError {
     Conflict(#[from] Conflict),
     #[error(transparent)]
     Trust(#[from] TrustError),
+    #[error(transparent)]
+    Vault(#[from] VaultError),
 }
 
 /// The commits that an operator has accepted although they remove much.
@@ -244,6 +247,7 @@ async fn publish(
     // Members before what they may do: a cluster is believed no longer than Git says.
     if let Some(bundle) = plane.authority.with_members(members(set), head.epoch) {
         plane.authority.trust(bundle)?;
+        plane.vault.keep().await?;
         plane.bundle.send_replace(plane.authority.identity().bundle());
     }
     let configuration = load(store, &revision).await?;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use api::head::{Head, Seq};
+use api::head::{Seq, SignedHead};
 use process::{
     admin::{Readiness, Routes},
     metrics::Registry as Metrics,
@@ -25,6 +25,8 @@ use crate::{
     serving::{self, Begun},
     snapshot::Configuration,
     store::{self, Backed, Embedded, Etcd, Leading, Store, StoreError},
+    turn::Turn,
+    vault::Vault,
     webhook::{self, Hook},
 };
 
@@ -52,7 +54,59 @@ pub async fn run(config: RawConfig) -> Result<()> {
     ended
 }
 
+/// One turn after the other, for as long as the process lives.
 async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
+    let store = open(&config).await?;
+    let leading = store::lead(store.clone(), &shutdown);
+    let vault = Arc::new(match &config.store {
+        Keep::File => Vault::alone(&config.state_dir),
+        Keep::Etcd(_) => Vault::shared(&config.state_dir, store.clone(), leading.clone()),
+    });
+    let mut turn = Turn::new(store.clone(), leading.clone(), vault.clone());
+    loop {
+        stand_by(&config, &mut turn, &shutdown).await?;
+        let now = shutdown.child();
+        let base = Base { store: store.clone(), leading: leading.clone(), vault: vault.clone() };
+        tokio::select! {
+            ended = serve_once(config.clone(), base, now.clone()) => return ended,
+            () = turn.ends() => {}
+        }
+        tracing::warn!("another control plane of this cluster serves: this one lets go of what it had");
+        if let Err(unfinished) = now.drain(DRAIN).await {
+            tracing::warn!(%unfinished, "not all has ended with the turn");
+        }
+    }
+}
+
+/// Waits for this one's turn. Whoever asks meanwhile is told who serves.
+async fn stand_by(config: &Config, turn: &mut Turn, shutdown: &Shutdown) -> Result<()> {
+    if let Keep::File = config.store {
+        return Ok(turn.comes().await?);
+    }
+    let standing = shutdown.child();
+    let readiness = Readiness::default();
+    let _waiting = readiness.task("the turn of this control plane: another one of its cluster serves");
+    let (probes, calls) = (listen(config.metrics).await?, listen(config.admin).await?);
+    let routes = Routes::new(&Metrics::new(), &readiness);
+    standing.spawn("metrics", process::admin::run(probes, routes, standing.clone()));
+    standing.spawn("admin API", admin::stand_by(calls, turn.rival(), standing.clone()));
+    turn.comes().await?;
+    if let Err(unfinished) = standing.drain(DRAIN).await {
+        tracing::warn!(%unfinished, "not all has ended that stood by");
+    }
+    Ok(())
+}
+
+/// What a turn begins with.
+struct Base {
+    store: Arc<dyn Store>,
+    leading: Leading,
+    vault: Arc<Vault>,
+}
+
+/// One turn, until `shutdown`.
+async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()> {
+    let Base { store, leading, vault } = base;
     let metrics = Metrics::new();
     let readiness = Readiness::default();
     let starting = readiness.task("configuration and trust");
@@ -61,20 +115,26 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
         .spawn("metrics", process::admin::run(listener, Routes::new(&metrics, &readiness), shutdown.clone()));
 
     let world: SharedWorld = Arc::new(Machine);
-    let store = open(&config).await?;
-    let leading = store::lead(store.clone(), &shutdown);
-    let held = in_force(&*store).await?;
-    let configuration = match held.as_ref().and_then(|head| head.stable.as_ref()) {
+    let head = in_force(&*store, &leading).await?;
+    let configuration = match head.as_ref().and_then(|head| head.head().stable.as_ref()) {
         Some(revision) => load(&*store, revision).await?,
         None => Configuration::default(),
     };
-    let held = (held.map(|head| head.seq()), configuration);
-    let (begun, source) = match config.duty.clone() {
-        Duty::Primary { source, .. } => begin_primary(&world, &config, *source, held, &shutdown).await?,
-        Duty::Remote { primary, join_token_file } => {
-            begin_remote(&world, &config, primary, join_token_file.as_deref(), held).await?
+    let held = (head.as_ref().map(|head| head.head().seq()), configuration);
+    let (mut begun, source) = match config.duty.clone() {
+        Duty::Primary { source, .. } => {
+            begin_primary(&world, &config, *source, held, vault, &shutdown).await?
+        }
+        Duty::Remote { primaries, join_token_file } => {
+            begin_remote(&world, &config, &primaries, join_token_file.as_deref(), held, vault).await?
         }
     };
+    if let Some(head) = head
+        && let Err(error) = begun.authority.believes(&head)
+    {
+        tracing::error!(%error, "the head in the store is not the primary's: beginning without any");
+        (begun.in_force, begun.configuration) = (None, Configuration::default());
+    }
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
     start(&plane, source, leading, &metrics, &shutdown).await?;
@@ -94,14 +154,28 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>> {
     })
 }
 
-/// The head in force, as it is known here; else as the store says, which a first start has to wait for.
-async fn in_force(store: &dyn Store) -> Result<Option<Head>> {
+/// The head in force. Who leads goes by no older one than the store's: another one may have moved it. While the store
+/// does not answer, the one that is known here; a first start has to wait.
+async fn in_force(store: &dyn Store, leading: &Leading) -> Result<Option<SignedHead>> {
+    let mut heads = store.watch_head();
     loop {
-        if let Some(known) = store.watch_head().borrow().as_ref() {
-            return Ok(Some(known.head().clone()));
+        let known = heads.borrow_and_update().clone();
+        if known.is_some() && leading.now().is_none() {
+            return Ok(known);
         }
         match store.head().await {
-            Ok(head) => return Ok(head.map(|head| head.head().clone())),
+            Ok(head) => {
+                let seq = |head: &Option<SignedHead>| head.as_ref().map(|head| head.head().seq());
+                if seq(&known) >= seq(&head) {
+                    return Ok(known);
+                }
+                // It is on its way here.
+                tokio::select! {
+                    _ = heads.changed() => {}
+                    () = tokio::time::sleep(STORE_PAUSE) => {}
+                }
+            }
+            Err(StoreError::Failed(_) | StoreError::Full(_)) if known.is_some() => return Ok(known),
             Err(error @ (StoreError::Failed(_) | StoreError::Full(_))) => {
                 tracing::warn!(%error, "waiting for the store");
                 tokio::time::sleep(STORE_PAUSE).await;
@@ -122,6 +196,7 @@ async fn begin_primary(
     config: &Config,
     source: git::Source,
     (in_force, configuration): Held,
+    vault: Arc<Vault>,
     shutdown: &Shutdown,
 ) -> Result<(Begun, Option<Seen>)> {
     let repository = Arc::new(Repository::new(source, &config.state_dir.join("sources")));
@@ -147,29 +222,39 @@ async fn begin_primary(
     };
     let authority =
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
+    keep_first(&vault).await;
     // The publisher looks at it again, this time to take it.
     observed.mark_changed();
-    Ok((Begun { authority, configuration, in_force, commits }, Some((repository, observed, bell))))
+    Ok((Begun { authority, configuration, in_force, commits, vault }, Some((repository, observed, bell))))
 }
 
 async fn begin_remote(
     world: &SharedWorld,
     config: &Config,
-    primary: SocketAddr,
+    primaries: &[SocketAddr],
     token: Option<&Path>,
     (in_force, configuration): Held,
+    vault: Arc<Vault>,
 ) -> Result<(Begun, Option<Seen>)> {
     let authority = match Authority::rejoin(&config.state_dir, &config.cluster, world.unix())? {
         Some(authority) => authority,
-        None => join(world, config, primary, token).await?,
+        None => join(world, config, primaries, token).await?,
     };
-    Ok((Begun { authority, configuration, in_force, commits: watch::Sender::default() }, None))
+    keep_first(&vault).await;
+    Ok((Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault }, None))
+}
+
+/// Keys are kept before anybody has a certificate by them; if the store fails now, upkeep tries again.
+async fn keep_first(vault: &Vault) {
+    if let Err(error) = vault.keep().await {
+        tracing::warn!(%error, "the keys are here alone for now");
+    }
 }
 
 async fn join(
     world: &SharedWorld,
     config: &Config,
-    primary: SocketAddr,
+    primaries: &[SocketAddr],
     token: Option<&Path>,
 ) -> Result<Authority> {
     let Some(path) = token else {
@@ -180,18 +265,19 @@ async fn join(
     let text = text.trim();
     // Before there is an authority: a crash between the two would leave one that knows no primary.
     link::remote::keep_primary(&config.state_dir, text)?;
-    loop {
-        match link::remote::join(world, text, &config.cluster, primary, config.address, &config.state_dir)
+    for primary in primaries.iter().cycle() {
+        match link::remote::join(world, text, &config.cluster, *primary, config.address, &config.state_dir)
             .await
         {
             Ok(authority) => return Ok(authority),
             Err(JoinError::Connect(error)) => {
-                tracing::warn!(%error, "the primary is not there yet");
+                tracing::warn!(%primary, %error, "the primary is not there yet");
                 tokio::time::sleep(JOIN_PAUSE).await;
             }
             Err(error) => return Err(error.into()),
         }
     }
+    bail!("no address of the primary is named")
 }
 
 async fn start(
@@ -222,8 +308,9 @@ async fn start(
             );
             shutdown.spawn("publisher", publishing);
         }
-        (Duty::Remote { primary, .. }, _) => {
-            shutdown.spawn("link", link::remote::run(plane.clone(), *primary, leading, shutdown.clone()));
+        (Duty::Remote { primaries, .. }, _) => {
+            let primaries = primaries.clone();
+            shutdown.spawn("link", link::remote::run(plane.clone(), primaries, leading, shutdown.clone()));
         }
         (Duty::Primary { .. }, None) => bail!("a primary without a repository"),
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use api::head::Seq;
+use api::head::{Seq, SignedHead};
 use process::{
     rpc::{
         self,
@@ -32,6 +32,7 @@ use crate::{
     report,
     snapshot::{self, Configuration, Inputs},
     store::Store,
+    vault::Vault,
 };
 
 /// How often leases and own certificates are looked at.
@@ -53,6 +54,8 @@ pub struct Begun {
     pub in_force: Option<Seq>,
     /// What became of commits until now.
     pub commits: watch::Sender<Commits>,
+    /// What it shares with other control planes of its cluster.
+    pub vault: Arc<Vault>,
 }
 
 /// The plane, as its store and its state directory remember it.
@@ -88,6 +91,7 @@ pub async fn assemble(
         reports: watch::Sender::default(),
         bundle: watch::Sender::new(inputs.bundle),
         commits: begun.commits,
+        vault: begun.vault,
         primary_away: watch::Sender::new(None),
         events: Events::default(),
         links: std::sync::Mutex::default(),
@@ -139,20 +143,27 @@ async fn listen(world: &SharedWorld, address: SocketAddr) -> Result<Listener> {
 async fn follow_head(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut heads = plane.store.watch_head();
     loop {
-        let head = heads.borrow_and_update().as_ref().map(|head| head.head().clone());
-        let known = *plane.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(head) = head.filter(|head| known < Some(head.seq()))
-            && let Some(revision) = &head.stable
-        {
-            match load(&*plane.store, revision).await {
-                Ok(configuration) => plane.bring_into_force(head.seq(), configuration),
-                Err(error) => tracing::warn!(%error, "the head in force cannot be read"),
-            }
+        let head = heads.borrow_and_update().clone();
+        if let Some(head) = head {
+            obey(&plane, head).await;
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = heads.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+async fn obey(plane: &Plane, signed: SignedHead) {
+    let (head, known) = (signed.head(), *plane.in_force.lock().unwrap_or_else(PoisonError::into_inner));
+    let Some(revision) = head.stable.as_ref().filter(|_| known < Some(head.seq())) else { return };
+    // Who can write to the store does not rule by that.
+    if let Err(error) = plane.authority.believes(&signed) {
+        return tracing::error!(%error, head = %head.seq(), "a head that is not the primary's is not obeyed");
+    }
+    match load(&*plane.store, revision).await {
+        Ok(configuration) => plane.bring_into_force(head.seq(), configuration),
+        Err(error) => tracing::warn!(%error, "the head in force cannot be read"),
     }
 }
 
@@ -231,6 +242,9 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
                 plane.events.note(format!("workload {workload}"), "is gone: its lease has run out");
             }),
             Err(error) => tracing::warn!(%error, "leases could not be judged"),
+        }
+        if let Err(error) = plane.vault.keep().await {
+            tracing::warn!(%error, "other control planes of this cluster learn later of what has changed");
         }
         let lifetimes = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.clone());
         let lifetimes = lifetimes.unwrap_or_default();

@@ -1,6 +1,7 @@
 //! Stage 3: what was accepted, kept durably, and the one head that says what is in force.
 //!
-//! A [`Store`] keeps immutable blobs by their hash, the heads in their order, and the registrations of workloads.
+//! A [`Store`] keeps immutable blobs by their hash, the heads in their order, the registrations of workloads, and what
+//! the control planes of a cluster share besides (documents).
 //! [`write_revision`] and its neighbours build revisions out of blobs and are the same over every store.
 //!
 //! Invariant: what is in force changes only by [`Store::compare_and_swap_head`], and only for the holder of an
@@ -12,7 +13,7 @@ use api::digest::Hash;
 use api::head::{Seq, SignedHead};
 use api::name::InstanceId;
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, future::BoxFuture};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -80,10 +81,30 @@ pub trait Store: Send + Sync + 'static {
     /// Resigns, if this process leads, and waits until others can.
     fn resign(&self) -> Answer<'_, ()>;
 
+    /// Who leads instead of this process, as far as is known: where its admin API is. Never anybody, where nobody else
+    /// could; and not this process's own earlier life, which it succeeds at once.
+    fn rival(&self) -> watch::Receiver<Option<String>>;
+
+    /// Another process led since this one did: what was kept beside this one is void.
+    fn succeed(&self) -> Answer<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
     /// Since when nobody answers; never, where nobody is asked.
     fn away(&self) -> watch::Receiver<Option<SystemTime>>;
 
-    /// Forgets all blobs but `live` and all heads before `oldest`; says how many blobs went.
+    /// A document, by its name.
+    fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>>;
+
+    /// Replaces a document by another of at most [`MAX_BLOB_BYTES`], whole and at once, if `guard` still leads.
+    fn keep_document<'a>(
+        &'a self,
+        name: &'static str,
+        bytes: Bytes,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict>;
+
+    /// Forgets all blobs but `live` and all heads before `oldest`; says how many blobs went. Documents stay.
     fn sweep<'a>(
         &'a self,
         live: HashSet<Hash>,

@@ -1,8 +1,11 @@
-//! A primary whose store is a real etcd: both killed, stopped, run full and restored while commits go on.
+//! Primaries whose store is a real etcd: all killed, stopped, run full and restored while commits go on.
 //!
 //! Each commit says its number in two namespaces. A reader of its own follows the store all the time and holds it to
 //! what must never be seen otherwise: every head that is told is whole, says one number at both places, is later than
 //! the one before it, and never has a lower number than one that a control plane has said to be in force.
+
+#[path = "store/replicas.rs"]
+mod replicas;
 
 use std::{
     fs,
@@ -25,7 +28,7 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use weft_tests::harness::{Client, EtcdServer, client::request, eventually, git::git, weft};
+use weft_tests::harness::{Answer, Client, EtcdServer, client::request, eventually, git::git, weft};
 
 /// A lease of the leadership, a start, and what a busy machine makes of both.
 const SOON: Duration = Duration::from_secs(90);
@@ -39,7 +42,8 @@ fn ip(test: u8, host: u8) -> IpAddr {
 
 fn store(server: &EtcdServer) -> Etcd {
     let (endpoints, prefix) = (vec![server.url()], PREFIX.to_owned());
-    Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None })
+    let holder = "http://reader".to_owned();
+    Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None, holder })
 }
 
 /// What rules the primary: commits by their number.
@@ -123,13 +127,38 @@ impl Primary {
         kill(Pid::from_raw(self.child.as_ref().unwrap().id() as i32), signal).unwrap();
     }
 
-    async fn status(&self) -> Result<Status, String> {
-        let token =
-            fs::read_to_string(self.state().join("admin.token")).map_err(|error| error.to_string())?;
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Asks its admin API, with its credential.
+    async fn ask(&self, method: &str, path: &str, body: String) -> Result<Answer, String> {
+        let token = fs::read_to_string(self.state().join("admin.token")).unwrap_or_default();
         let bearer = format!("Bearer {}", token.trim());
-        let asked = request("GET", "/api/v1/status", &[("authorization", &bearer)]);
-        let answer = Client::new(&self.api).send(asked, true).await?;
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let asked = request(method, path, &headers).map(|_| body.into());
+        Client::new(&self.api).send(asked, true).await
+    }
+
+    async fn status(&self) -> Result<Status, String> {
+        let answer = self.ask("GET", "/api/v1/status", String::new()).await?;
         serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
+    }
+
+    /// Waits until it says that `other` serves instead.
+    async fn stands_by_for(&self, other: &Primary) {
+        eventually(&format!("{} stands by for {}", self.api, other.api), SOON, async || {
+            let answer = self.ask("GET", "/api/v1/status", String::new()).await?;
+            let said = String::from_utf8_lossy(&answer.body).into_owned();
+            if answer.status == 503 && said.contains(&other.api) { Ok(()) } else { Err(said) }
+        })
+        .await
+    }
+
+    /// Gives it the one secret that a second control plane of a cluster needs.
+    fn sealed_as(&self, first: &Primary) {
+        fs::create_dir_all(self.state()).unwrap();
+        fs::copy(first.state().join("seal.key"), self.state().join("seal.key")).unwrap();
     }
 
     /// Waits until it tells the wished.
@@ -155,7 +184,7 @@ impl Drop for Primary {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            eprintln!("{}", fs::read_to_string(self.dir.path().join("log")).unwrap_or_default());
+            eprintln!("{}", self.log());
         }
     }
 }
@@ -278,27 +307,18 @@ async fn a_leader_that_sleeps_is_succeeded_and_moves_nothing_when_it_wakes() {
     let first = source.commit(1);
     sleeper.start();
     sleeper.serves(&first).await;
-    // Another one with the same keys and a disk of its own.
     let mut other = Primary::new(ip(2, 3), &source, &server);
-    fs::create_dir_all(other.state()).unwrap();
-    for file in fs::read_dir(sleeper.state()).unwrap().flatten() {
-        if file.path().is_file() && file.file_name() != "store.redb" {
-            fs::copy(file.path(), other.state().join(file.file_name())).unwrap();
-        }
-    }
+    other.sealed_as(&sleeper);
     other.start();
-    other.serves(&first).await;
+    other.stands_by_for(&sleeper).await;
     for n in [2, 4] {
         sleeper.signal(Signal::SIGSTOP);
         let commit = source.commit(n);
         other.serves(&commit).await;
         reader.said(n);
         sleeper.signal(Signal::SIGCONT);
-        sleeper.serves(&commit).await;
-        let commit = source.commit(n + 1);
-        for one in [&sleeper, &other] {
-            one.serves(&commit).await;
-        }
+        sleeper.stands_by_for(&other).await;
+        other.serves(&source.commit(n + 1)).await;
         reader.said(n + 1);
         reader.sees(n + 1).await;
         std::mem::swap(&mut sleeper, &mut other);

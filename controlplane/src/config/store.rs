@@ -1,6 +1,6 @@
 //! Where state is kept: what was said, and what is meant.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use api::name::ClusterName;
 use serde::{Deserialize, Serialize};
@@ -43,13 +43,13 @@ pub struct RawEtcd {
 
 impl RawStore {
     /// What is meant; what is wrong is added to `wrong`.
-    pub(super) fn meant(&self, cluster: &ClusterName, wrong: &mut Vec<String>) -> Keep {
-        Keep::Etcd(self.etcd.meant(cluster, wrong))
+    pub(super) fn meant(&self, cluster: &ClusterName, admin: SocketAddr, wrong: &mut Vec<String>) -> Keep {
+        Keep::Etcd(self.etcd.meant(cluster, admin, wrong))
     }
 }
 
 impl RawEtcd {
-    fn meant(&self, cluster: &ClusterName, wrong: &mut Vec<String>) -> EtcdSettings {
+    fn meant(&self, cluster: &ClusterName, admin: SocketAddr, wrong: &mut Vec<String>) -> EtcdSettings {
         let url = |text: &String| text.starts_with("https://") || text.starts_with("http://");
         if self.endpoints.is_empty() || !self.endpoints.iter().all(url) {
             wrong.push("`store.etcd.endpoints` needs at least one URL, `https://...` or `http://...`".into());
@@ -75,6 +75,7 @@ impl RawEtcd {
             ca: self.ca.clone(),
             certificate: both(&self.certificate, &self.key),
             user: self.user.clone().zip(self.password_file.clone()),
+            holder: format!("http://{admin}"),
         }
     }
 }
@@ -110,6 +111,26 @@ mod tests {
         assert_eq!(meant.prefix, "/weft/east");
         assert_eq!(meant.certificate, Some(("/c".into(), "/k".into())));
         assert_eq!(meant.user, Some(("weft".into(), "/p".into())));
+    }
+
+    #[test]
+    fn several_replicas_share_a_store_and_this_one_is_among_them() {
+        let said = |replicas: &str, store: &str| {
+            let text = format!(
+                r#"{{"cluster":"west","role":"remote","stateDir":"/s","address":"10.0.0.1","network":"west",
+                    "primary":["10.1.0.1:15013","10.1.0.2:15013"],"replicas":{replicas}{store}}}"#
+            );
+            serde_json::from_str::<RawConfig>(&text).unwrap().meant()
+        };
+        let store = r#","store":{"etcd":{"endpoints":["http://a:2379"]}}"#;
+        let meant = said(r#"["10.0.0.1","10.0.0.2"]"#, store).unwrap();
+        assert_eq!(meant.replicas.len(), 2);
+        let crate::config::Duty::Remote { primaries, .. } = meant.duty else { panic!("it is a remote") };
+        assert_eq!(primaries.len(), 2);
+        let alone = said(r#"["10.0.0.1","10.0.0.2"]"#, "").unwrap_err().to_string();
+        assert!(alone.contains("need a `store`"), "{alone}");
+        let absent = said(r#"["10.0.0.2"]"#, store).unwrap_err().to_string();
+        assert!(absent.contains("lacks 10.0.0.1"), "{absent}");
     }
 
     #[test]

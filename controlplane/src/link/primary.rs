@@ -61,6 +61,7 @@ impl Federation for Server {
             .authority
             .redeem(&token, self.plane.world.unix())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
+        self.plane.keep_used(&token.id).await;
         if self.plane.configuration.borrow().member(&token.cluster).is_none() {
             return Err(Status::failed_precondition(format!(
                 "cluster {} is in no commit in force: commit a Cluster of that name first",

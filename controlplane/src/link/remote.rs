@@ -91,10 +91,10 @@ pub async fn join(
         .map_err(|error| unusable(&error))
 }
 
-/// Keeps the link up for as long as the process lives.
-pub async fn run(plane: Arc<Plane>, primary: SocketAddr, leading: Leading, shutdown: Shutdown) {
+/// Keeps the link up until `shutdown`, by the addresses of the primary in turn.
+pub async fn run(plane: Arc<Plane>, primaries: Vec<SocketAddr>, leading: Leading, shutdown: Shutdown) {
     let mut pause = FIRST_PAUSE;
-    loop {
+    for primary in primaries.into_iter().cycle() {
         let begun = tokio::time::Instant::now();
         let ended = tokio::select! {
             () = shutdown.cancelled() => return,
@@ -275,7 +275,8 @@ impl Link {
             to_remote::Message::Head(head) => {
                 let head = SignedHead::parse(head.head, head.signature, head.statement)
                     .map_err(|e| e.to_string())?;
-                self.believe(&head)?;
+                let judged = self.plane.authority.believes(&head);
+                judged.map_err(|error| format!("a head without the primary's signature: {error}"))?;
                 self.wanted = Some(head);
                 self.adopt().await
             }
@@ -318,16 +319,6 @@ impl Link {
                 Ok(())
             }
         }
-    }
-
-    fn believe(&self, head: &SignedHead) -> Result<(), String> {
-        let judged = self.plane.authority.signed_by_primary(
-            Signed::Head,
-            head.bytes(),
-            head.signature(),
-            head.statement(),
-        );
-        judged.map_err(|error| format!("a head without the primary's signature: {error}"))
     }
 
     fn trust(&self, signed: wire::Bundle) -> Result<(), String> {

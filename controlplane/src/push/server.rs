@@ -116,6 +116,7 @@ impl Control for Server {
             .authority
             .redeem(&token, self.plane.world.unix())
             .map_err(|error| Status::permission_denied(error.to_string()))?;
+        self.plane.keep_used(&token.id).await;
         if token.cluster != self.plane.config.cluster {
             return Err(Status::permission_denied(format!("this token is for cluster {}", token.cluster)));
         }

@@ -172,8 +172,34 @@ impl Store for Backed {
         self.far().resign()
     }
 
+    fn rival(&self) -> watch::Receiver<Option<String>> {
+        self.far().rival()
+    }
+
+    /// Of registrations the servers' are the truth then.
+    fn succeed(&self) -> Answer<'_, ()> {
+        async {
+            let old = self.both.near.registrations().await?;
+            self.both.near.remove_registrations(old.into_iter().map(|one| one.instance).collect()).await
+        }
+        .boxed()
+    }
+
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.far().away()
+    }
+
+    fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
+        self.far().document(name)
+    }
+
+    fn keep_document<'a>(
+        &'a self,
+        name: &'static str,
+        bytes: Bytes,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        self.far().keep_document(name, bytes, guard)
     }
 
     fn sweep<'a>(

@@ -34,6 +34,7 @@ const BLOBS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("blobs");
 const HEADS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("heads");
 const REGISTRATIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("registrations");
 const BEATS: TableDefinition<&str, u64> = TableDefinition::new("beats");
+const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
 
 /// A [`Store`] in a file.
 pub struct Embedded {
@@ -47,6 +48,8 @@ pub struct Embedded {
     blocks: bool,
     /// A file is never away.
     away: watch::Sender<Option<SystemTime>>,
+    /// No other process could lead.
+    rival: watch::Sender<Option<String>>,
 }
 
 impl Embedded {
@@ -80,6 +83,7 @@ impl Embedded {
             term: AtomicU64::new(0),
             blocks,
             away: watch::Sender::default(),
+            rival: watch::Sender::default(),
         })
     }
 
@@ -191,8 +195,40 @@ impl Store for Embedded {
         async { Ok(()) }.boxed()
     }
 
+    fn rival(&self) -> watch::Receiver<Option<String>> {
+        self.rival.subscribe()
+    }
+
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.away.subscribe()
+    }
+
+    fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
+        self.run(move |database| {
+            let table = database.begin_read().map_err(failed)?.open_table(DOCUMENTS).map_err(failed)?;
+            let found = table.get(name).map_err(failed)?;
+            Ok(found.map(|found| Bytes::copy_from_slice(found.value())))
+        })
+    }
+
+    fn keep_document<'a>(
+        &'a self,
+        name: &'static str,
+        bytes: Bytes,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        if let Err(conflict) = self.leads(guard) {
+            return async { Err(conflict) }.boxed();
+        }
+        self.run(move |database| {
+            StoreError::limit("a document", bytes.len(), MAX_BLOB_BYTES)?;
+            write(database, Durability::Immediate, |transaction| {
+                let mut table = transaction.open_table(DOCUMENTS).map_err(failed)?;
+                table.insert(name, bytes.as_ref()).map_err(failed)?;
+                Ok(())
+            })?;
+            Ok(())
+        })
     }
 
     fn sweep<'a>(
@@ -293,6 +329,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(HEADS).map_err(failed)?;
         transaction.open_table(REGISTRATIONS).map_err(failed)?;
         transaction.open_table(BEATS).map_err(failed)?;
+        transaction.open_table(DOCUMENTS).map_err(failed)?;
         let mut meta = transaction.open_table(META).map_err(failed)?;
         let found = meta.get("format").map_err(failed)?.map_or(FORMAT, |format| format.value());
         if found > FORMAT {

@@ -7,6 +7,7 @@
 //! PREFIX/blob/HASH                  a blob, or how many chunks it has
 //! PREFIX/chunk/HASH/I               the chunks of a large blob
 //! PREFIX/leader                     who leads, for as long as its lease lives
+//! PREFIX/document/NAME              the hash of the blob that it is
 //! PREFIX/registration/INSTANCE      what a workload says of itself
 //! PREFIX/beat/INSTANCE              when it was last heard of
 //! ```
@@ -19,6 +20,7 @@
 //! then; who leads next finds the server behind what it knows and begins a new epoch.
 
 mod blobs;
+mod documents;
 mod election;
 mod heads;
 mod registrations;
@@ -57,6 +59,8 @@ pub struct EtcdSettings {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// The user, and the file with its password.
     pub user: Option<(String, PathBuf)>,
+    /// Where the admin API of this control plane is: what it is called by others that would lead.
+    pub holder: String,
 }
 
 /// A [`Store`] in etcd.
@@ -74,6 +78,12 @@ struct Core {
     away: watch::Sender<Option<SystemTime>>,
     /// The end of this process's leadership, and its lease.
     leads: Mutex<Option<(CancellationToken, i64)>>,
+    /// Who leads instead.
+    rival: watch::Sender<Option<String>>,
+    /// What this process is called as a leader, its earlier lives too, and what they are not.
+    holder: (String, String),
+    /// Held by who writes a blob that nothing names yet, and by who forgets such.
+    sweeping: tokio::sync::Mutex<()>,
 }
 
 impl Etcd {
@@ -81,10 +91,13 @@ impl Etcd {
     pub fn open(settings: EtcdSettings) -> Self {
         let core = Arc::new(Core {
             prefix: settings.prefix.trim_end_matches('/').to_owned(),
+            holder: (settings.holder.clone(), election::nonce()),
             server: Server::new(settings),
             head: watch::Sender::default(),
             away: watch::Sender::default(),
             leads: Mutex::default(),
+            rival: watch::Sender::default(),
+            sweeping: tokio::sync::Mutex::default(),
         });
         let follower = tokio::spawn(core.clone().follow());
         Etcd { core, _follower: AbortOnDropHandle::new(follower) }
@@ -183,8 +196,25 @@ impl Store for Etcd {
         .boxed()
     }
 
+    fn rival(&self) -> watch::Receiver<Option<String>> {
+        self.core.rival.subscribe()
+    }
+
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.core.away.subscribe()
+    }
+
+    fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
+        self.core.document(name).boxed()
+    }
+
+    fn keep_document<'a>(
+        &'a self,
+        name: &'static str,
+        bytes: Bytes,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        self.core.keep_document(name, bytes, guard).boxed()
     }
 
     fn sweep<'a>(

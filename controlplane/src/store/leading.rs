@@ -22,6 +22,12 @@ impl Leading {
         Leading(watch::Sender::new(Some(Arc::new(election))).subscribe())
     }
 
+    /// No leadership, ever.
+    #[cfg(test)]
+    pub(crate) fn none() -> Self {
+        Leading(watch::Sender::default().subscribe())
+    }
+
     /// The leadership, if there is one.
     pub fn now(&self) -> Option<Arc<Election>> {
         self.0.borrow().clone()

@@ -21,6 +21,7 @@ pub(super) async fn suite<F: Future<Output = Arc<dyn Store>>>(fresh: impl Fn() -
     what_did_not_change_keeps_its_commit_and_author(&*fresh().await).await;
     a_replica_asks_for_what_it_lacks(&*fresh().await, &*fresh().await).await;
     old_revisions_are_forgotten(&*fresh().await).await;
+    documents_are_replaced_whole_by_who_leads(&*fresh().await).await;
 }
 
 pub(super) fn commit(digit: char) -> CommitId {
@@ -240,4 +241,26 @@ async fn old_revisions_are_forgotten(store: &dyn Store) {
     }
     assert!(matches!(read_revision(store, &revisions[2]).await, Err(StoreError::Missing(_))));
     assert_eq!(retain(store, 2, &guard).await.unwrap(), 0, "nothing more to forget");
+}
+
+async fn documents_are_replaced_whole_by_who_leads(store: &dyn Store) {
+    let old = store.campaign().await.unwrap();
+    assert_eq!(store.document("keys").await.unwrap(), None);
+    let large: Bytes = (0..3_000_000_u32).map(|i| (i / 1000) as u8).collect::<Vec<_>>().into();
+    store.keep_document("keys", large.clone(), &old).await.unwrap();
+    store.keep_document("other", "other".into(), &old).await.unwrap();
+    assert_eq!(store.document("keys").await.unwrap(), Some(large));
+    store.keep_document("keys", "small".into(), &old).await.unwrap();
+    // What no head names is forgotten, but for documents.
+    store.put(vec!["named by nothing".into()]).await.unwrap();
+    store.sweep(HashSet::new(), Seq { epoch: 0, n: 0 }, &old).await.unwrap();
+    assert_eq!(store.has(vec![Hash::of(b"named by nothing")]).await.unwrap(), [false]);
+    assert_eq!(store.document("keys").await.unwrap(), Some("small".into()));
+    assert_eq!(store.document("other").await.unwrap(), Some("other".into()));
+    drop(old);
+    let new = store.campaign().await.unwrap();
+    store.keep_document("keys", "of the new leader".into(), &new).await.unwrap();
+    assert_eq!(store.document("keys").await.unwrap(), Some("of the new leader".into()));
+    let too_large = store.keep_document("keys", vec![0; MAX_BLOB_BYTES + 1].into(), &new).await;
+    assert!(matches!(too_large, Err(Conflict::Store(StoreError::TooLarge { .. }))), "{too_large:?}");
 }

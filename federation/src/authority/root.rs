@@ -14,6 +14,7 @@ use super::{AuthorityError, SealKey, intermediate::belongs, request};
 use crate::file;
 
 const ROOT_FILE: &str = "root.sealed";
+const PURPOSE: &str = "weft root v1";
 
 /// The root of the trust domain: its key and its self-signed certificate.
 #[derive(Debug)]
@@ -68,11 +69,11 @@ impl Root {
         let path = dir.join(ROOT_FILE);
         let Some(sealed) = file::read(&path)? else {
             let root = Root::generate(trust_domain, lifetime, now)?;
-            file::write(&path, &seal.seal(&root.stored()?)?)?;
+            file::write(&path, &seal.seal(PURPOSE, &root.stored()?)?)?;
             return Ok(root);
         };
         let plain = seal
-            .open(sealed)
+            .open(PURPOSE, sealed)
             .ok_or(AuthorityError::File { path: path.clone(), why: "the seal key does not open it" })?;
         let stored: Stored = serde_json::from_slice(&plain)
             .map_err(|_| AuthorityError::File { path: path.clone(), why: "it does not hold a root" })?;

@@ -1,4 +1,4 @@
-//! Sealing of the root key at rest, and random bytes.
+//! Sealing of keys at rest, and random bytes.
 
 use std::path::Path;
 
@@ -12,10 +12,11 @@ use super::AuthorityError;
 use crate::file;
 
 const KEY_BYTES: usize = 32;
-/// Bound to what is sealed, so that no other file under the same key passes for a root.
-const PURPOSE: &[u8] = b"weft root v1";
 
-/// The key that the root is sealed under (AES-256-GCM), kept in a file of its own.
+/// The key that the root is sealed under (AES-256-GCM), and what control planes of a cluster share; kept in a file of
+/// its own.
+///
+/// A purpose is bound to what is sealed, so that nothing else under the same key passes for it.
 ///
 /// What it protects: whoever gets the sealed file without this key, from a backup, a copied volume or a
 /// replica, has nothing. What it does not protect: whoever reads both files, and so anyone with the rights of
@@ -24,33 +25,42 @@ const PURPOSE: &[u8] = b"weft root v1";
 pub struct SealKey([u8; KEY_BYTES]);
 
 impl SealKey {
-    /// The key in the file at `path`, made there if there is none.
-    pub fn load_or_create(path: &Path) -> Result<Self, AuthorityError> {
-        match file::read(path)? {
-            Some(bytes) => bytes.try_into().map(SealKey).map_err(|_| AuthorityError::File {
+    /// The key in the file at `path`, if there is one.
+    pub fn load(path: &Path) -> Result<Option<Self>, AuthorityError> {
+        let key = file::read(path)?.map(|bytes| {
+            bytes.try_into().map(SealKey).map_err(|_| AuthorityError::File {
                 path: path.to_owned(),
                 why: "a seal key has exactly 32 bytes",
-            }),
-            None => {
-                let key = SealKey(random()?);
-                file::write(path, &key.0)?;
-                Ok(key)
-            }
-        }
+            })
+        });
+        key.transpose()
     }
 
-    /// `plain` sealed: a random nonce, then ciphertext and tag.
-    pub(super) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, AuthorityError> {
+    /// The key in the file at `path`, made there if there is none.
+    pub fn load_or_create(path: &Path) -> Result<Self, AuthorityError> {
+        if let Some(key) = SealKey::load(path)? {
+            return Ok(key);
+        }
+        let key = SealKey(random()?);
+        file::write(path, &key.0)?;
+        Ok(key)
+    }
+
+    /// `plain` sealed for `purpose`: a random nonce, then ciphertext and tag.
+    pub fn seal(&self, purpose: &str, plain: &[u8]) -> Result<Vec<u8>, AuthorityError> {
         let mut text = plain.to_vec();
-        let nonce = self.cipher()?.seal_in_place_append_tag(Aad::from(PURPOSE), &mut text).map_err(crypto)?;
+        let nonce = self
+            .cipher()?
+            .seal_in_place_append_tag(Aad::from(purpose.as_bytes()), &mut text)
+            .map_err(crypto)?;
         Ok([nonce.as_ref().as_slice(), &text].concat())
     }
 
-    /// What was sealed under this key, if nobody has changed it.
-    pub(super) fn open(&self, mut sealed: Vec<u8>) -> Option<Vec<u8>> {
+    /// What was sealed under this key for `purpose`, if nobody has changed it.
+    pub fn open(&self, purpose: &str, mut sealed: Vec<u8>) -> Option<Vec<u8>> {
         let (nonce, text) = sealed.split_at_mut_checked(NONCE_LEN)?;
         let nonce = Nonce::try_assume_unique_for_key(nonce).ok()?;
-        let plain = self.cipher().ok()?.open_in_place(nonce, Aad::from(PURPOSE), text).ok()?;
+        let plain = self.cipher().ok()?.open_in_place(nonce, Aad::from(purpose.as_bytes()), text).ok()?;
         Some(plain.to_vec())
     }
 

@@ -44,7 +44,7 @@ impl Ledger {
 
 /// Redeems tokens: the key they were issued under, and the ledger in its file.
 ///
-/// One process alone redeems a cluster's tokens; replicas would have to share the ledger.
+/// One process at a time redeems a cluster's tokens. Who does it next begins with the ledger's file.
 #[derive(Debug)]
 pub struct Redeemer {
     key: MacKey,

@@ -16,7 +16,8 @@ const SOON: Duration = Duration::from_secs(30);
 
 fn far(server: &EtcdServer, prefix: &str) -> Arc<dyn Store> {
     let (endpoints, prefix) = (vec![server.url()], prefix.to_owned());
-    Arc::new(Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None }))
+    let holder = "http://127.0.0.1:1".to_owned();
+    Arc::new(Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None, holder }))
 }
 
 async fn open(server: &EtcdServer, dir: &Path) -> Backed {

@@ -108,6 +108,8 @@ impl Core {
         guard: &Election,
     ) -> Result<usize, Conflict> {
         let guard = self.guard(guard)?;
+        let _alone = self.sweeping.lock().await;
+        let live = live.into_iter().chain(self.documents().await?).collect::<HashSet<_>>();
         let dead = async |prefix: &str| -> Result<Vec<String>, StoreError> {
             let listed = self.server.list(prefix, PAGE, GetOptions::new().with_keys_only()).await?;
             let keys = listed.iter().map(|one| text(one.key()).map(str::to_owned));

@@ -1,4 +1,8 @@
-//! Who leads: one key that lives as long as its lease, and a value that no other leadership has.
+//! Who leads: one key that lives as long as its lease, and a value that no other leadership has:
+//! `HOLDER LIFE LEADERSHIP`, the last two drawn by lot.
+//!
+//! A process that was killed leaves its leadership behind. The next one at its place is known by the holder's name and
+//! takes it over without waiting for the lease to end: two that live cannot both listen there.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +20,21 @@ const RENEWAL: Duration = Duration::from_millis(1_600);
 /// Between two looks at somebody else's leadership, should the word of its end be lost.
 const LOOK: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(200);
+
+/// Who put a value there.
+enum Whose {
+    /// This process: it holds the leadership already.
+    Own,
+    /// Its earlier life, which ended without a word.
+    Earlier,
+    /// Another control plane of the cluster.
+    Other(String),
+}
+
+/// What no other life and no other leadership has.
+pub(super) fn nonce() -> String {
+    data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>())
+}
 
 /// A leadership that was won.
 struct Held {
@@ -60,26 +79,59 @@ impl Core {
     /// Leads if nobody does; otherwise waits until that may have changed.
     async fn stand(self: &Arc<Self>) -> Result<Option<Election>, StoreError> {
         let key = self.key("leader");
-        let got = self.server.get(key.clone(), GetOptions::new().with_keys_only()).await?;
-        if got.kvs().is_empty() {
-            return self.take(key).await;
+        let got = self.server.get(key.clone(), GetOptions::new()).await?;
+        let held = got.kvs().first().map(|one| one.value().to_vec());
+        match held.as_deref().map(|value| self.whose(value)) {
+            None | Some(Whose::Earlier) => return self.take(key, held).await,
+            Some(Whose::Own) => {}
+            Some(Whose::Other(name)) => self.set_rival(Some(name)),
         }
         let from = got.header().map_or(0, |header| header.revision()) + 1;
         let _ = tokio::time::timeout(LOOK, self.gone(key, from)).await;
         Ok(None)
     }
 
-    async fn take(self: &Arc<Self>, key: String) -> Result<Option<Election>, StoreError> {
+    fn whose(&self, value: &[u8]) -> Whose {
+        let value = String::from_utf8_lossy(value);
+        let mut words = value.split(' ');
+        match (words.next().unwrap_or_default(), words.next().unwrap_or_default()) {
+            (holder, life) if holder != self.holder.0 || life.is_empty() => Whose::Other(holder.to_owned()),
+            (_, life) if life == self.holder.1 => Whose::Own,
+            (_, _) => Whose::Earlier,
+        }
+    }
+
+    fn set_rival(&self, name: Option<String>) {
+        self.rival.send_if_modified(|known| {
+            let news = *known != name;
+            *known = name;
+            news
+        });
+    }
+
+    /// Takes what is free, or `left` behind.
+    async fn take(
+        self: &Arc<Self>,
+        key: String,
+        left: Option<Vec<u8>>,
+    ) -> Result<Option<Election>, StoreError> {
         let sent = Instant::now();
         let granted = self.server.ask(|client| {
             let mut lease = client.lease_client();
             async move { lease.grant(LEASE.as_secs() as i64, None).await }
         });
         let lease = granted.await?.id();
-        let value = data_encoding::HEXLOWER.encode(&rand::random::<[u8; 16]>()).into_bytes();
-        let txn = Txn::new().when([Compare::create_revision(key.as_str(), CompareOp::Equal, 0)]).and_then([
-            TxnOp::put(key.as_str(), value.as_slice(), Some(PutOptions::new().with_lease(lease))),
-        ]);
+        let (holder, life) = &self.holder;
+        let value = format!("{holder} {life} {}", nonce()).into_bytes();
+        let as_found = match left {
+            Some(left) => Compare::value(key.as_str(), CompareOp::Equal, left),
+            None => Compare::create_revision(key.as_str(), CompareOp::Equal, 0),
+        };
+        let txn = Txn::new().when([as_found]).and_then([TxnOp::put(
+            key.as_str(),
+            value.as_slice(),
+            Some(PutOptions::new().with_lease(lease)),
+        )]);
         self.server.transact(txn).await?;
         // The transaction may have been done by a try whose answer was lost, so what counts is what is there.
         let got = self.server.get(key, GetOptions::new()).await?;
@@ -87,12 +139,13 @@ impl Core {
             self.revoke(lease).await?;
             return Ok(None);
         };
+        self.set_rival(None);
         let lost = CancellationToken::new();
         *self.leads() = Some((lost.clone(), lease));
         let keeper = tokio::spawn(self.clone().keep(lease, value.clone(), sent, lost.clone()));
         let keeper = AbortOnDropHandle::new(keeper);
         let held = Held { core: self.clone(), lease, value, lost: lost.clone(), _keeper: keeper };
-        Ok(Some(Election { term: mine.create_revision() as u64, lost, held: Box::new(held) }))
+        Ok(Some(Election { term: mine.mod_revision() as u64, lost, held: Box::new(held) }))
     }
 
     /// Ends when `key` is deleted, or the watch is.

@@ -32,6 +32,7 @@ fn settings(server: &EtcdServer, prefix: &str) -> EtcdSettings {
         ca: None,
         certificate: None,
         user: None,
+        holder: format!("http://{}", election::nonce()),
     }
 }
 
@@ -104,6 +105,37 @@ async fn a_blob_that_was_half_written_is_not_there_and_is_swept() {
     store.put(vec![blob.clone()]).await.unwrap();
     assert_eq!(store.get(vec![hash]).await.unwrap(), [Some(blob)]);
     assert_eq!(store.sweep(live, Seq { epoch: 0, n: 0 }, &guard).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn who_was_killed_takes_its_own_leadership_over_and_others_know_whom_they_wait_for() {
+    let server = server();
+    let killed = settings(&server, "/weft/test");
+    let first = Etcd::open(killed.clone());
+    let old = first.campaign().await.unwrap();
+    first.compare_and_swap_head(None, head(1, 1), &old).await.unwrap();
+    let other = open(&server);
+    let mut rival = other.rival();
+    let mut waits = other.campaign();
+    assert!((&mut waits).now_or_never().is_none());
+    let known = async {
+        tokio::select! {
+            known = rival.wait_for(Option::is_some) => known.unwrap().clone(),
+            _ = &mut waits => panic!("two lead"),
+        }
+    };
+    assert_eq!(soon("it is known who leads", known).await, Some(killed.holder.clone()));
+    // The next life of the first one, long before the lease of the earlier one ends: that one goes on renewing it.
+    let again = Etcd::open(killed);
+    let new = tokio::time::timeout(Duration::from_secs(3), again.campaign()).await.unwrap().unwrap();
+    assert!(new.term() > old.term());
+    let late = first.compare_and_swap_head(at(1, 1), head(1, 2), &old).await;
+    assert_eq!(late, Err(Conflict::NotLeader));
+    again.compare_and_swap_head(at(1, 1), head(1, 3), &new).await.unwrap();
+    soon("the earlier life notices", old.lost()).await;
+    drop((old, new));
+    soon("the other one leads", waits).await.unwrap();
+    assert_eq!(*other.rival().borrow(), None);
 }
 
 #[tokio::test]

@@ -1,0 +1,121 @@
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::Embedded;
+
+/// Control planes that share a store. Each is a value that leads while it lives.
+struct Cluster(Arc<dyn Store>, #[expect(dead_code, reason = "holds the store's file")] TempDir);
+
+impl Cluster {
+    fn new() -> Self {
+        let home = home();
+        Cluster(Arc::new(Embedded::open(home.path()).unwrap()), home)
+    }
+
+    async fn lead(&self, dir: &TempDir) -> Vault {
+        let election = self.0.campaign().await.unwrap();
+        Vault::shared(dir.path(), self.0.clone(), Leading::by(election))
+    }
+}
+
+fn home() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn read(dir: &TempDir, name: &str) -> String {
+    std::fs::read_to_string(dir.path().join(name)).unwrap()
+}
+
+fn write(dir: &TempDir, name: &str, text: &str) {
+    files::write_private(&dir.path().join(name), text.as_bytes()).unwrap();
+}
+
+fn give_seal(from: &TempDir, to: &TempDir) {
+    std::fs::copy(from.path().join(SEAL_FILE), to.path().join(SEAL_FILE)).unwrap();
+}
+
+#[tokio::test]
+async fn who_serves_next_begins_with_the_files_of_who_served_last() {
+    let (cluster, a, b) = (Cluster::new(), home(), home());
+    let first = cluster.lead(&a).await;
+    assert!(!first.begin().await.unwrap(), "nobody has served yet");
+    write(&a, "token.key", "key");
+    write(&a, "catalogues.bin", "of west");
+    first.keep().await.unwrap();
+    write(&a, "tokens.json", "one is used");
+    first.keep().await.unwrap();
+    assert!(first.is_own().await.unwrap() && first.served_last().unwrap());
+    drop(first);
+
+    let second = cluster.lead(&b).await;
+    let refused = second.begin().await.unwrap_err().to_string();
+    assert!(refused.contains("seal.key"), "{refused}");
+    write(&b, SEAL_FILE, &"x".repeat(32));
+    assert!(matches!(second.begin().await, Err(VaultError::Sealed(_))), "another key does not open it");
+    assert!(!b.path().join("token.key").exists());
+    give_seal(&a, &b);
+    assert!(second.begin().await.unwrap());
+    assert_eq!(
+        [read(&b, "token.key"), read(&b, "tokens.json"), read(&b, "catalogues.bin")],
+        ["key", "one is used", "of west"]
+    );
+    write(&b, "tokens.json", "two are used");
+    second.keep().await.unwrap();
+    drop(second);
+
+    let first = cluster.lead(&a).await;
+    assert!(!first.is_own().await.unwrap());
+    assert!(first.begin().await.unwrap());
+    assert_eq!(read(&a, "tokens.json"), "two are used");
+}
+
+#[tokio::test]
+async fn what_changed_here_while_nobody_led_is_not_lost_to_an_old_copy() {
+    let (cluster, a) = (Cluster::new(), home());
+    let before = cluster.lead(&a).await;
+    write(&a, "tokens.json", "one is used");
+    before.keep().await.unwrap();
+    drop(before);
+    write(&a, "tokens.json", "two are used");
+    let after = cluster.lead(&a).await;
+    assert!(!after.begin().await.unwrap());
+    assert_eq!(read(&a, "tokens.json"), "two are used");
+    after.keep().await.unwrap();
+    assert!(after.is_own().await.unwrap());
+}
+
+#[tokio::test]
+async fn who_was_succeeded_unawares_keeps_nothing_over_the_other_ones_files() {
+    let (cluster, a, b) = (Cluster::new(), home(), home());
+    let first = cluster.lead(&a).await;
+    write(&a, "tokens.json", "of the first");
+    first.keep().await.unwrap();
+    drop(first);
+    give_seal(&a, &b);
+    let second = cluster.lead(&b).await;
+    second.begin().await.unwrap();
+    write(&b, "tokens.json", "of the second");
+    second.keep().await.unwrap();
+    drop(second);
+
+    let first = cluster.lead(&a).await;
+    assert!(matches!(first.keep().await, Err(VaultError::Succeeded)));
+    first.begin().await.unwrap();
+    assert_eq!(read(&a, "tokens.json"), "of the second");
+    first.keep().await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_leadership_nothing_is_kept_and_who_retired_did_not_serve_last() {
+    let (cluster, a) = (Cluster::new(), home());
+    let idle = Vault::shared(a.path(), cluster.0.clone(), Leading::none());
+    write(&a, "token.key", "key");
+    idle.keep().await.unwrap();
+    assert_eq!(cluster.0.document(TRUST).await.unwrap(), None);
+    assert!(!idle.served_last().unwrap());
+    cluster.lead(&a).await.keep().await.unwrap();
+    assert!(idle.served_last().unwrap());
+    idle.retire().unwrap();
+    idle.retire().unwrap();
+    assert!(!idle.served_last().unwrap());
+}

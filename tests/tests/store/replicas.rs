@@ -1,0 +1,172 @@
+//! Two control planes of one cluster: one serves, and the other one takes over all that it knew.
+
+use api::{
+    admin::{ProxyState, ProxyStatus, Token},
+    head::SignedHead,
+};
+
+use super::*;
+
+/// A sidecar that knows both control planes; a process of its own.
+struct Sidecar {
+    child: Child,
+    dir: TempDir,
+}
+
+impl Sidecar {
+    fn start(ip: IpAddr, control_planes: [IpAddr; 2], token: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("token"), token).unwrap();
+        let config = serde_json::json!({
+            "role": "sidecar", "workload": "one", "stateDir": dir.path().join("state"),
+            "tokenFile": dir.path().join("token"), "source": ip,
+            "controlPlanes": control_planes.map(|ip| format!("{ip}:15012")),
+            "inbound": format!("{ip}:15006"), "outbound": format!("{ip}:15001"), "admin": format!("{ip}:15000"),
+            "apps": [{ "port": 8080, "address": format!("{ip}:8080") }],
+        });
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let log = fs::File::create(dir.path().join("log")).unwrap();
+        let child = Command::new(weft().unwrap().with_file_name("weft-proxy"))
+            .arg("--config")
+            .arg(dir.path().join("config.json"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        Sidecar { child: child.unwrap(), dir }
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{}", self.log());
+        }
+    }
+}
+
+impl Primary {
+    /// A token for one workload.
+    async fn token(&self) -> String {
+        let asked = serde_json::json!({
+            "workload": "one", "namespace": "a", "serviceAccount": "one", "labels": { "app": "one" },
+        });
+        let answer = self.ask("POST", "/api/v1/tokens", asked.to_string()).await.unwrap();
+        let token: Token = serde_json::from_slice(&answer.body).unwrap();
+        token.token
+    }
+
+    /// Waits until the only workload is as wished.
+    async fn one(&self, what: &str, wished: impl Fn(&ProxyStatus) -> bool) {
+        eventually(what, SOON, async || {
+            let status = self.status().await?;
+            let own = status.clusters.iter().find(|cluster| cluster.name.as_str() == "east");
+            let proxies = own.map(|own| own.proxies.as_slice()).unwrap_or_default();
+            match proxies {
+                [one] if wished(one) => Ok(()),
+                others => Err(format!("{others:?}")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until the workload's stream is here, and it obeys `commit`.
+    async fn rules(&self, commit: &str) {
+        let obeys = |one: &ProxyStatus| {
+            one.state == ProxyState::Connected && one.effective && one.commit.as_deref() == Some(commit)
+        };
+        self.one(&format!("the workload obeys {commit} at {}", self.api), obeys).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_over_knows_the_keys_the_used_tokens_and_the_workloads() {
+    let (source, server) = (Source::new(), EtcdServer::start(ip(6, 1), &[]));
+    let places = [ip(6, 2), ip(6, 3)];
+    let [mut first, mut second] = places.map(|at| Primary::new(at, &source, &server));
+    let commit = source.commit(1);
+    first.start();
+    first.serves(&commit).await;
+
+    // Without the seal key a second one could read nothing of what the first one keeps, and says what it lacks.
+    second.start();
+    second.stands_by_for(&first).await;
+    second.kill();
+    second.sealed_as(&first);
+    second.start();
+    second.stands_by_for(&first).await;
+
+    let token = first.token().await;
+    let unused = first.token().await;
+    let sidecar = Sidecar::start(ip(6, 4), places, &token);
+    first.rules(&commit).await;
+
+    // Killed: the second one knows who lives here before anybody has come to it.
+    first.kill();
+    let status = second.serves(&commit).await;
+    let own = status.clusters.iter().find(|cluster| cluster.name.as_str() == "east").unwrap();
+    assert_eq!(own.proxies.len(), 1, "{:?}", own.proxies);
+    second.rules(&commit).await;
+    let thief = Sidecar::start(ip(6, 5), places, &token);
+    eventually("a token that the first one took is worth nothing at the second", SOON, async || {
+        let log = thief.log();
+        if log.contains("was used before") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    drop(thief);
+
+    // The first one comes back, and stands by. What it issued is good at the second.
+    first.start();
+    first.stands_by_for(&second).await;
+    let commit = source.commit(2);
+    second.serves(&commit).await;
+    second.rules(&commit).await;
+    drop(sidecar);
+    let _sidecar = Sidecar::start(ip(6, 4), places, &unused);
+    second.rules(&commit).await;
+
+    // Stopped in the middle: the proxies leave it, and it serves nobody when it wakes.
+    second.signal(Signal::SIGSTOP);
+    let commit = source.commit(3);
+    first.serves(&commit).await;
+    first.rules(&commit).await;
+    second.signal(Signal::SIGCONT);
+    second.stands_by_for(&first).await;
+    first.rules(&commit).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_can_write_to_the_store_does_not_rule_by_that() {
+    let (source, server) = (Source::new(), EtcdServer::start(ip(7, 1), &[]));
+    let mut primary = Primary::new(ip(7, 2), &source, &server);
+    let first = source.commit(1);
+    primary.start();
+    primary.serves(&first).await;
+
+    // A later head of another commit, by one who has etcd and no key.
+    let mut client = etcd_client::Client::connect([server.url()], None).await.unwrap();
+    let key = format!("{PREFIX}/head");
+    let good = SignedHead::decode(client.get(key.as_str(), None).await.unwrap().kvs()[0].value()).unwrap();
+    let mut revision = good.head().stable.clone().unwrap();
+    revision.commits[0].1 = "0".repeat(40).parse().unwrap();
+    let forged = SignedHead::seal(good.head().next(revision), |_| {
+        (good.signature().to_vec(), good.statement().to_vec())
+    });
+    client.put(key.as_str(), forged.encode(), None).await.unwrap();
+    let refuses = async || {
+        let log = primary.log();
+        if log.contains("not the primary's") { Ok(()) } else { Err(log) }
+    };
+    eventually("it is not obeyed", SOON, refuses).await;
+    assert_eq!(primary.status().await.unwrap().commit, Some(first));
+    primary.kill();
+    primary.start();
+    // The next commit goes over it.
+    primary.serves(&source.commit(2)).await;
+}

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use api::{
@@ -229,6 +229,14 @@ impl Store for SlowStore {
 
     fn campaign(&self) -> Answer<'_, Election> {
         self.store.campaign()
+    }
+
+    fn resign(&self) -> Answer<'_, ()> {
+        self.store.resign()
+    }
+
+    fn away(&self) -> watch::Receiver<Option<SystemTime>> {
+        self.store.away()
     }
 
     fn sweep<'a>(

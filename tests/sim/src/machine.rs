@@ -19,7 +19,7 @@ use controlplane::{
     publish::{self, Accepted},
     serving::{self, Begun},
     snapshot::Configuration,
-    store::{Election, Store},
+    store::{self, Leading, Store},
 };
 use dataplane::{
     account::{Meters, Telemetry},
@@ -158,9 +158,9 @@ impl ControlPlane {
         process::files::private_directory(&self.dir)?;
         sabotage::before_plane(mesh.sabotage, &self.dir)?;
         let store: Arc<dyn Store> = Arc::new(SlowStore::open(&self.disk, world.clone(), self.full.clone())?);
-        let election = store.campaign().await?;
-        let held = store.head().await?.and_then(|head| head.head().stable.clone());
-        let configuration = match &held {
+        let leading = store::lead(store.clone(), &shutdown);
+        let held = store.head().await?.map(|head| head.head().clone());
+        let configuration = match held.as_ref().and_then(|head| head.stable.as_ref()) {
             Some(revision) => load(&*store, revision).await?,
             None => Configuration::default(),
         };
@@ -174,7 +174,8 @@ impl ControlPlane {
             }
             Duty::Remote { primary, .. } => self.joined(mesh, &shared, &config, *primary).await?,
         };
-        let begun = Begun { authority, configuration, commits: watch::Sender::default() };
+        let in_force = held.map(|head| head.seq());
+        let begun = Begun { authority, configuration, in_force, commits: watch::Sender::default() };
         let plane = serving::assemble(config, shared, store, begun).await?;
         serving::begin(&plane, &shutdown).await?;
         mesh.oracle.borrow_mut().plane_begins(&self.name, mesh.network.elapsed());
@@ -182,10 +183,10 @@ impl ControlPlane {
         match plane.config.duty {
             Duty::Primary { .. } => {
                 let branch = mesh.repository.borrow().watch();
-                shutdown.spawn("publisher", publisher(plane.clone(), branch, election, shutdown.clone()));
+                shutdown.spawn("publisher", publisher(plane.clone(), branch, leading, shutdown.clone()));
             }
             Duty::Remote { primary, .. } => {
-                let link = link::remote::run(plane.clone(), primary, election, shutdown.clone());
+                let link = link::remote::run(plane.clone(), primary, leading, shutdown.clone());
                 shutdown.spawn("link", link);
             }
         }
@@ -290,10 +291,11 @@ impl ControlPlane {
 async fn publisher(
     plane: Arc<Plane>,
     mut branch: watch::Receiver<Option<Arc<Commit>>>,
-    election: Election,
+    mut leading: Leading,
     shutdown: Shutdown,
 ) {
     let accepted = Accepted::default();
+    let election = leading.begun().await;
     loop {
         let commit = branch.borrow_and_update().clone();
         let mut failed = false;
@@ -397,6 +399,7 @@ impl Sidecar {
             zone: String::new(),
             workers: 1,
             access_log: None,
+            capture: None,
             tracing: Tracing { endpoint: None, sample: 0.0 },
             drain: Duration::from_secs(1),
         }

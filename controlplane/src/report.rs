@@ -123,7 +123,7 @@ fn proxy_status(proxy: &Proxy, snapshot: &Snapshot) -> ProxyStatus {
             address => address.to_string(),
         },
         state,
-        since: seconds(proxy.since),
+        since: seconds(proxy.since.of_day),
         commit: proxy.reached.clone(),
         effective: proxy.refused.is_empty() && proxy.reached.as_deref() == Some(snapshot.commit()),
         refused: proxy.refused.clone(),

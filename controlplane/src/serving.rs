@@ -65,9 +65,10 @@ pub async fn assemble(
     store: Arc<dyn Store>,
     begun: Begun,
 ) -> Result<Arc<Plane>> {
-    let now = world.now();
+    let now = world.moment();
     let registry = Registry::open(store.clone(), config.lease, now).await?;
-    let peers = Kept::new(&config.state_dir).load(seconds(now) as i64)?;
+    let now = seconds(now.of_day);
+    let peers = Kept::new(&config.state_dir).load(now as i64)?;
     let bundle = begun.authority.identity().bundle();
     let inputs = Inputs {
         cluster: config.cluster.clone(),
@@ -76,7 +77,7 @@ pub async fn assemble(
         workloads: registry.workloads().borrow().clone(),
         peers,
         bundle,
-        now: seconds(now) as u64,
+        now: now as u64,
     };
     let plane = Plane {
         world,
@@ -237,7 +238,7 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match plane.registry.expire(plane.world.now()).await {
+        match plane.registry.expire(plane.world.moment()).await {
             Ok(gone) => gone.iter().for_each(|workload| {
                 plane.events.note(format!("workload {workload}"), "is gone: its lease has run out");
             }),

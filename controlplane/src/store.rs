@@ -231,39 +231,3 @@ pub struct Registration {
     /// When it was last heard of.
     pub beat_ms: u64,
 }
-
-/// The workloads whose lease has run out at `now_ms`.
-///
-/// `up_since_ms` is when store and leader last came back: nobody could renew before, so every lease begins one full
-/// time anew then. A clock that went backwards expires nobody.
-pub fn expired(
-    registrations: &[Registration],
-    now_ms: u64,
-    up_since_ms: u64,
-    lease_ms: u64,
-) -> Vec<InstanceId> {
-    let out = |it: &&Registration| now_ms.saturating_sub(it.beat_ms.max(up_since_ms)) >= lease_ms;
-    registrations.iter().filter(out).map(|it| it.instance.clone()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn leases_run_out_and_begin_anew_after_an_outage() {
-        let beat = |name: &str, beat_ms| Registration {
-            instance: InstanceId::new(name).unwrap(),
-            bytes: Bytes::new(),
-            beat_ms,
-        };
-        let all = [beat("old", 1_000), beat("fresh", 9_000), beat("ahead", 99_000)];
-        let names =
-            |now, up| expired(&all, now, up, 5_000).iter().map(|it| it.to_string()).collect::<Vec<_>>();
-        assert_eq!(names(5_999, 0), [""; 0]);
-        assert_eq!(names(6_000, 0), ["old"]);
-        assert_eq!(names(14_000, 0), ["old", "fresh"]);
-        assert_eq!(names(14_000, 9_001), [""; 0]);
-        assert_eq!(names(14_001, 9_001), ["old", "fresh"]);
-    }
-}

@@ -19,6 +19,7 @@ use rustls::time_provider::TimeProvider;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket},
+    time::Instant,
 };
 
 use crate::limits;
@@ -40,6 +41,11 @@ pub trait World: Debug + Send + Sync + 'static {
     /// Connections that come to `address` from now on.
     fn listen(&self, address: SocketAddr) -> Later<'_, io::Result<Listener>>;
 
+    /// This moment, by both clocks.
+    fn moment(&self) -> Moment {
+        Moment { of_day: self.now(), counted: Instant::now() }
+    }
+
     /// The time of day, as certificates count it.
     fn unix(&self) -> UnixTime {
         UnixTime::since_unix_epoch(self.now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
@@ -48,6 +54,22 @@ pub trait World: Debug + Send + Sync + 'static {
     /// Half to all of `pause`, so that many who wait for the same do not return as one.
     fn jittered(&self, pause: Duration) -> Duration {
         pause.mul_f64(0.5 + self.chance() / 2.0)
+    }
+}
+
+/// A moment by both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The time of day, which people are shown, and which may jump.
+    pub of_day: SystemTime,
+    /// What counts how long something lasts: it goes on evenly, and means nothing elsewhere.
+    pub counted: Instant,
+}
+
+impl Moment {
+    /// How long it is since `earlier`, however the time of day was set meanwhile.
+    pub fn since(self, earlier: Moment) -> Duration {
+        self.counted.saturating_duration_since(earlier.counted)
     }
 }
 

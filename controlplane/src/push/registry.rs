@@ -14,6 +14,7 @@ use api::{
     name::{InstanceId, Namespace, ServiceAccount, WorkloadId},
     resource::Labels,
 };
+use process::world::Moment;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{RwLock, watch};
 
@@ -58,7 +59,7 @@ pub struct Proxy {
     /// Whether its lease has run out.
     pub gone: bool,
     /// Since when it is in that state.
-    pub since: SystemTime,
+    pub since: Moment,
     /// The commit that it obeys, as far as this control plane has its word.
     pub reached: Option<String>,
     /// Why it refused its last push.
@@ -106,7 +107,7 @@ pub struct Registry {
 
 impl Registry {
     /// The registry as the store remembers it. Every lease begins one full time anew at `now`.
-    pub async fn open(store: Arc<dyn Store>, lease: Duration, now: SystemTime) -> Result<Self, StoreError> {
+    pub async fn open(store: Arc<dyn Store>, lease: Duration, now: Moment) -> Result<Self, StoreError> {
         let mut enrolled = HashMap::new();
         let mut workloads = BTreeMap::new();
         let mut proxies = BTreeMap::new();
@@ -192,7 +193,7 @@ impl Registry {
         &self,
         registered: Registered,
         version: String,
-        now: SystemTime,
+        now: Moment,
     ) -> Result<u64, RegistryError> {
         let _comes = self.coming.read().await;
         let instance = registered.instance.clone();
@@ -214,7 +215,7 @@ impl Registry {
             });
             same.map(|proxy| proxy.registered.instance.clone()).collect()
         };
-        self.put(&registered, now).await?;
+        self.put(&registered, now.of_day).await?;
         self.take_out(earlier).await?;
         self.set_workload(registered.clone());
         let mut stream = 0;
@@ -227,7 +228,7 @@ impl Registry {
     }
 
     /// A stream of a proxy is away; says whether that is news.
-    pub fn disconnect(&self, instance: &InstanceId, stream: u64, now: SystemTime) -> bool {
+    pub fn disconnect(&self, instance: &InstanceId, stream: u64, now: Moment) -> bool {
         let mut news = false;
         self.update(instance, |proxy| {
             news = proxy.connected && proxy.stream == stream;
@@ -308,9 +309,11 @@ impl Registry {
     }
 
     /// Takes out those whose lease has run out at `now`; gives their names. The leader alone calls this.
-    pub async fn expire(&self, now: SystemTime) -> Result<Vec<WorkloadId>, StoreError> {
+    ///
+    /// Invariant: no setting of the clock ends a lease early, or makes it last.
+    pub async fn expire(&self, now: Moment) -> Result<Vec<WorkloadId>, StoreError> {
         let _alone = self.coming.write().await;
-        let away = |proxy: &Proxy| now.duration_since(proxy.since).unwrap_or_default();
+        let away = |proxy: &Proxy| now.since(proxy.since);
         let (expired, forgotten): (Vec<_>, Vec<_>) = {
             let proxies = self.proxies.borrow();
             let out =
@@ -412,7 +415,7 @@ impl Registry {
 }
 
 impl Proxy {
-    fn new(registered: Registered, since: SystemTime, connected: bool) -> Self {
+    fn new(registered: Registered, since: Moment, connected: bool) -> Self {
         Proxy {
             registered,
             connected,

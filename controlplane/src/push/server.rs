@@ -200,7 +200,7 @@ impl Follower {
         let hosts = hello.hosts.iter().cloned().chain(siblings).take(super::session::MAX_HOSTS).collect();
         let version = hello.version.clone();
         let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
-        let now = plane.world.now();
+        let now = plane.world.moment();
         let stream =
             plane.registry.connect(node.clone(), version, now).await.map_err(|error| match error {
                 RegistryError::Store(error) => Status::unavailable(error.to_string()),
@@ -259,7 +259,7 @@ impl Follower {
                 },
             };
         }
-        if self.plane.registry.disconnect(&self.instance, self.stream, self.plane.world.now()) {
+        if self.plane.registry.disconnect(&self.instance, self.stream, self.plane.world.moment()) {
             self.plane.events.note(format!("proxy {}", self.instance), "its stream is away; its lease runs");
         }
     }

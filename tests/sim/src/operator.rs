@@ -180,12 +180,14 @@ fn cut(mesh: &Mesh, chance: &mut Chance) {
     mesh.network.cut(one, other);
 }
 
-/// A control plane's clock does not jump while it runs: it judges leases by it, see docs/simulation.md.
+/// Sets a clock, of whoever is on or off.
 fn skew(mesh: &Mesh, chance: &mut Chance) {
     let skew_ms = chance.between(0, 2 * SKEW_MS) as i64 - SKEW_MS as i64;
-    let off = mesh.planes().iter().find(|plane| !plane.is_on());
-    let sidecar = &mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize];
-    let ip = off.map_or(sidecar.ip, |plane| plane.ip);
+    let ip = if chance.one_in(2) {
+        mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].ip
+    } else {
+        mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].ip
+    };
     mesh.trace.line(format_args!("the clock of {ip} is now {skew_ms} ms wrong"));
     mesh.network.skew(ip, skew_ms);
 }

@@ -1,14 +1,19 @@
 //! Who may call itself what, and what the end of a stream means.
 
-use std::time::Duration;
+use std::sync::LazyLock;
+
+use tokio::time::Instant;
 
 use super::*;
 use crate::{snapshot::fixture::workload, store::Embedded};
 
 const LEASE: Duration = Duration::from_secs(15);
 
-fn at(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + seconds)
+/// So many seconds after the first moment of all tests.
+fn at(seconds: u64) -> Moment {
+    static FIRST: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let later = Duration::from_secs(seconds);
+    Moment { of_day: SystemTime::UNIX_EPOCH + later, counted: *FIRST + later }
 }
 
 async fn registry(dir: &tempfile::TempDir) -> Registry {
@@ -73,6 +78,17 @@ async fn a_workload_outlives_its_stream_by_its_lease() {
     assert_eq!(registry.expire(at(16)).await.unwrap(), ["reviews".parse().unwrap()]);
     assert_eq!(registry.workloads().borrow().len(), 0);
     assert_eq!(state(&registry, "reviews-a"), (false, true));
+}
+
+#[tokio::test]
+async fn a_clock_that_is_set_ends_no_lease_and_prolongs_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let stream = connect(&registry, instance("reviews", "reviews-a"), 1_000).await.unwrap();
+    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(1_000));
+    let set = |to, seconds| Moment { of_day: at(to).of_day, ..at(seconds) };
+    assert_eq!(registry.expire(set(9_000, 1_014)).await.unwrap(), []);
+    assert_eq!(registry.expire(set(0, 1_015)).await.unwrap(), ["reviews".parse().unwrap()]);
 }
 
 #[tokio::test]

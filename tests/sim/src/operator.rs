@@ -15,10 +15,13 @@ use crate::{
 
 /// Steps of one simulation.
 const STEPS: u64 = 30;
+/// Who ends by its own word, or with its disk, does so within this time.
+const ENDING: Duration = Duration::from_secs(2);
 /// Clocks are wrong by so much at most: certificates allow for a minute between two.
 const SKEW_MS: u64 = 25_000;
 
-/// Drives `mesh` through its steps, or to the first of them after which something is wrong.
+/// Drives `mesh` through its steps, or to the first of them after which something is wrong. Nobody ends any more when
+/// it is through.
 pub async fn drive(mesh: &Rc<Mesh>, chance: &mut Chance, broken: Option<Sabotage>) {
     let steps = chance.between(STEPS / 2, STEPS);
     for _ in 0..steps {
@@ -30,6 +33,7 @@ pub async fn drive(mesh: &Rc<Mesh>, chance: &mut Chance, broken: Option<Sabotage
         step(mesh, chance);
         sabotage::strike(broken, mesh, chance);
     }
+    tokio::time::sleep(ENDING).await;
 }
 
 fn step(mesh: &Rc<Mesh>, chance: &mut Chance) {
@@ -92,7 +96,7 @@ fn crash_plane(mesh: &Rc<Mesh>, chance: &mut Chance) {
     if let Some(writes) = torn {
         plane.disk.fail_after(writes);
     }
-    let warning = Duration::from_millis(if torn.is_some() { chance.between(1, 2_000) } else { 0 });
+    let warning = if torn.is_some() { ENDING.mul_f64(chance.unit()) } else { Duration::ZERO };
     let mesh = mesh.clone();
     tokio::task::spawn_local(async move {
         tokio::time::sleep(warning).await;

@@ -291,6 +291,10 @@ impl Oracle {
             let superseded = present.values().any(|other| other == workload);
             let away = self.away.get(instance).copied().flatten().map(|since| now.saturating_sub(since));
             let expired = away.is_some_and(|away| away + SLACK >= LEASE);
+            if !superseded && let Some(contact) = self.contacts.get_mut(workload) {
+                // Its next life is new to the control plane, however soon it comes.
+                contact.last = None;
+            }
             let justified = superseded || expired || self.dismissed.contains(instance.as_str());
             self.judge("endpoints", justified, || {
                 format!("{instance} was taken out of {cluster}, and was away for {away:?} only")

@@ -176,21 +176,3 @@ impl Commit {
         text
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_commit_passes_the_gate_and_bears_its_mark() {
-        let mut repository = Repository::new(&["east", "west"]);
-        for change in [Change::Permission, Change::Marks, Change::Nothing, Change::Removal("west")] {
-            let commit = repository.commit(change);
-            let set = controlplane::gate::check(&commit.checkout());
-            assert!(set.is_ok(), "{change:?}: {:?}", set.err());
-        }
-        let last = repository.last();
-        assert_eq!((last.mark, last.denies, last.members.len()), (3, true, 1));
-        assert_eq!(marks(b"..rev3x.rev12x,rev,revx,rev4"), [3, 12].into());
-    }
-}

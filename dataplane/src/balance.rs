@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 pub use balancer::{Balancer, NoEndpoint, Pick, Picked, Report};
 pub use choice::{Ask, Tried};
 pub use endpoint::{BadEndpoint, Endpoint};
-pub use gateway::{Gateway, Gateways, Network};
+pub use gateway::{Gateway, Gateways, Network, TRIAL};
 pub use live::Outcome;
 pub use retry::{Budget, backoff};
 pub use runtime::locality::Place;

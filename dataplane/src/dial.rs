@@ -27,7 +27,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    balance::{Endpoint, Gateway, Outcome},
+    balance::{Endpoint, Gateway, Outcome, TRIAL},
     liveness::Watched,
     worker::Worker,
 };
@@ -156,7 +156,7 @@ async fn through_gateway(
     limit: Duration,
 ) -> Result<(TcpStream, Arc<Gateway>), DialError> {
     let mut tried = Vec::new();
-    while let Some(gateway) = network.choose(worker.proxy.now(), worker.chance(), &tried) {
+    while let Some(gateway) = network.choose(worker.chance(), &tried) {
         match tcp(worker, gateway.address, limit).await {
             Ok(stream) => {
                 gateway.connected();
@@ -164,12 +164,20 @@ async fn through_gateway(
             }
             Err(error) => {
                 tracing::debug!(%error, "a gateway cannot be reached");
-                gateway.connect_failed(worker.proxy.now());
+                gateway.lost(worker.proxy.now());
                 tried.push(gateway.address);
             }
         }
     }
     Err(DialError::Gateway(name.to_owned()))
+}
+
+/// Finds out whether a gateway that was lost is there again.
+pub async fn try_gateway(worker: &Worker, gateway: &Gateway) {
+    match tcp(worker, gateway.address, TRIAL).await {
+        Ok(_) => gateway.connected(),
+        Err(_) => gateway.tried_in_vain(worker.proxy.now()),
+    }
 }
 
 async fn tcp(worker: &Worker, address: SocketAddr, limit: Duration) -> Result<TcpStream, DialError> {

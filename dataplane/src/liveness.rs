@@ -77,7 +77,7 @@ impl Liveness {
             if connection.seen.judge(acks, now) {
                 dead += 1;
                 if let Some(gateway) = &connection.gateway {
-                    gateway.fell_silent(now);
+                    gateway.lost(now);
                 }
                 let _ = nix::sys::socket::shutdown(*descriptor, nix::sys::socket::Shutdown::Both);
             }

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 
 use crate::{
-    balance::{Endpoint, Gateway, Moment},
+    balance::{Endpoint, Gateway},
     body::Body,
     dial::{self, DialError, Dialled, Route},
     http1::HEAD_BYTES,
@@ -144,8 +144,8 @@ impl Facts {
 
     /// Whether who is at the other end of TCP is not known to be away. A gateway may fall silent while its connections
     /// stand; to find that out of each of them would delay a request each.
-    fn reachable(&self, now: Moment) -> bool {
-        self.gateway.as_ref().is_none_or(|gateway| gateway.alive(now))
+    fn reachable(&self) -> bool {
+        self.gateway.as_ref().is_none_or(|gateway| gateway.alive())
     }
 }
 
@@ -249,13 +249,13 @@ impl Slot {
     }
 
     /// A connection that stands already.
-    pub fn take(self: &Rc<Self>, h2: bool, now: Moment) -> Option<Lease> {
-        if h2 { self.take_h2(now) } else { self.take_h1(now) }
+    pub fn take(self: &Rc<Self>, h2: bool) -> Option<Lease> {
+        if h2 { self.take_h2() } else { self.take_h1() }
     }
 
-    fn take_h1(self: &Rc<Self>, now: Moment) -> Option<Lease> {
+    fn take_h1(self: &Rc<Self>) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|one| !one.sender.is_closed() && one.facts.reachable(now));
+        idle.retain(|one| !one.sender.is_closed() && one.facts.reachable());
         let at = idle.iter().rposition(|one| one.sender.is_ready())?;
         let one = idle.swap_remove(at);
         Some(Lease {
@@ -266,9 +266,9 @@ impl Slot {
         })
     }
 
-    fn take_h2(self: &Rc<Self>, now: Moment) -> Option<Lease> {
+    fn take_h2(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
-        shared.retain(|one| !one.sender.is_closed() && one.facts.reachable(now));
+        shared.retain(|one| !one.sender.is_closed() && one.facts.reachable());
         let one =
             shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
         one.active.set(one.active.get() + 1);
@@ -302,7 +302,7 @@ impl Slot {
                 None => self.begin_h2(worker, &route, place()?),
             };
             Waiting { slot: self, connecting }.wait().await?;
-            if let Some(lease) = self.take_h2(worker.proxy.now()) {
+            if let Some(lease) = self.take_h2() {
                 return Ok(lease);
             }
         }

@@ -19,7 +19,7 @@ use process::{
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-use crate::{account::Handles, balance, liveness::Liveness, pool::Pool, proxy::Proxy};
+use crate::{account::Handles, balance, dial, liveness::Liveness, pool::Pool, proxy::Proxy};
 
 /// How often connections are looked at.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -82,7 +82,7 @@ impl Worker {
         spawn(task);
     }
 
-    /// Looks after connections until `shutdown`.
+    /// Looks after connections, and after gateways that were lost, until `shutdown`.
     pub async fn tend(self: Rc<Self>, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(SWEEP);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -97,6 +97,10 @@ impl Worker {
                 tracing::warn!(connections = dead, "nothing was acknowledged for 2 s: given up");
             }
             self.pool.sweep(&self, now);
+            for gateway in self.proxy.gateways.due(self.proxy.now()) {
+                let worker = self.clone();
+                self.spawn(async move { dial::try_gateway(&worker, &gateway).await });
+            }
         }
     }
 }

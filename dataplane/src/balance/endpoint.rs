@@ -73,7 +73,7 @@ impl Endpoint {
     pub(super) fn fit(&self, now: Moment) -> bool {
         self.wire.health() == Health::Healthy
             && !self.stale.is_some_and(|stale| stale.drop && now >= stale.from)
-            && self.gateway.as_ref().is_none_or(|gateway| gateway.reachable(now))
+            && self.gateway.as_ref().is_none_or(|gateway| gateway.reachable())
     }
 
     pub(super) fn grade(&self, now: Moment, patience: Patience<'_>) -> Grade {

@@ -1,7 +1,8 @@
 //! East-west gateways as seen from a client: which address of a network to connect to, and whether any lives.
 //!
 //! A failed connect counts against the gateway address, never the endpoint behind it; so does the silence of a
-//! connection to it.
+//! connection to it. Whether one that is away has come back is found out by connects that no request waits for: one that
+//! is silent would delay each request that asks by the whole time of a connect.
 
 use std::{
     collections::BTreeMap,
@@ -18,15 +19,14 @@ use arc_swap::ArcSwap;
 
 use super::Moment;
 
-/// How long an address is left alone after its first failed connect; doubles with each further one.
+/// How long an address is left alone before its first trial; doubles with each trial in vain.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 
 /// The longest that an address is left alone.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
-/// How long one connect may try an address that had failed before another may try it too. A little more than
-/// the connect timeout to another network.
-const TRIAL: Duration = Duration::from_millis(2500);
+/// What a trial may take; as long, nobody else begins one.
+pub const TRIAL: Duration = Duration::from_secs(2);
 
 /// All networks that are reached through gateways. One for the whole proxy.
 #[derive(Debug, Default)]
@@ -54,6 +54,13 @@ impl Gateways {
         let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         networks.entry(name.to_owned()).or_default().clone()
     }
+
+    /// The gateways that are due for a trial; whoever is told of one has to make it.
+    pub fn due(&self, now: Moment) -> Vec<Arc<Gateway>> {
+        let networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = networks.values().flat_map(|network| network.gateways.load().to_vec());
+        all.filter(|gateway| gateway.claim_trial(now)).collect()
+    }
 }
 
 /// The gateways of one network.
@@ -73,20 +80,19 @@ impl Network {
         self.gateways.store(Arc::new(new));
     }
 
-    /// Whether an address is alive, or due for another trial.
-    pub fn reachable(&self, now: Moment) -> bool {
-        self.gateways.load().iter().any(|gateway| gateway.alive(now))
+    /// Whether an address is alive.
+    pub fn reachable(&self) -> bool {
+        self.gateways.load().iter().any(|gateway| gateway.alive())
     }
 
     /// The address to connect to: a living one that was not tried yet, else any not tried yet; none when all
-    /// were tried. A gateway that had failed counts as down for others while this trial runs.
-    pub fn choose(&self, now: Moment, chance: u64, tried: &[SocketAddr]) -> Option<Arc<Gateway>> {
+    /// were tried.
+    pub fn choose(&self, chance: u64, tried: &[SocketAddr]) -> Option<Arc<Gateway>> {
         let all = self.gateways.load();
         let open: Vec<_> = all.iter().filter(|gateway| !tried.contains(&gateway.address)).collect();
-        let alive: Vec<_> = open.iter().copied().filter(|gateway| gateway.alive(now)).collect();
+        let alive: Vec<_> = open.iter().copied().filter(|gateway| gateway.alive()).collect();
         let from = if alive.is_empty() { open } else { alive };
         let gateway = from.get((chance % from.len().max(1) as u64) as usize)?;
-        gateway.begin(now);
         Some(Arc::clone(gateway))
     }
 }
@@ -96,46 +102,49 @@ impl Network {
 pub struct Gateway {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Failed connects in a row.
+    /// From its loss on, which counts as one, the trials in vain; 0: it is alive.
     failures: AtomicU32,
-    down_until: AtomicU64,
+    /// When the next trial is due, while it is lost.
+    trial_at: AtomicU64,
 }
 
 impl Gateway {
     fn new(address: SocketAddr) -> Self {
-        Gateway { address, failures: AtomicU32::new(0), down_until: AtomicU64::new(0) }
+        Gateway { address, failures: AtomicU32::new(0), trial_at: AtomicU64::new(0) }
     }
 
     /// Whether connects to it are sensible now.
-    pub fn alive(&self, now: Moment) -> bool {
-        self.down_until.load(Relaxed) <= now.as_nanos()
+    pub fn alive(&self) -> bool {
+        self.failures.load(Relaxed) == 0
     }
 
     /// A TCP connection to it stands.
     pub fn connected(&self) {
-        if self.failures.swap(0, Relaxed) > 0 {
-            self.down_until.store(0, Relaxed);
+        self.failures.store(0, Relaxed);
+    }
+
+    /// A connect to it failed or timed out, or a connection that stood has died: nothing was acknowledged. Many do so at
+    /// once, and tell it once.
+    pub fn lost(&self, now: Moment) {
+        if self.alive() {
+            self.tried_in_vain(now);
         }
     }
 
-    /// A connection to it that stood has died: nothing was acknowledged. Many die at once, and tell it once.
-    pub fn fell_silent(&self, now: Moment) {
-        if self.alive(now) {
-            self.connect_failed(now);
-        }
-    }
-
-    /// A TCP connect to it failed or timed out.
-    pub fn connect_failed(&self, now: Moment) {
+    /// A trial has failed.
+    pub fn tried_in_vain(&self, now: Moment) {
         let failures = self.failures.fetch_add(1, Relaxed).min(16);
         let wait = FIRST_BACKOFF.saturating_mul(1 << failures).min(LONGEST_BACKOFF);
-        self.down_until.store((now + wait).as_nanos(), Relaxed);
+        self.trial_at.store((now + wait).as_nanos(), Relaxed);
     }
 
-    fn begin(&self, now: Moment) {
-        if self.failures.load(Relaxed) > 0 {
-            self.down_until.fetch_max((now + TRIAL).as_nanos(), Relaxed);
-        }
+    /// Takes the place of the one who tries it, if that is due.
+    fn claim_trial(&self, now: Moment) -> bool {
+        let due = self.trial_at.load(Relaxed);
+        let end = (now + TRIAL).as_nanos();
+        !self.alive()
+            && due <= now.as_nanos()
+            && self.trial_at.compare_exchange(due, end, Relaxed, Relaxed).is_ok()
     }
 }
 
@@ -156,19 +165,19 @@ mod tests {
     fn a_sibling_is_tried_first_and_the_dead_are_left_alone() {
         let gateways = Gateways::default();
         let west = gateways.network("west");
-        assert!(!west.reachable(at(0)), "no gateway is known yet");
+        assert!(!west.reachable(), "no gateway is known yet");
         gateways.update(&wire(&["127.2.0.2:1", "127.2.0.3:1", "nonsense"]));
 
-        let first = west.choose(at(0), 0, &[]).unwrap();
-        first.connect_failed(at(0));
+        let first = west.choose(0, &[]).unwrap();
+        first.lost(at(0));
         for chance in 0..4 {
-            assert_ne!(west.choose(at(1), chance, &[]).unwrap().address, first.address);
+            assert_ne!(west.choose(chance, &[]).unwrap().address, first.address);
         }
-        let second = west.choose(at(1), 0, &[first.address]).unwrap();
-        second.connect_failed(at(1));
-        assert!(!west.reachable(at(400)));
-        assert!(west.choose(at(400), 0, &[first.address, second.address]).is_none());
-        assert!(west.choose(at(400), 0, &[first.address]).is_some(), "the dead are a last resort");
+        let second = west.choose(0, &[first.address]).unwrap();
+        second.lost(at(1));
+        assert!(!west.reachable());
+        assert!(west.choose(0, &[first.address, second.address]).is_none());
+        assert!(west.choose(0, &[first.address]).is_some(), "the dead are a last resort");
     }
 
     #[test]
@@ -176,18 +185,21 @@ mod tests {
         let gateways = Gateways::default();
         gateways.update(&wire(&["127.2.0.2:1"]));
         let west = gateways.network("west");
-        let gateway = west.choose(at(0), 0, &[]).unwrap();
-        assert!(west.reachable(at(1)), "one that never failed is no trial");
-        gateway.connect_failed(at(0));
-        assert!(west.reachable(at(501)), "due again");
-        let trial = west.choose(at(501), 0, &[]).unwrap();
-        assert!(!west.reachable(at(600)), "somebody is trying");
-        trial.connect_failed(at(600));
-        assert!(!west.reachable(at(1599)) && west.reachable(at(1600)), "the wait has doubled");
+        assert!(gateways.due(at(0)).is_empty(), "one that lives is not tried");
+        west.choose(0, &[]).unwrap().lost(at(0));
+        assert!(gateways.due(at(499)).is_empty());
+        let trial = gateways.due(at(501)).remove(0);
+        assert!(!west.reachable(), "requests do not try it");
+        assert!(gateways.due(at(502)).is_empty(), "somebody is trying");
+        trial.tried_in_vain(at(2500));
+        assert!(
+            gateways.due(at(3499)).is_empty() && gateways.due(at(3500)).len() == 1,
+            "the wait has doubled"
+        );
         trial.connected();
-        assert!(west.reachable(at(601)));
-        (0..40).for_each(|_| trial.connect_failed(at(0)));
-        assert!(west.reachable(at(10_001)), "the wait is bounded");
+        assert!(west.reachable() && gateways.due(at(60_000)).is_empty());
+        (0..40).for_each(|_| trial.tried_in_vain(at(60_000)));
+        assert!(gateways.due(at(70_000)).len() == 1, "the wait is bounded");
     }
 
     #[test]
@@ -195,12 +207,11 @@ mod tests {
         let gateways = Gateways::default();
         gateways.update(&wire(&["127.2.0.2:1"]));
         let west = gateways.network("west");
-        let gateway = west.choose(at(0), 0, &[]).unwrap();
+        let gateway = west.choose(0, &[]).unwrap();
+        (0..40).for_each(|_| gateway.lost(at(0)));
+        assert!(gateways.due(at(499)).is_empty() && gateways.due(at(501)).len() == 1);
         gateway.connected();
-        (0..40).for_each(|_| gateway.fell_silent(at(0)));
-        assert!(!west.reachable(at(499)) && west.reachable(at(501)), "as after one failed connect");
-        gateway.connected();
-        assert!(west.reachable(at(1)));
+        assert!(west.reachable());
     }
 
     #[test]
@@ -208,12 +219,12 @@ mod tests {
         let gateways = Gateways::default();
         gateways.update(&wire(&["127.2.0.2:1"]));
         let west = gateways.network("west");
-        west.choose(at(0), 0, &[]).unwrap().connect_failed(at(0));
+        west.choose(0, &[]).unwrap().lost(at(0));
         gateways.update(&wire(&["127.2.0.2:1"]));
-        assert!(!west.reachable(at(1)));
+        assert!(!west.reachable());
         gateways.update(&wire(&["127.2.0.2:1", "127.2.0.9:1"]));
-        assert!(west.reachable(at(1)), "the handle follows");
+        assert!(west.reachable(), "the handle follows");
         gateways.update(&wire::Networks::default());
-        assert!(!west.reachable(at(1)));
+        assert!(!west.reachable());
     }
 }

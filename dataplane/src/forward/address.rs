@@ -28,7 +28,7 @@ pub async fn to_address(
     let slot = worker.pool.plain(address);
     let mut fresh = false;
     for _ in 0..STALE_MAX {
-        let standing = if fresh { None } else { slot.take(h2, worker.proxy.now()) };
+        let standing = if fresh { None } else { slot.take(h2) };
         let mut lease = match standing {
             Some(lease) => lease,
             None => {

@@ -135,7 +135,7 @@ impl Call<'_> {
             (true, false) => remote || self.outgoing.h2,
             (false, false) => self.speaks_h2,
         };
-        if let Some(lease) = slot.take(h2, self.worker.proxy.now()) {
+        if let Some(lease) = slot.take(h2) {
             return Ok(self.meant(endpoint, lease)?);
         }
         let endpoint = endpoint.clone();

@@ -460,10 +460,13 @@ fn behind_dead_gateways_nobody_is_healthy() {
     tale.kill("a", 1);
     assert_eq!(tale.taken(2), "w");
     let west = tale.gateways.network("west");
-    west.choose(at(3), 0, &[]).unwrap().connect_failed(at(3));
+    let gateway = west.choose(0, &[]).unwrap();
+    gateway.lost(at(3));
     assert_eq!(tale.state("w", 4), "unfit");
     assert_eq!(tale.taken(4), "a", "an ejected endpoint is nearer to life than one without a way to it");
-    assert_eq!(tale.taken(503), "w", "the gateway is due again");
+    assert_eq!(tale.taken(503), "a", "whether the gateway is back, no request has to find out");
+    gateway.connected();
+    assert_eq!(tale.taken(504), "w");
 }
 
 #[test]

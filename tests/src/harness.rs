@@ -6,15 +6,18 @@
 
 pub mod client;
 pub mod collector;
+pub mod document;
 pub mod etcd;
 pub mod explanations;
 pub mod git;
 pub mod load;
 pub mod logs;
+pub mod machine;
 pub mod mesh;
 pub mod prober;
 pub mod repository;
 pub mod stranger;
+pub mod ticks;
 pub mod up;
 
 use std::{

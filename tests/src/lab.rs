@@ -179,6 +179,24 @@ impl Lab {
         Partition::between(self.group(a), self.group(b))
     }
 
+    /// What is to go wrong between these hosts and all others.
+    ///
+    /// # Panics
+    /// When there is no host of such a name.
+    pub fn cut_off(&self, hosts: &[String]) -> Partition<'_> {
+        let inside: Vec<_> = hosts.iter().map(|host| &self[host.as_str()]).collect();
+        let outside = self.hosts.iter().filter(|(name, _)| !hosts.contains(name)).map(|(_, host)| host);
+        Partition::between(inside, outside.collect())
+    }
+
+    /// What is to go wrong within a host, between who listens at a TCP port there and who calls it from there.
+    ///
+    /// # Panics
+    /// When there is no host of this name.
+    pub fn at_port(&self, host: &str, port: u16) -> Partition<'_> {
+        Partition::at(&self[host], port)
+    }
+
     fn group(&self, name: &str) -> Vec<&Host> {
         if let Some(host) = self.hosts.get(name) {
             return vec![host];

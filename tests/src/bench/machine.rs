@@ -17,9 +17,6 @@ use nix::{
     unistd::Pid,
 };
 
-/// The load average up to which a machine counts as quiet.
-pub const QUIET: f64 = 0.7;
-
 /// `/proc` counts CPU time in these (`USER_HZ`, 100 a second on every Linux of today).
 const TICK: Duration = Duration::from_millis(10);
 /// How long a process may take to end in order.
@@ -203,19 +200,6 @@ pub fn prepare() -> anyhow::Result<()> {
     ensure!(cores >= 2, "two cores are needed, one for the proxies and one for the load; this has {cores}");
     let own = std::process::id().to_string();
     output(Command::new("taskset").args(["-cp", Core::Load.number(), &own])).map(drop)
-}
-
-/// Of the last minute.
-pub fn load_average() -> anyhow::Result<f64> {
-    let text = fs::read_to_string("/proc/loadavg")?;
-    Ok(text.split(' ').next().unwrap_or_default().parse()?)
-}
-
-/// The processor, in words.
-pub fn processor() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = text.lines().find(|line| line.starts_with("model name"));
-    model.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, name)| name).to_owned()
 }
 
 /// Runs a command to its end, and gives what it says.

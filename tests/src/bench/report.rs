@@ -2,28 +2,29 @@
 
 use std::{fmt::Write, path::Path, process::Command};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::Serialize;
+use weft_tests::harness::{
+    document,
+    machine::{self, QUIET},
+};
 
 use crate::{
     Bench,
     commit::Commits,
     compare::{ALONE, Comparison, Latency, Series},
-    machine::{self, output},
+    machine::output,
     memory::Memory,
     pass::Idle,
     picture,
 };
-
-/// Where the generated part of the document begins and ends.
-const MARKS: [&str; 2] = ["<!-- measured -->\n", "<!-- /measured -->\n"];
 
 /// Everything that was measured, and on what.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     command: String,
-    processor: String,
+    machine: String,
     load_average: f64,
     weft: String,
     peers: Vec<String>,
@@ -47,7 +48,7 @@ impl Report {
     pub fn new(bench: &Bench, load_average: f64) -> anyhow::Result<Self> {
         Ok(Report {
             command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
-            processor: machine::processor(),
+            machine: machine::described()?,
             load_average,
             weft: output(Command::new(&bench.programs.weft).arg("--version"))?.trim().to_owned(),
             peers: bench.peers.versions()?,
@@ -62,12 +63,12 @@ impl Report {
 
     /// For people.
     pub fn text(&self) -> String {
-        let Report { command, processor, load_average, weft, peers, rounds, seconds, .. } = self;
+        let Report { command, machine, load_average, weft, peers, rounds, seconds, .. } = self;
         let mut text = format!(
-            "`weft-bench {command}` on {processor}, load average {load_average} at the start; {weft}; {}. \
+            "`weft-bench {command}` on {machine}, load average {load_average} at the start; {weft}; {}. \
              {rounds} rounds of {seconds} s.{}\n",
             peers.join("; "),
-            if *load_average > machine::QUIET { " **The machine was not quiet.**" } else { "" },
+            if *load_average > QUIET { " **The machine was not quiet.**" } else { "" },
         );
         self.compared.iter().for_each(|one| text.push_str(&compared(one)));
         self.idle.iter().for_each(|idle| text.push_str(&self::idle(idle)));
@@ -82,23 +83,14 @@ impl Report {
 
     /// Puts the tables between the marks of `document`, and the picture beside it.
     pub fn write_into(&self, document: &Path) -> anyhow::Result<()> {
-        let old = std::fs::read_to_string(document).with_context(|| document.display().to_string())?;
         let picture = document.with_extension("svg");
         let name = picture.file_name().context("the document has no name")?.to_string_lossy().into_owned();
         let generated =
             format!("\n![CPU for each unit of work, beside the peers]({name})\n\n{}\n", self.text());
-        std::fs::write(document, between_marks(&old, &generated)?)?;
+        document::write_between_marks(document, &generated)?;
         std::fs::write(&picture, picture::draw(&self.compared))?;
         Ok(())
     }
-}
-
-fn between_marks(old: &str, generated: &str) -> anyhow::Result<String> {
-    let [begin, end] = MARKS;
-    let (head, rest) = old.split_once(begin).context("the document has no mark `measured`")?;
-    let (_, tail) = rest.split_once(end).context("the document has no mark `/measured`")?;
-    ensure!(!tail.contains(begin), "the document has two marks `measured`");
-    Ok(format!("{head}{begin}{generated}{end}{tail}"))
 }
 
 fn compared(comparison: &Comparison) -> String {
@@ -234,13 +226,5 @@ pub(crate) mod tests {
         assert_eq!(ratio(&both, &both[0]), "**1.00** (1.20 1.00)");
         assert_eq!(ratio(&both, &both[1]), "");
         assert!(compared(&comparison()).contains("| nginx | 10.0 |"));
-    }
-
-    #[test]
-    fn only_what_is_between_the_marks_is_written() {
-        let [begin, end] = MARKS;
-        let old = format!("by hand\n{begin}old\n{end}by hand too\n");
-        assert_eq!(between_marks(&old, "new\n").unwrap(), format!("by hand\n{begin}new\n{end}by hand too\n"));
-        assert!(between_marks("by hand\n", "new\n").is_err());
     }
 }

@@ -48,6 +48,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
+use weft_tests::harness::machine::{QUIET, load_average};
 
 use crate::{
     compare::Effort,
@@ -166,8 +167,8 @@ fn main() -> anyhow::Result<()> {
         only: arguments.only,
     };
     machine::prepare()?;
-    let busy = machine::load_average()?;
-    if busy > machine::QUIET {
+    let busy = load_average()?;
+    if busy > QUIET {
         eprintln!("weft-bench: the load average is {busy}; numbers of a busy machine say little");
     }
 

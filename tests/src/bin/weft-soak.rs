@@ -7,10 +7,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use api::admin::ClusterStatus;
-use http_body_util::{BodyExt, Empty};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, task::JoinSet};
-use weft_tests::harness::{Blocks, Load, Mesh, explanations};
+use tokio::task::JoinSet;
+use weft_tests::harness::{Blocks, Load, Mesh, explanations, ticks};
 
 /// Apart from those of the tests, and from each other, so that both may run at once.
 static EXPLAINED: Blocks = Blocks::from(120);
@@ -55,7 +53,10 @@ async fn rotation(minutes: u64) -> anyhow::Result<()> {
     let mut streams = JoinSet::new();
     for ingress in ingresses {
         streams.spawn(async move {
-            anyhow::anyhow!("the HTTP/2 stream at {ingress}: {}", listen(&ingress).await)
+            anyhow::anyhow!(
+                "the HTTP/2 stream at {ingress}: {}",
+                ticks::listen(&ingress, SILENCE, || {}).await
+            )
         });
     }
     let mut seen: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
@@ -96,27 +97,4 @@ fn certificates(cluster: ClusterStatus) -> Vec<(String, u64)> {
     let proxies =
         cluster.proxies.iter().map(|one| (one.workload.to_string(), one.certificate_not_after as u64));
     std::iter::once(own).chain(proxies).collect()
-}
-
-/// Reads `/ticks` over one HTTP/2 stream, and returns only when something is wrong with it.
-async fn listen(ingress: &str) -> anyhow::Error {
-    match try_listen(ingress).await {
-        Ok(()) => anyhow::anyhow!("it came to its end"),
-        Err(error) => error,
-    }
-}
-
-async fn try_listen(ingress: &str) -> anyhow::Result<()> {
-    let stream = TcpStream::connect(ingress.trim_start_matches("http://")).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = hyper::Request::get(format!("{ingress}/ticks")).body(Empty::<bytes::Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    anyhow::ensure!(response.status() == 200, "it answered {}", response.status());
-    let mut body = response.into_body();
-    while let Some(frame) = tokio::time::timeout(SILENCE, body.frame()).await.context("it fell silent")? {
-        frame?;
-    }
-    Ok(())
 }

@@ -17,6 +17,31 @@ use tempfile::TempDir;
 const READY_LIMIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
 
+/// The program.
+pub fn binary() -> PathBuf {
+    std::env::var_os("WEFT_TEST_ETCD").map_or_else(|| PathBuf::from("etcd"), PathBuf::from)
+}
+
+/// What a cluster of one is told: where its data lies, where clients, peers and scrapes find it, and how clients speak.
+pub fn arguments(data: &Path, [client, peer, metrics]: [SocketAddr; 3], scheme: &str) -> Vec<String> {
+    let (client, peer) = (format!("{scheme}://{client}"), format!("http://{peer}"));
+    [
+        ("--data-dir", data.display().to_string()),
+        ("--name", "one".to_owned()),
+        ("--initial-cluster", format!("one={peer}")),
+        ("--listen-client-urls", client.clone()),
+        ("--advertise-client-urls", client),
+        ("--listen-peer-urls", peer.clone()),
+        ("--initial-advertise-peer-urls", peer),
+        ("--listen-metrics-urls", format!("http://{metrics}")),
+        ("--heartbeat-interval", "20".to_owned()),
+        ("--election-timeout", "200".to_owned()),
+    ]
+    .into_iter()
+    .flat_map(|(name, value)| [name.to_owned(), value])
+    .collect()
+}
+
 /// One server of a cluster of one. Its drop ends it.
 pub struct EtcdServer {
     child: Option<Child>,
@@ -61,23 +86,10 @@ impl EtcdServer {
     /// # Panics
     /// When it does not come up.
     pub fn again(&mut self) {
-        let binary = std::env::var_os("WEFT_TEST_ETCD").map_or_else(|| PathBuf::from("etcd"), PathBuf::from);
-        let peer = format!("http://{}", self.peer);
-        let (url, metrics) = (self.url(), format!("http://{}", self.metrics));
+        let binary = binary();
+        let places = [self.client, self.peer, self.metrics];
         let child = Command::new(&binary)
-            .arg("--data-dir")
-            .arg(self.data())
-            .args(["--name", "one", "--initial-cluster", &format!("one={peer}")])
-            .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args([
-                "--listen-metrics-urls",
-                &metrics,
-                "--heartbeat-interval",
-                "20",
-                "--election-timeout",
-                "200",
-            ])
+            .args(arguments(&self.data(), places, if self.tls { "https" } else { "http" }))
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

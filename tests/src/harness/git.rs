@@ -320,7 +320,7 @@ pub struct Sshd {
     pub address: SocketAddr,
     /// What to put into a known-hosts file.
     pub known_host: String,
-    child: Child,
+    child: Option<Child>,
     authorized: PathBuf,
     dir: PathBuf,
     keys: Mutex<HashMap<String, PathBuf>>,
@@ -329,44 +329,48 @@ pub struct Sshd {
 impl Sshd {
     /// Starts it at a free port of `ip`, with its files below `dir`.
     pub async fn start(ip: &str, dir: &Path) -> Self {
-        let dir = dir.join("sshd");
-        fs::create_dir_all(&dir).unwrap();
-        let program =
-            ["/usr/sbin/sshd", "/usr/bin/sshd"].map(Path::new).into_iter().find(|path| path.is_file());
-        let program = program.expect("there is no sshd: scripts/setup installs openssh-server");
-        let privileged = nix::unistd::geteuid().is_root();
-        if privileged {
-            fs::create_dir_all("/run/sshd").unwrap(); // Where it locks up its unprivileged half.
-        }
-        let host = key(&dir, "host");
-        let public = fs::read_to_string(host.with_extension("pub")).unwrap();
         let free = std::net::TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
-        let authorized = dir.join("authorized");
-        fs::write(&authorized, "").unwrap();
-        let config = dir.join("config");
-        let lines = format!(
-            "ListenAddress {free}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\n\
-             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
-             AcceptEnv GIT_PROTOCOL\nMaxStartups 100\n",
-            host.display(),
-            authorized.display()
-        );
-        fs::write(&config, lines).unwrap();
-        let log = fs::File::create(dir.join("log")).unwrap();
-        let child = Command::new(program).args(["-D", "-e", "-f"]).arg(&config).stderr(log).spawn().unwrap();
-        let sshd = Sshd {
-            address: free,
-            known_host: format!("[{}]:{} {}", free.ip(), free.port(), public.trim()),
-            child,
-            authorized,
-            dir,
-            keys: Mutex::default(),
-        };
+        let mut sshd = Sshd::prepared(free, dir);
+        let (program, arguments) = sshd.command();
+        let log = fs::File::create(sshd.dir.join("log")).unwrap();
+        sshd.child = Some(Command::new(program).args(arguments).stderr(log).spawn().unwrap());
         super::eventually("sshd listens", std::time::Duration::from_secs(10), async || {
             tokio::net::TcpStream::connect(free).await.map(drop).map_err(|error| error.to_string())
         })
         .await;
         sshd
+    }
+
+    /// All that one at `address` needs, below `dir`; somebody else runs its [`command`](Self::command).
+    pub fn prepared(address: SocketAddr, dir: &Path) -> Self {
+        let dir = dir.join("sshd");
+        fs::create_dir_all(&dir).unwrap();
+        if nix::unistd::geteuid().is_root() {
+            fs::create_dir_all("/run/sshd").unwrap(); // Where it locks up its unprivileged half.
+        }
+        let host = key(&dir, "host");
+        let public = fs::read_to_string(host.with_extension("pub")).unwrap();
+        let authorized = dir.join("authorized");
+        fs::write(&authorized, "").unwrap();
+        let lines = format!(
+            "ListenAddress {address}\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\nUsePAM no\n\
+             PasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n\
+             AcceptEnv GIT_PROTOCOL\nMaxStartups 100\n",
+            host.display(),
+            authorized.display()
+        );
+        fs::write(dir.join("config"), lines).unwrap();
+        let known_host = format!("[{}]:{} {}", address.ip(), address.port(), public.trim());
+        Sshd { address, known_host, child: None, authorized, dir, keys: Mutex::default() }
+    }
+
+    /// The program and its arguments.
+    pub fn command(&self) -> (&'static Path, Vec<String>) {
+        let program =
+            ["/usr/sbin/sshd", "/usr/bin/sshd"].map(Path::new).into_iter().find(|path| path.is_file());
+        let program = program.expect("there is no sshd: scripts/setup installs openssh-server");
+        let config = self.dir.join("config").display().to_string();
+        (program, vec!["-D".into(), "-e".into(), "-f".into(), config])
     }
 
     /// The URL of a repository.
@@ -395,8 +399,10 @@ impl Sshd {
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

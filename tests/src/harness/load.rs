@@ -253,15 +253,35 @@ impl Tally {
 
     /// What was executed twice, and what was acknowledged and never executed. `executed` are the ids in the logs.
     pub fn wrong_orders(&self, executed: &[String]) -> Vec<String> {
-        let mut times: BTreeMap<&str, u32> = BTreeMap::new();
-        executed.iter().for_each(|id| *times.entry(id).or_default() += 1);
-        let wrong = self.orders.iter().filter_map(|order| match times.get(order.id.as_str()) {
-            Some(1) => None,
-            Some(count) => Some(format!("{} was executed {count} times", order.id)),
-            None if order.done => Some(format!("{} was acknowledged and never executed", order.id)),
-            None => None,
-        });
-        wrong.collect()
+        let twice = self.executed_twice(executed).into_iter();
+        let twice = twice.map(|(id, count)| format!("{id} was executed {count} times"));
+        let lost = self.lost(executed).into_iter();
+        twice.chain(lost.map(|id| format!("{id} was acknowledged and never executed"))).collect()
+    }
+
+    /// The orders that were executed more than once, and how often.
+    pub fn executed_twice(&self, executed: &[String]) -> Vec<(&str, usize)> {
+        let times = self.times(executed);
+        times.into_iter().filter(|(_, count)| *count > 1).collect()
+    }
+
+    /// The orders that were acknowledged and never executed.
+    pub fn lost(&self, executed: &[String]) -> Vec<&str> {
+        let done = self.orders.iter().filter(|order| order.done).map(|order| order.id.as_str());
+        let times = self.times(executed);
+        done.filter(|id| times[id] == 0).collect()
+    }
+
+    /// How often each order was executed.
+    fn times(&self, executed: &[String]) -> BTreeMap<&str, usize> {
+        let mut times: BTreeMap<&str, usize> =
+            self.orders.iter().map(|order| (order.id.as_str(), 0)).collect();
+        for id in executed {
+            if let Some(count) = times.get_mut(id.as_str()) {
+                *count += 1;
+            }
+        }
+        times
     }
 
     /// One line about it all.

@@ -5,7 +5,7 @@ use std::{
     future::Future,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
     thread::JoinHandle,
 };
 
@@ -52,14 +52,25 @@ pub struct Host {
     jobs: Option<mpsc::UnboundedSender<Job>>,
     thread: Option<JoinHandle<()>>,
     processes: Mutex<Vec<Process>>,
+    /// What was killed, and may be started again.
+    killed: Mutex<Vec<Start>>,
     pub(super) namespace: Namespace,
 }
 
 /// A process on a host; killed when it is dropped.
 pub struct Process {
+    start: Start,
     name: String,
     child: Child,
-    output: PathBuf,
+}
+
+/// How a process is started.
+#[derive(Debug, Clone)]
+struct Start {
+    user: User,
+    program: PathBuf,
+    args: Vec<String>,
+    dir: PathBuf,
 }
 
 impl Host {
@@ -74,6 +85,7 @@ impl Host {
             jobs: Some(jobs),
             thread: Some(thread.expect("a thread")),
             processes: Mutex::default(),
+            killed: Mutex::default(),
             namespace,
         }
     }
@@ -131,31 +143,44 @@ impl Host {
 
     /// Starts a process that ends with the host. What it says goes to `output.log` in `dir`, which becomes its own.
     pub fn spawn(&self, user: User, program: &Path, args: &[&str], dir: &Path) {
+        let args = args.iter().map(|&arg| arg.to_owned()).collect();
+        self.begin(Start { user, program: program.to_owned(), args, dir: dir.to_owned() });
+    }
+
+    fn begin(&self, start: Start) {
+        let Start { user, program, args, dir } = &start;
         fs::create_dir_all(dir).expect("a directory of the test's own");
         match user {
             User::Root => {}
             User::Proxy => own(dir, PROXY_UID),
             User::Plain => own(dir, PLAIN_UID),
         }
-        let output = dir.join("output.log");
-        let said = File::create(&output).expect("a directory of the test's own");
-        let mut command = self.command(user, program);
+        let said = File::create(start.output()).expect("a directory of the test's own");
+        let mut command = self.command(*user, program);
         command.args(args).current_dir(dir).stdin(Stdio::null());
         command.stdout(said.try_clone().expect("a file")).stderr(said);
         let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let name = format!("{} on {}", program.display(), self.name);
-        self.processes.lock().expect("no one panics with it").push(Process { name, child, output });
+        self.all().push(Process { start, name, child });
     }
 
     /// What has ended on this host that should run, with its last words.
     pub fn dead(&self) -> Vec<String> {
-        let mut processes = self.processes.lock().expect("no one panics with it");
-        processes.iter_mut().filter_map(Process::last_words).collect()
+        self.all().iter_mut().filter_map(Process::last_words).collect()
     }
 
     /// Sends a signal to all processes on this host.
     pub fn signal(&self, signal: Signal) {
-        for process in &*self.processes.lock().expect("no one panics with it") {
+        self.signal_those(signal, |_| true);
+    }
+
+    /// Sends a signal to the processes of this program, or of all.
+    pub fn signal_to(&self, program: Option<&str>, signal: Signal) {
+        self.signal_those(signal, |process| process.runs(program));
+    }
+
+    fn signal_those(&self, signal: Signal, which: impl Fn(&Process) -> bool) {
+        for process in self.all().iter().filter(|process| which(process)) {
             let _ = kill(Pid::from_raw(process.child.id() as i32), signal);
         }
     }
@@ -163,9 +188,27 @@ impl Host {
     /// Ends all processes on this host by a signal, and waits for their ends.
     pub async fn end(&self, signal: Signal) {
         self.signal(signal);
-        let ending = std::mem::take(&mut *self.processes.lock().expect("no one panics with it"));
+        let ending = std::mem::take(&mut *self.all());
         let wait = move || ending.into_iter().try_for_each(|mut process| process.child.wait().map(drop));
         tokio::task::spawn_blocking(wait).await.expect("it does not panic").expect("a child");
+    }
+
+    /// SIGKILL to the processes of this program, or to all; [`again`](Self::again) starts them again.
+    pub fn kill(&self, program: Option<&str>) {
+        self.signal_to(program, Signal::SIGKILL);
+        let killed: Vec<_> = self.all().extract_if(.., |process| process.runs(program)).collect();
+        let starts = killed.iter().map(|process| process.start.clone());
+        self.killed.lock().expect("no one panics with it").extend(starts);
+    }
+
+    /// Starts what was killed.
+    pub fn again(&self) {
+        let killed = std::mem::take(&mut *self.killed.lock().expect("no one panics with it"));
+        killed.into_iter().for_each(|start| self.begin(start));
+    }
+
+    fn all(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.processes.lock().expect("no one panics with it")
     }
 }
 
@@ -196,10 +239,20 @@ impl Drop for Host {
     }
 }
 
+impl Start {
+    fn output(&self) -> PathBuf {
+        self.dir.join("output.log")
+    }
+}
+
 impl Process {
+    fn runs(&self, program: Option<&str>) -> bool {
+        program.is_none_or(|program| self.start.program.ends_with(program))
+    }
+
     fn last_words(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
-        let said = fs::read_to_string(&self.output).unwrap_or_default();
+        let said = fs::read_to_string(self.start.output()).unwrap_or_default();
         let last: Vec<_> = said.lines().rev().take(5).collect();
         Some(format!(
             "{} ended ({status}): {}",

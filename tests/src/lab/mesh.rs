@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use api::admin::Status;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Response, server::conn::http1, service::service_fn};
@@ -22,7 +23,7 @@ use tempfile::TempDir;
 use tokio::net::TcpListener;
 
 use super::{Host, Lab, User};
-use crate::harness::{Client, Repository, client, eventually, weft};
+use crate::harness::{Answer, Client, Repository, client, eventually, weft};
 
 /// What is not ready by then has failed.
 const READY: Duration = Duration::from_secs(60);
@@ -31,7 +32,10 @@ const READY: Duration = Duration::from_secs(60);
 const COMMAND: Duration = Duration::from_secs(60);
 
 /// The clusters, the primary first.
-const CLUSTERS: [&str; 2] = ["east", "west"];
+pub const CLUSTERS: [&str; 2] = ["east", "west"];
+
+/// The zones of each; what does not say where it runs is in the first.
+pub const ZONES: [&str; 2] = ["a", "b"];
 
 /// What every mesh of the laboratory has.
 const BASE: &str = "apiVersion: weft.mesh/v1alpha1
@@ -87,6 +91,12 @@ impl Workload {
         self.settings["capture"] = capture;
         self
     }
+
+    /// It runs in this zone instead of `a`.
+    pub fn in_zone(mut self, zone: &str) -> Self {
+        self.settings["zone"] = zone.into();
+        self
+    }
 }
 
 impl Mesh {
@@ -95,29 +105,46 @@ impl Mesh {
     /// # Panics
     /// When it does not come up.
     pub async fn up(configuration: &str) -> Mesh {
+        let mesh = Mesh::laid_out().await;
+        mesh.prepare_repository(configuration).await;
+        mesh.start(json!({ "source": { "repository": mesh.repository().path() } })).await;
+        mesh
+    }
+
+    /// The hosts of east and west, where nothing runs yet, so that what the mesh is to find may be put beside them.
+    ///
+    /// # Panics
+    /// When programs are missing, or the right to make namespaces.
+    pub async fn laid_out() -> Mesh {
         let mut lab = Lab::new().await;
         let dir = tempfile::tempdir().expect("a directory");
         // Proxies are no root, and their state lies in it.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).expect("one's own directory");
         for cluster in CLUSTERS {
             lab.network(cluster);
-            lab.host(cluster, &format!("{cluster}-control"));
+            lab.host(cluster, &control(cluster));
             for gateway in gateways(cluster) {
                 lab.host(cluster, &gateway);
                 lab.public(&gateway);
             }
         }
-        lab.public("east-control");
-        let mut mesh = Mesh { lab, dir, weft: weft().unwrap_or_else(|error| panic!("{error:#}")) };
-        mesh.prepare_repository(configuration).await;
+        lab.public(&control(CLUSTERS[0]));
+        Mesh { lab, dir, weft: weft().unwrap_or_else(|error| panic!("{error:#}")) }
+    }
+
+    /// Starts control planes and east-west gateways. `primary` is told to the primary's control plane besides: at
+    /// least its `source`, which has to have the commit that the repository is at.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub async fn start(&self, primary: Value) {
         for cluster in CLUSTERS {
-            mesh.start_control_plane(cluster).await;
-            for gateway in gateways(cluster) {
-                mesh.start_gateway(cluster, &gateway).await;
+            self.start_control_plane(cluster, &primary).await;
+            for (gateway, zone) in gateways(cluster).iter().zip(ZONES) {
+                self.start_gateway(cluster, gateway, zone).await;
             }
         }
-        mesh.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
-        mesh
+        self.weft(&["wait", "HEAD", "--timeout", "30s"]).await;
     }
 
     /// The repository that rules it.
@@ -133,6 +160,11 @@ impl Mesh {
 
     /// Runs `weft` beside the primary's control plane; it has to succeed. Gives what it printed.
     pub async fn weft(&self, args: &[&str]) -> String {
+        self.try_weft(args).await.unwrap_or_else(|said| panic!("weft {args:?}: {said}"))
+    }
+
+    /// The same; an error is what it said when it failed.
+    pub async fn try_weft(&self, args: &[&str]) -> Result<String, String> {
         let host = &self.lab["east-control"];
         let token = fs::read_to_string(self.admin_token("east")).expect("it has made its token");
         let mut command = tokio::process::Command::from(host.command(User::Root, &self.weft));
@@ -141,9 +173,15 @@ impl Mesh {
         let output = tokio::time::timeout(COMMAND, command.output()).await;
         let output = output.unwrap_or_else(|_| panic!("weft {args:?} takes longer than {COMMAND:?}"));
         let output = output.expect("weft can be started");
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "weft {args:?}: {said}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        let said = if output.status.success() { &output.stdout } else { &output.stderr };
+        let said = String::from_utf8_lossy(said).into_owned();
+        if output.status.success() { Ok(said) } else { Err(said) }
+    }
+
+    /// What the control plane of a cluster says of the mesh, as `weft status` shows it. Asked beside it.
+    pub async fn status(&self, cluster: &str) -> Result<Status, String> {
+        let answer = self.call(cluster, "GET", "/status", Bytes::new()).await?;
+        serde_json::from_slice(&answer.body).map_err(|error| error.to_string())
     }
 
     /// Starts a workload on a host of its own, called `<cluster>-<service>-<number>`: first its application, as
@@ -179,16 +217,27 @@ impl Mesh {
         self.start_proxy(cluster, host, "shop", &workload.service, settings).await;
     }
 
+    /// Starts an ingress gateway, which everybody may call, on a host of its own, called `<cluster>-ingress`.
+    pub async fn ingress(&mut self, cluster: &str, zone: &str) -> String {
+        let name = format!("{cluster}-ingress");
+        let ip = self.lab.host(cluster, &name).addresses.v4;
+        self.lab.public(&name);
+        let settings = json!({ "role": "ingress", "zone": zone, "listen": ip });
+        self.start_proxy(cluster, &name, "weft-system", "ingress", settings).await;
+        name
+    }
+
     /// The directory of the processes of a host.
     pub fn dir(&self, host: &str) -> PathBuf {
         self.dir.path().join(host)
     }
 
     fn admin_token(&self, cluster: &str) -> PathBuf {
-        self.dir(&format!("{cluster}-control")).join("admin.token")
+        self.dir(&control(cluster)).join("admin.token")
     }
 
-    async fn prepare_repository(&mut self, configuration: &str) {
+    /// Makes the repository, of one commit: `configuration` beside what every mesh has.
+    pub async fn prepare_repository(&self, configuration: &str) {
         let repository = self.repository();
         repository.write("mesh.yaml", BASE);
         repository.write("shop.yaml", configuration);
@@ -202,8 +251,8 @@ impl Mesh {
         repository.commit("The mesh").await;
     }
 
-    async fn start_control_plane(&self, cluster: &str) {
-        let name = format!("{cluster}-control");
+    async fn start_control_plane(&self, cluster: &str, primary: &Value) {
+        let name = control(cluster);
         let (host, dir) = (&self.lab[&name], self.dir(&name));
         fs::create_dir_all(&dir).expect("a directory of the test's own");
         let ip = host.addresses.v4;
@@ -212,14 +261,12 @@ impl Mesh {
             "locality": { "region": format!("eu-{cluster}"), "zone": "a" },
         });
         if cluster == CLUSTERS[0] {
-            merge(
-                &mut settings,
-                &json!({ "role": "primary", "source": { "repository": self.repository().path() } }),
-            );
+            settings["role"] = "primary".into();
+            merge(&mut settings, primary);
         } else {
             let token = self.ask(CLUSTERS[0], "/join-tokens", json!({ "cluster": cluster })).await;
             let file = write(&dir.join("join.token"), token["token"].as_str().expect("a token"));
-            let primary = format!("{}:15013", self.lab["east-control"].addresses.v4);
+            let primary = format!("{}:15013", self.lab[&control(CLUSTERS[0])].addresses.v4);
             merge(&mut settings, &json!({ "role": "remote", "joinTokenFile": file, "primary": primary }));
         }
         let file = write(&dir.join("config.json"), &settings.to_string());
@@ -227,20 +274,14 @@ impl Mesh {
         self.ready(&name, format!("{ip}:15014")).await;
     }
 
-    async fn start_gateway(&self, cluster: &str, name: &str) {
+    async fn start_gateway(&self, cluster: &str, name: &str, zone: &str) {
         let listen = format!("{}:15443", self.lab[name].addresses.v4);
-        let settings = json!({ "role": "east-west", "listen": listen, "publicAddress": listen });
+        let settings =
+            json!({ "role": "east-west", "zone": zone, "listen": listen, "publicAddress": listen });
         self.start_proxy(cluster, name, "weft-system", "east-west", settings).await;
     }
 
-    async fn start_proxy(
-        &self,
-        cluster: &str,
-        host: &str,
-        namespace: &str,
-        account: &str,
-        mut settings: Value,
-    ) {
+    async fn start_proxy(&self, cluster: &str, host: &str, namespace: &str, account: &str, settings: Value) {
         let request = json!({
             "workload": host, "namespace": namespace, "serviceAccount": account, "labels": { "app": account },
         });
@@ -248,16 +289,14 @@ impl Mesh {
         let dir = self.dir(host).join("proxy");
         let token = write(&dir.join("token"), token["token"].as_str().expect("a token"));
         let ip = self.lab[host].addresses.v4;
-        merge(
-            &mut settings,
-            &json!({
-                "workload": host, "stateDir": dir, "tokenFile": token, "source": ip, "zone": "a",
-                "controlPlanes": [format!("{}:15012", self.lab[&format!("{cluster}-control")].addresses.v4)],
-                "admin": format!("{ip}:15000"), "accessLog": { "path": dir.join("access.log") },
-                "drainSeconds": 2,
-            }),
-        );
-        let file = write(&dir.join("config.json"), &settings.to_string());
+        let mut all = json!({
+            "workload": host, "stateDir": dir, "tokenFile": token, "source": ip, "zone": ZONES[0],
+            "controlPlanes": [format!("{}:15012", self.lab[&control(cluster)].addresses.v4)],
+            "admin": format!("{ip}:15000"), "accessLog": { "path": dir.join("access.log") },
+            "drainSeconds": 2,
+        });
+        merge(&mut all, &settings);
+        let file = write(&dir.join("config.json"), &all.to_string());
         let proxy = self.weft.with_file_name("weft-proxy");
         self.lab[host].spawn(User::Proxy, &proxy, &["--config", &file], &dir);
         self.ready(host, format!("{ip}:15000")).await;
@@ -282,18 +321,20 @@ impl Mesh {
 
     /// Posts to a cluster's admin API, from beside it.
     async fn ask(&self, cluster: &str, path: &str, body: Value) -> Value {
-        let token = fs::read_to_string(self.admin_token(cluster)).expect("it has made its token");
-        let bearer = format!("Bearer {}", token.trim());
-        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
-        let mut request = client::request("POST", &format!("/api/v1{path}"), &headers);
-        *request.body_mut() = body.to_string().into_bytes().into();
-        let address = api(cluster, &self.lab);
-        let control = &self.lab[&format!("{cluster}-control")];
-        let answer =
-            control.run(move || async move { Client::new(&address).send(request, true).await }).await;
-        let answer = answer.expect("an answer");
+        let answer = self.call(cluster, "POST", path, body.to_string().into()).await.expect("an answer");
         assert_eq!(answer.status, 200, "{path}: {}", String::from_utf8_lossy(&answer.body));
         answer.json()
+    }
+
+    async fn call(&self, cluster: &str, method: &str, path: &str, body: Bytes) -> Result<Answer, String> {
+        let token = fs::read_to_string(self.admin_token(cluster)).map_err(|error| error.to_string())?;
+        let bearer = format!("Bearer {}", token.trim());
+        let headers = [("authorization", bearer.as_str()), ("content-type", "application/json")];
+        let mut request = client::request(method, &format!("/api/v1{path}"), &headers);
+        *request.body_mut() = body.into();
+        let address = api(cluster, &self.lab);
+        let control = &self.lab[&control(cluster)];
+        control.run(move || async move { Client::new(&address).send(request, true).await }).await
     }
 }
 
@@ -315,13 +356,18 @@ pub fn name_yourself(host: &Host, port: u16) {
     });
 }
 
-/// The hosts of a cluster's east-west gateways.
-fn gateways(cluster: &str) -> [String; 2] {
+/// The hosts of a cluster's east-west gateways, one in each zone.
+pub fn gateways(cluster: &str) -> [String; 2] {
     [1, 2].map(|number| format!("{cluster}-gateway-{number}"))
 }
 
+/// The host of a cluster's control plane.
+pub fn control(cluster: &str) -> String {
+    format!("{cluster}-control")
+}
+
 fn api(cluster: &str, lab: &Lab) -> String {
-    format!("http://{}:15080", lab[&format!("{cluster}-control")].addresses.v4)
+    format!("http://{}:15080", lab[&control(cluster)].addresses.v4)
 }
 
 /// Writes a file of the test's own. Gives its path.

@@ -18,6 +18,8 @@ pub struct Partition<'a> {
     here: Vec<&'a Host>,
     there: Vec<&'a Host>,
     ways: Ways,
+    /// Of TCP alone, what goes to this port or comes from it.
+    port: Option<u16>,
 }
 
 /// Which packets are meant, as the first side sees it.
@@ -42,7 +44,12 @@ const FIRST_TABLE: u32 = 100;
 
 impl<'a> Partition<'a> {
     pub(super) fn between(here: Vec<&'a Host>, there: Vec<&'a Host>) -> Self {
-        Partition { here, there, ways: Ways::Both }
+        Partition { here, there, ways: Ways::Both, port: None }
+    }
+
+    /// Between what calls a port of a host on that host itself, and who listens there.
+    pub(super) fn at(host: &'a Host, port: u16) -> Self {
+        Partition { here: vec![host], there: vec![host], ways: Ways::Out, port: Some(port) }
     }
 
     /// Only what goes from the first to the second.
@@ -92,7 +99,7 @@ impl<'a> Partition<'a> {
         let (out, back) = (self.ways != Ways::In, self.ways != Ways::Out);
         for (wanted, from, to) in [(out, &self.here, &self.there), (back, &self.there, &self.here)] {
             if wanted {
-                let script = script(&table, from, what);
+                let script = script(&table, from, self.port, what);
                 to.iter().for_each(|host| host.namespace.nft(&script));
                 hosts.extend(to.iter().copied());
             }
@@ -103,17 +110,28 @@ impl<'a> Partition<'a> {
 
 /// What is done with what comes from these hosts. It stands where packets arrive: what is dropped where they are made,
 /// the maker's kernel knows of.
-fn script(table: &str, from: &[&Host], what: &str) -> String {
+fn script(table: &str, from: &[&Host], port: Option<u16>, what: &str) -> String {
     let all = |of: fn(&Addresses) -> String| {
         from.iter().map(|host| of(&host.addresses)).collect::<Vec<_>>().join(", ")
     };
     let (v4, v6) = (all(|one| one.v4.to_string()), all(|one| one.v6.to_string()));
+    let meant = match port {
+        None => vec![String::new()],
+        Some(port) => ["dport", "sport"].map(|end| format!("tcp {end} {port}")).into(),
+    };
+    let rules: String = meant
+        .iter()
+        .map(|meant| {
+            format!(
+                "ip saddr {{ {v4} }} {meant} {what}\n                ip6 saddr {{ {v6} }} {meant} {what}\n"
+            )
+        })
+        .collect();
     format!(
         "table inet {table} {{
             chain in {{
                 type filter hook input priority 10; policy accept;
-                ip saddr {{ {v4} }} {what}
-                ip6 saddr {{ {v6} }} {what}
+                {rules}
             }}
         }}\n"
     )

@@ -9,7 +9,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::digest::Hash;
+use crate::{digest::Hash, name::SourceName};
 
 /// What the encoded head of a revision of some hundred sources stays well below.
 pub const MAX_HEAD_BYTES: usize = 64 * 1024;
@@ -28,6 +28,11 @@ impl CommitId {
     /// The first 12 digits, for people.
     pub fn short(&self) -> &str {
         &self.0[..12]
+    }
+
+    /// `source@commit`: how it is written where there are several sources.
+    pub fn of(&self, source: &SourceName) -> String {
+        format!("{source}@{self}")
     }
 }
 
@@ -91,7 +96,7 @@ impl fmt::Display for Seq {
 #[serde(deny_unknown_fields)]
 pub struct Revision {
     /// Each source's name and the commit it was read at, sorted by name.
-    pub commits: Vec<(String, CommitId)>,
+    pub commits: Vec<(SourceName, CommitId)>,
     /// The blob that lists the namespaces' manifests. It does not change when resources only move within files.
     pub manifest: Hash,
     /// The blob that lists the namespaces' positions (file, line, author), for people.
@@ -102,7 +107,15 @@ pub struct Revision {
 impl Revision {
     /// The commit that `source` was read at.
     pub fn commit_of(&self, source: &str) -> Option<&CommitId> {
-        self.commits.iter().find(|(name, _)| name == source).map(|(_, commit)| commit)
+        self.commits.iter().find(|(name, _)| name.as_str() == source).map(|(_, commit)| commit)
+    }
+
+    /// What proxies, logs and people call it: the commit, or where there are several `a@COMMIT b@COMMIT`.
+    pub fn label(&self) -> String {
+        match self.commits.as_slice() {
+            [(_, only)] => only.to_string(),
+            all => all.iter().map(|(source, commit)| commit.of(source)).collect::<Vec<_>>().join(" "),
+        }
     }
 }
 
@@ -267,7 +280,7 @@ mod tests {
     fn revision(digit: &str) -> Revision {
         let commit = digit.repeat(40).parse().unwrap();
         Revision {
-            commits: vec![("main".into(), commit)],
+            commits: vec![("main".parse().unwrap(), commit)],
             manifest: Hash::of(digit.as_bytes()),
             positions: None,
         }
@@ -285,6 +298,16 @@ mod tests {
             Hash::of(b"a")
         );
         assert_eq!(String::from_utf8(head().canonical()).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_revision_is_called_by_its_commit_or_by_that_of_each_source() {
+        let one = revision("a");
+        assert_eq!(one.label(), "a".repeat(40));
+        let commits =
+            vec![one.commits[0].clone(), ("shop".parse().unwrap(), "b".repeat(40).parse().unwrap())];
+        let several = Revision { commits, ..one };
+        assert_eq!(several.label(), format!("main@{} shop@{}", "a".repeat(40), "b".repeat(40)));
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //!
 //! Git owns a namespace of a cluster once it declares any `Service` of it there; elsewhere Services are the
 //! cluster's own and are resolved in the snapshot. Gateways and routes are always Git's.
+//!
+//! What one source says is judged beside what the others say, since references lead from one to another.
 
 mod reference;
 mod target;
@@ -16,7 +18,7 @@ use std::{
 
 use crate::{
     manifest::{
-        self, Broken, Code, Diagnostic, Origin, Parsed, Placed, Position, Positions,
+        self, Broken, Code, Diagnostic, Origin, Parsed, Placed, Position,
         report::{MAX_DIAGNOSTICS, Report},
     },
     name::{ClusterName, Namespace, ObjectName},
@@ -30,8 +32,6 @@ pub struct Entry {
     pub resource: Resource,
     /// Where it was written.
     pub origin: Origin,
-    /// Where its parts stand; only at the gate, which has the files at hand.
-    pub positions: Option<Positions>,
 }
 
 /// All resources of a revision.
@@ -57,21 +57,39 @@ impl Loaded {
     }
 }
 
-/// Parses and links in one: all mistakes of a commit, but none that only follows from another.
-///
-/// The gate adds what the check of expressions finds, then asks for [`Loaded::accept`].
+/// How much of the mesh's configuration is at hand.
+#[derive(Debug, Clone, Copy)]
+pub enum Extent<'a> {
+    /// All of it.
+    Whole,
+    /// That of these namespaces; what is in others, or mesh-wide, may exist.
+    Namespaces(&'a BTreeSet<Namespace>),
+}
+
+/// Parses and links in one what a single source says of everything: all its mistakes but those of expressions, and none
+/// that only follows from another.
 pub fn load<P: AsRef<str>, B: AsRef<[u8]>>(files: &[(P, B)]) -> Loaded {
-    let Parsed { placed, broken, mut diagnostics } = manifest::parse(files);
-    diagnostics.extend(check(&placed, &broken));
+    let parsed = manifest::parse(files);
+    let diagnostics = judge(&parsed, &[], Extent::Whole);
+    Loaded { set: ResourceSet::of(parsed.placed), diagnostics }
+}
+
+/// What is wrong with what one source says, alone and together with what the others say, in order. A mistake that it
+/// makes of what another says stands where that one said it.
+pub fn judge(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagnostic> {
+    // The others come first: of two that exclude each other, the later one is told of.
+    let placed: Vec<&Placed> = beside.iter().copied().chain(&own.placed).collect();
+    let mut diagnostics = own.diagnostics.clone();
+    diagnostics.extend(check(&placed, &own.broken, extent));
     diagnostics.sort();
     diagnostics.dedup();
     diagnostics.truncate(MAX_DIAGNOSTICS);
-    Loaded { set: ResourceSet::of(placed), diagnostics }
+    diagnostics
 }
 
 /// Links objects that were read without a mistake.
 pub fn link(placed: Vec<Placed>) -> Result<ResourceSet, Vec<Diagnostic>> {
-    let mut diagnostics = check(&placed, &[]);
+    let mut diagnostics = check(&placed.iter().collect::<Vec<_>>(), &[], Extent::Whole);
     diagnostics.sort();
     diagnostics.dedup();
     if diagnostics.is_empty() { Ok(ResourceSet::of(placed)) } else { Err(diagnostics) }
@@ -79,11 +97,7 @@ pub fn link(placed: Vec<Placed>) -> Result<ResourceSet, Vec<Diagnostic>> {
 
 impl ResourceSet {
     fn of(placed: Vec<Placed>) -> Self {
-        let entry = |placed: Placed| Entry {
-            resource: placed.resource,
-            origin: placed.origin,
-            positions: Some(placed.positions),
-        };
+        let entry = |placed: Placed| Entry { resource: placed.resource, origin: placed.origin };
         placed.into_iter().map(entry).collect()
     }
 
@@ -135,11 +149,11 @@ impl FromIterator<Entry> for ResourceSet {
     }
 }
 
-fn check(placed: &[Placed], broken: &[Broken]) -> Vec<Diagnostic> {
-    let world = World::of(placed, broken);
+fn check(placed: &[&Placed], broken: &[Broken], extent: Extent<'_>) -> Vec<Diagnostic> {
+    let world = World::of(placed, broken, extent);
     let mut diagnostics = Vec::new();
     world.one_mesh(&mut diagnostics);
-    for own in placed {
+    for own in placed.iter().copied() {
         let mut report = Report {
             file: &own.origin.file,
             positions: &own.positions,
@@ -158,7 +172,8 @@ type Place = Option<ClusterName>;
 
 /// Everything that a reference may lead to.
 struct World<'a> {
-    placed: &'a [Placed],
+    extent: Extent<'a>,
+    placed: &'a [&'a Placed],
     by_key: BTreeMap<Key, &'a Placed>,
     broken: &'a [Broken],
     clusters: BTreeSet<ClusterName>,
@@ -177,16 +192,23 @@ enum Lookup<'a> {
 }
 
 impl<'a> World<'a> {
-    fn of(placed: &'a [Placed], broken: &'a [Broken]) -> Self {
+    fn of(placed: &'a [&'a Placed], broken: &'a [Broken], extent: Extent<'a>) -> Self {
         let meshes = placed.iter().filter_map(|own| own.resource.as_kind::<Mesh>());
         let lenient = meshes
             .map(|mesh| mesh.spec.unresolved_references)
             .any(|said| said == UnresolvedReferences::Report);
         let names = placed.iter().filter(|own| own.resource.kind() == Kind::Cluster);
-        let clusters =
-            names.filter_map(|own| ClusterName::new(own.resource.meta().name.as_str()).ok()).collect();
-        let by_key = placed.iter().map(|own| (own.resource.key(), own)).collect();
-        let mut world = World { placed, by_key, broken, clusters, owned: BTreeSet::new(), lenient };
+        let clusters = match extent {
+            Extent::Whole => {
+                names.filter_map(|own| ClusterName::new(own.resource.meta().name.as_str()).ok()).collect()
+            }
+            // The members are another source's to say: those that are named exist.
+            Extent::Namespaces(_) => {
+                placed.iter().filter_map(|own| own.resource.meta().cluster.clone()).collect()
+            }
+        };
+        let by_key = placed.iter().map(|own| (own.resource.key(), *own)).collect();
+        let mut world = World { extent, placed, by_key, broken, clusters, owned: BTreeSet::new(), lenient };
         for own in placed.iter().filter(|own| own.resource.kind() == Kind::Service) {
             let namespace = own.resource.meta().namespace();
             world.owned.extend(world.places(own).into_iter().map(|place| (place, namespace.clone())));
@@ -210,6 +232,9 @@ impl<'a> World<'a> {
         {
             return Lookup::Found(found);
         }
+        if matches!(self.extent, Extent::Namespaces(own) if !own.contains(namespace)) {
+            return Lookup::Elsewhere;
+        }
         let clusters_own = kind == Kind::Service && !self.owned.contains(&(place.clone(), namespace.clone()));
         if clusters_own || self.broken.iter().any(|broken| broken.may_be(kind, namespace, name)) {
             return Lookup::Elsewhere;
@@ -219,13 +244,13 @@ impl<'a> World<'a> {
 
     fn one_mesh(&self, diagnostics: &mut Vec<Diagnostic>) {
         let meshes: Vec<&Placed> =
-            self.placed.iter().filter(|own| own.resource.kind() == Kind::Mesh).collect();
+            self.placed.iter().copied().filter(|own| own.resource.kind() == Kind::Mesh).collect();
         let system = Namespace::system();
         let may_be = |broken: &Broken| {
             ObjectName::new("mesh").is_ok_and(|name| broken.may_be(Kind::Mesh, &system, &name))
         };
         match meshes.as_slice() {
-            [] if self.broken.iter().any(may_be) => {}
+            [] if self.broken.iter().any(may_be) || matches!(self.extent, Extent::Namespaces(_)) => {}
             [] => diagnostics.push(Diagnostic {
                 file: ".".into(),
                 at: Position::default(),

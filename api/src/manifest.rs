@@ -83,6 +83,14 @@ pub struct Placed {
     pub(crate) flaws: Vec<String>,
 }
 
+impl Placed {
+    /// An object as it was kept, without its text.
+    pub fn kept(resource: Resource, origin: Origin) -> Self {
+        let positions = Positions::at_line(origin.line);
+        Placed { resource, origin, positions, flaws: Vec::new() }
+    }
+}
+
 /// What is known of an object that could not be read; `None` is anything.
 #[derive(Debug, Default)]
 pub(crate) struct Broken {

@@ -144,6 +144,10 @@ name! {
     "a DNS name in lower case without port or trailing dot, `*.` may lead (Gateway API, Hostname)"
 }
 name! {
+    /// A source of configuration: what settings, revisions and people call a repository's branch.
+    SourceName, "name of a source", is_label, LABEL_RULE
+}
+name! {
     /// One workload as operators name it (`reviews-v1-1`); several instances of it may live one after another.
     WorkloadId, "workload id", is_subdomain, SUBDOMAIN_RULE
 }

@@ -1,9 +1,9 @@
 //! `weft check`: the control plane's own gate, offline.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::ensure;
-use api::admin::Problem;
+use api::{admin::Problem, name::Namespace};
 use clap::Args;
 
 use crate::{controlplane, output::Output};
@@ -15,16 +15,22 @@ use crate::{controlplane, output::Output};
 #[derive(Args)]
 #[command(after_help = "Examples:
   weft check                                  the current directory
-  weft check weft-up/config --output json     for an editor or a CI job")]
+  weft check weft-up/config --output json     for an editor or a CI job
+  weft check --namespaces shop,till           of a source that owns these namespaces alone")]
 pub(crate) struct Check {
     /// The repository, or the folder of it that the control plane reads
     #[arg(default_value = ".")]
     dir: PathBuf,
+    /// The namespaces that it owns, where it is one of several sources. What is said of others is refused; what others
+    /// would have to say is not known here, so what refers to it passes
+    #[arg(long, value_delimiter = ',', value_name = "NAMESPACE,...")]
+    namespaces: Option<Vec<Namespace>>,
 }
 
 pub(crate) fn run(check: &Check, output: &Output) -> anyhow::Result<ExitCode> {
     ensure!(check.dir.is_dir(), "{} is no directory", check.dir.display());
-    let problems = controlplane::check_dir(&check.dir);
+    let own: Option<BTreeSet<_>> = check.namespaces.as_ref().map(|own| own.iter().cloned().collect());
+    let problems = controlplane::check_dir(&check.dir, own.as_ref());
     if problems.is_empty() {
         output.answer(&problems, |_, _| "no mistakes found".to_owned());
         return Ok(ExitCode::SUCCESS);

@@ -3,13 +3,17 @@
 pub(crate) mod local;
 
 use std::{
+    collections::BTreeSet,
     io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use ::process::logs::Format;
-use api::{admin::Problem, name::ClusterName};
+use api::{
+    admin::Problem,
+    name::{ClusterName, Namespace},
+};
 use clap::{Args, Subcommand};
 
 use crate::{Global, output::Output};
@@ -71,7 +75,7 @@ pub(crate) fn serve(config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The mistakes of the configuration that lies in `dir`.
-pub(crate) fn check_dir(dir: &Path) -> Vec<Problem> {
-    ::controlplane::gate::check_dir(dir)
+/// The mistakes of the configuration that lies in `dir`: the mesh's, or what is said of `namespaces` alone.
+pub(crate) fn check_dir(dir: &Path, namespaces: Option<&BTreeSet<Namespace>>) -> Vec<Problem> {
+    ::controlplane::gate::check_dir(dir, namespaces)
 }

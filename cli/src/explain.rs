@@ -81,7 +81,7 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     let mut out = String::new();
     let tone = if answer.status < 400 { Tone::Good } else { Tone::Bad };
     let status = style.paint(tone, &answer.status.to_string());
-    let commit = answer.commit.as_deref().map_or("no commit", short_commit);
+    let commit = answer.commit.as_deref().map_or("no commit".into(), short_commit);
     let ExplainRequest { source, method, host, path, .. } = request;
     let _ = writeln!(out, "{method} {host} {path} from {source}: {status}, by commit {commit}");
     if let Some(reason) = &answer.reason {

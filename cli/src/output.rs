@@ -71,9 +71,13 @@ pub(crate) fn clock(seconds: f64) -> String {
     }
 }
 
-/// The first seven characters of a commit, as Git shows it.
-pub(crate) fn short_commit(commit: &str) -> &str {
-    commit.get(..7).unwrap_or(commit)
+/// The first seven characters of a commit, as Git shows it; of those of several sources, of each.
+pub(crate) fn short_commit(commit: &str) -> String {
+    let short = |one: &str| match one.split_once('@') {
+        Some((source, commit)) => format!("{source}@{}", commit.get(..7).unwrap_or(commit)),
+        None => one.get(..7).unwrap_or(one).to_owned(),
+    };
+    commit.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }
 
 /// What a word means, and so its colour.

@@ -15,8 +15,8 @@ use crate::{
 
 /// Let a held commit pass
 ///
-/// A commit that removes more than half of all resources is checked and held, so that an emptied path cannot open
-/// the mesh. `weft status` shows it as held.
+/// A commit that removes more than half of the resources of its source is checked and held, so that an emptied path
+/// cannot open the mesh. `weft status` shows it as held.
 #[derive(Args)]
 #[command(after_help = "Examples:
   weft status                                 shows a commit as `held`
@@ -40,7 +40,7 @@ pub(crate) async fn run(rollout: Rollout, global: &Global, output: &Output) -> a
     let Verb::Accept { commit } = rollout.verb;
     let mesh = Mesh::find(global)?;
     let client = mesh.client(None)?;
-    let commit = resolve(&commit, &mesh, &client).await?;
+    let commit = resolve(&commit, &client).await?;
     client.tell(&format!("/rollout/accept?commit={}", escape(&commit))).await?;
     output.answer(&json!({ "commit": commit, "accepted": true }), |_, _| {
         format!("{} may pass", short_commit(&commit))

@@ -89,7 +89,10 @@ pub(crate) mod tests {
             cluster: "east".parse().unwrap(),
             role: Role::Primary,
             trust_domain: "shop.example".into(),
-            source: Some(SourceStatus {
+            sources: vec![SourceStatus {
+                name: "main".parse().unwrap(),
+                namespaces: vec![],
+                commit: Some("1a2b3c4d5e".into()),
                 repository: "/srv/config".into(),
                 branch: "main".into(),
                 trouble: None,
@@ -103,7 +106,7 @@ pub(crate) mod tests {
                     effective_after_ms: Some(41),
                     errors: Vec::new(),
                 }],
-            }),
+            }],
             commit: Some("1a2b3c4d5e".into()),
             clusters: vec![cluster],
             events: vec![Event { time: 950.0, subject: "proxy east-front-2".into(), message: "gone".into() }],
@@ -138,9 +141,45 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn each_of_several_sources_says_what_it_owns_and_has_in_force() {
+        let mut status = sample();
+        let commit = "platform@1a2b3c4d5e shop@9f8e7d6c5b".to_owned();
+        let shop = SourceStatus {
+            name: "shop".parse().unwrap(),
+            namespaces: vec!["shop".parse().unwrap(), "till".parse().unwrap()],
+            commit: Some("9f8e7d6c5b".into()),
+            repository: "https://git.example/shop.git".into(),
+            trouble: Some("no connection".into()),
+            trouble_since: Some(970.0),
+            commits: vec![],
+            ..status.sources[0].clone()
+        };
+        status.sources[0].name = "platform".parse().unwrap();
+        status.sources.push(shop);
+        (status.commit, status.clusters[0].commit) = (Some(commit.clone()), Some(commit));
+        let text = render(&status, 1000.0, Style::PLAIN);
+        let until = text.find("\nproxies").unwrap();
+        expect![[r#"
+            mesh shop.example at commit platform@1a2b3c4 shop@9f8e7d6, as east (primary) knows it
+
+            source platform (owns the rest), with 1a2b3c4 in force: commits of main in /srv/config
+              COMMIT   STATE      AFTER  SEEN       BY   SUBJECT
+              1a2b3c4  effective  41 ms  1m40s ago  Ada  The shop, as it comes
+
+            source shop (owns shop, till), with 9f8e7d6 in force: commits of main in https://git.example/shop.git
+              trouble for 30s: no connection; the last good commit stays in force
+
+            clusters
+              CLUSTER  ROLE     LOCALITY   COMMIT                         EFFECTIVE  PROXIES  LINK  CA ENDS  VERSION
+              east     primary  eu-east/a  platform@1a2b3c4 shop@9f8e7d6  yes        1/1      -     in 90d   0.1.0
+        "#]]
+        .assert_eq(&text[..until]);
+    }
+
+    #[test]
     fn what_is_wrong_is_said_where_it_is() {
         let mut status = sample();
-        let source = status.source.as_mut().unwrap();
+        let source = &mut status.sources[0];
         source.trouble = Some("the branch `main` is gone".into());
         source.trouble_since = Some(970.0);
         source.commits[0].state = CommitState::Refused;

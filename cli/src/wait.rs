@@ -43,7 +43,7 @@ pub(crate) struct Wait {
 pub(crate) async fn run(wait: Wait, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let mesh = Mesh::find(global)?;
     let client = mesh.client(None)?;
-    let commit = resolve(&wait.revision, &mesh, &client).await?;
+    let commit = resolve(&wait.revision, &client).await?;
     let progress = Progress::new();
     progress.at(&format!("waiting for {} …", short_commit(&commit)));
     let path = format!(
@@ -65,20 +65,18 @@ pub(crate) async fn run(wait: Wait, global: &Global, output: &Output) -> anyhow:
 }
 
 /// Git knows what HEAD is before the control plane has seen it.
-pub(crate) async fn resolve(revision: &str, mesh: &Mesh, client: &Client) -> anyhow::Result<String> {
+pub(crate) async fn resolve(revision: &str, client: &Client) -> anyhow::Result<String> {
     let full = matches!(revision.len(), 40 | 64) && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
     if full {
         return Ok(revision.to_owned());
     }
-    if let Some(up) = &mesh.up {
-        return repository::resolve(&up.descriptor.repository, revision);
-    }
     let status: api::admin::Status = client.get("/status").await?;
-    match status.source {
-        Some(source) if Path::new(&source.repository).is_dir() => {
-            repository::resolve(Path::new(&source.repository), revision)
+    match status.sources.as_slice() {
+        [sole] if Path::new(&sole.repository).is_dir() => {
+            repository::resolve(Path::new(&sole.repository), revision)
         }
-        // At a server, of which this directory may be a clone; else, its control plane resolves what it can.
+        // One of several, or at a server: this directory may be it, or a clone. Else the control plane resolves what it
+        // can.
         _ => Ok(repository::resolve(Path::new("."), revision).unwrap_or_else(|_| revision.to_owned())),
     }
 }

@@ -3,12 +3,12 @@
 mod access;
 mod openapi;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{
     admin::{ExplainRequest, Failure, JoinTokenRequest, Token, TokenRequest},
     head::CommitId,
-    name::WorkloadId,
+    name::{SourceName, WorkloadId},
 };
 use axum::{
     Json, Router,
@@ -28,7 +28,7 @@ pub use access::Access;
 use crate::{
     config::Duty,
     explain::explain,
-    git::{Address, Bell, Repository},
+    git::{Address, Bell, Repository, Trouble},
     plane::Plane,
     publish::Accepted,
     report,
@@ -41,6 +41,9 @@ const JOIN_TTL: u64 = 3600;
 /// A token is handed over at once, or soon: one that lies about for longer is a key left in a door.
 const LONGEST_TTL: u64 = 7 * 24 * 3600;
 
+/// The repository of each source, and what makes it ask its server at once.
+pub type Sources = Arc<[(Arc<Repository>, Bell)]>;
+
 /// What the handlers share.
 #[derive(Clone)]
 pub struct Api {
@@ -48,8 +51,8 @@ pub struct Api {
     pub plane: Arc<Plane>,
     /// Who may call.
     pub access: Arc<Access>,
-    /// The configuration's source, and what makes it ask its server (primary).
-    pub source: Option<(Arc<Repository>, Bell)>,
+    /// Where configuration comes from (primary).
+    pub sources: Sources,
     /// Held commits that an operator let pass (primary).
     pub accepted: Arc<Accepted>,
 }
@@ -121,33 +124,70 @@ async fn wait(State(api): State<Api>, Query(asked): Query<WaitQuery>) -> Result<
         Ok(commit) => commit,
     };
     let timeout = Duration::from_secs(asked.timeout.unwrap_or(DEFAULT_WAIT).min(LONGEST_WAIT));
-    let repository = api.source.as_ref().map(|(repository, _)| repository.clone());
-    let descends = |published: &str| {
-        let ids = commit.parse::<CommitId>().ok().zip(published.parse::<CommitId>().ok());
-        let (Some(repository), Some((ancestor, descendant))) = (&repository, ids) else { return false };
-        repository.descends(&ancestor, &descendant).unwrap_or(false)
-    };
-    Ok(Json(report::wait(&api.plane, &commit, timeout, asked.strict, descends).await).into_response())
+    let histories = Histories { sources: &api.sources, commit: &commit };
+    Ok(Json(report::wait(&api.plane, &commit, timeout, asked.strict, histories).await).into_response())
 }
 
-/// The full id of the commit that `text` names.
-async fn resolve(api: &Api, text: &str) -> Result<String, Refused> {
-    let Some((repository, _)) = api.source.clone() else {
+/// A commit in the histories of the sources.
+struct Histories<'a> {
+    sources: &'a Sources,
+    commit: &'a CommitId,
+}
+
+impl Histories<'_> {
+    fn repository(&self, source: &SourceName) -> Option<&Repository> {
+        let mut all = self.sources.iter().map(|(repository, _)| &**repository);
+        all.find(|repository| repository.source().name == *source)
+    }
+}
+
+impl report::Lineage for Histories<'_> {
+    fn is_on_branch(&self, source: &SourceName) -> bool {
+        let is_on = |repository: &Repository| -> Result<bool, Trouble> {
+            // Most repositories do not have it at all, which is known without a walk through their history.
+            repository.resolve(self.commit.as_str())?;
+            repository.descends(self.commit, &repository.head()?)
+        };
+        self.repository(source).is_some_and(|repository| is_on(repository).unwrap_or(false))
+    }
+
+    fn is_behind(&self, source: &SourceName, published: &CommitId) -> bool {
+        let repository = self.repository(source);
+        repository.is_some_and(|one| one.descends(self.commit, published).unwrap_or(false))
+    }
+}
+
+/// The commit that `text` names in a repository of any source; in two of them it may not name two.
+async fn resolve(api: &Api, text: &str) -> Result<CommitId, Refused> {
+    if api.sources.is_empty() {
         return Err(Refused(StatusCode::CONFLICT, "a remote reads no repository: ask the primary".into()));
-    };
-    let text = text.to_owned();
-    let found = tokio::task::spawn_blocking(move || repository.resolve(&text)).await.map_err(broken)?;
-    found.map(|commit| commit.to_string()).map_err(bad)
+    }
+    let (sources, asked) = (api.sources.clone(), text.to_owned());
+    let resolve_all = move || sources.iter().map(|(one, _)| one.resolve(&asked)).collect::<Vec<_>>();
+    let all = tokio::task::spawn_blocking(resolve_all).await.map_err(broken)?;
+    let found: BTreeSet<&CommitId> = all.iter().flatten().collect();
+    match (found.first(), found.len()) {
+        (Some(one), 1) => Ok((*one).clone()),
+        (Some(_), _) => Err(bad(format!(
+            "`{text}` names commits in several sources: give the id of the one that is meant"
+        ))),
+        (None, _) => Err(bad(all
+            .iter()
+            .find_map(|one| one.as_ref().err())
+            .map_or_else(String::new, ToString::to_string))),
+    }
 }
 
-/// A commit that was pushed to a server and is not here yet: the server is asked at once.
-fn expect(api: &Api, text: &str) -> Option<String> {
-    let (repository, bell) = api.source.as_ref()?;
+/// A commit that was pushed to a server and is not here yet: the servers are asked at once.
+fn expect(api: &Api, text: &str) -> Option<CommitId> {
     let commit = text.parse::<CommitId>().ok()?;
-    matches!(repository.source().address, Address::Remote(_)).then(|| {
-        bell.notify_one();
-        commit.to_string()
-    })
+    let servers = api
+        .sources
+        .iter()
+        .filter(|(repository, _)| matches!(repository.source().address, Address::Remote(_)));
+    let bells: Vec<&Bell> = servers.map(|(_, bell)| bell).collect();
+    bells.iter().for_each(|bell| bell.notify_one());
+    (!bells.is_empty()).then_some(commit)
 }
 
 async fn explain_request(
@@ -237,8 +277,8 @@ struct AcceptQuery {
 
 async fn accept(State(api): State<Api>, Query(asked): Query<AcceptQuery>) -> Result<StatusCode, Refused> {
     let commit = resolve(&api, &asked.commit).await?;
-    api.plane.events.note(format!("commit {}", &commit[..12]), "was accepted by an operator");
-    api.accepted.accept(commit);
+    api.plane.events.note(format!("commit {}", commit.short()), "was accepted by an operator");
+    api.accepted.accept(commit.to_string());
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,7 +13,7 @@ use api::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{git::Source, snapshot::Place};
+use crate::{git::Source, ownership::Ownership, snapshot::Place};
 
 mod source;
 mod store;
@@ -51,6 +51,9 @@ pub struct RawConfig {
     /// The configuration repository (primary only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<RawSource>,
+    /// Or several of them, each with the namespaces that it owns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<RawSource>>,
     /// The file with the join token (remote only); not needed once joined.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub join_token_file: Option<PathBuf>,
@@ -126,7 +129,9 @@ pub enum Duty {
     /// Reads Git, holds the root.
     Primary {
         /// Where configuration comes from.
-        source: Box<Source>,
+        sources: Vec<Source>,
+        /// Which of them may say what.
+        ownership: Ownership,
         /// Listens for remotes.
         federation: SocketAddr,
         /// Listens for webhooks, if a source has any.
@@ -173,19 +178,22 @@ impl RawConfig {
         if lease < MIN_LEASE {
             wrong.push(format!("leaseSeconds must be at least {}", MIN_LEASE.as_secs()));
         }
-        let duty = match (self.role, self.source, self.primary) {
-            (Role::Primary, Some(source), None) => {
-                source.meant("main".into(), &mut wrong).map(|source| Duty::Primary {
-                    source: source.into(),
+        let has_source = self.source.is_some() || self.sources.is_some();
+        let duty = match (self.role, has_source, self.primary) {
+            (Role::Primary, true, None) => {
+                let sources = source::all(self.source, self.sources, &mut wrong);
+                sources.map(|(sources, ownership)| Duty::Primary {
+                    sources,
+                    ownership,
                     federation: at(self.federation, 15013),
                     webhook: at(self.webhook, 15017),
                 })
             }
             (Role::Primary, ..) => {
-                wrong.push("a primary needs `source` and takes no `primary`".into());
+                wrong.push("a primary needs `source` or `sources`, and takes no `primary`".into());
                 None
             }
-            (Role::Remote, None, Some(primary)) => {
+            (Role::Remote, false, Some(primary)) => {
                 let primaries = primary.all();
                 if primaries.is_empty() {
                     wrong.push("`primary` needs at least one address".into());
@@ -193,7 +201,7 @@ impl RawConfig {
                 Some(Duty::Remote { primaries, join_token_file: self.join_token_file.clone() })
             }
             (Role::Remote, ..) => {
-                wrong.push("a remote needs `primary` and takes no `source`".into());
+                wrong.push("a remote needs `primary`, and takes no `source` or `sources`".into());
                 None
             }
         };

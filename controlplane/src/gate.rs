@@ -1,82 +1,193 @@
 //! The gate: a commit is taken whole or refused whole, with every mistake at its place.
 //!
-//! `weft check` runs this same code offline.
+//! A source's commit is judged beside the last good ones of the others: what it takes from them is its mistake, what was
+//! wrong with them before is not. `weft check` runs this same code offline.
 
-use std::path::Path;
+use std::{
+    collections::{BTreeSet, HashSet},
+    path::Path,
+};
 
 use api::{
     admin::Problem,
-    link::{self, Entry, ResourceSet},
-    manifest::Diagnostic,
+    head::CommitId,
+    link::{self, Extent},
+    manifest::{self, Code, Diagnostic, Parsed, Placed},
+    name::{Namespace, SourceName},
     resource::{
-        AuthorizationPolicy, Object, Service,
+        AuthorizationPolicy, Kind, Object, Service,
         service::Application,
         target::{TargetKind, selects},
     },
 };
 use policies::Surface;
 
-use crate::git::{Checkout, MAX_FILE_BYTES, MAX_FILES};
+use crate::{
+    git::{Checkout, MAX_FILE_BYTES, MAX_FILES},
+    ownership::Ownership,
+};
 
-/// The resources of a checkout, or all that is wrong with it.
-pub fn check(checkout: &Checkout) -> Result<ResourceSet, Vec<Problem>> {
-    let files: Vec<_> =
-        checkout.files.iter().map(|file| (file.path.as_str(), file.text.as_bytes())).collect();
-    let refused = checkout.refusals.iter().map(|refusal| Problem {
-        file: refusal.file.clone(),
-        line: refusal.line,
-        column: refusal.column,
-        message: refusal.fault.to_string(),
-        help: None,
-    });
-    judge(&files, refused.collect())
+/// What one commit of a source says, as far as that can be known from it alone.
+#[derive(Debug)]
+pub struct Tree {
+    /// The source.
+    pub source: SourceName,
+    /// The commit.
+    pub commit: CommitId,
+    /// Who wrote it: `Name <address>`.
+    pub author: String,
+    /// The first line of its message.
+    pub subject: String,
+    parsed: Parsed,
+    /// Files that could not be taken.
+    refused: Vec<Problem>,
 }
 
-/// The same for files of a directory, as they are on disk.
-pub fn check_dir(path: &Path) -> Vec<Problem> {
+impl Tree {
+    /// Reads the files of a checkout.
+    pub fn read(checkout: &Checkout) -> Tree {
+        let files: Vec<_> =
+            checkout.files.iter().map(|file| (file.path.as_str(), file.text.as_bytes())).collect();
+        let refused = checkout.refusals.iter().map(|refusal| Problem {
+            file: refusal.file.clone(),
+            line: refusal.line,
+            column: refusal.column,
+            message: refusal.fault.to_string(),
+            help: None,
+        });
+        Tree {
+            source: checkout.source.clone(),
+            commit: checkout.commit.clone(),
+            author: checkout.author.clone(),
+            subject: checkout.subject.clone(),
+            parsed: manifest::parse(&files),
+            refused: refused.collect(),
+        }
+    }
+
+    /// What it says.
+    pub fn placed(&self) -> &[Placed] {
+        &self.parsed.placed
+    }
+}
+
+/// All that is wrong with `tree`, beside what `others` have in force; `before` is what its own source has.
+pub fn judge(tree: &Tree, ownership: &Ownership, others: &[&Placed], before: &[Placed]) -> Vec<Problem> {
+    if tree.source != *ownership.rest() && others.iter().all(|other| other.resource.kind() != Kind::Mesh) {
+        return vec![no_mesh(ownership.rest())];
+    }
+    let mut wrong = mistakes(&tree.parsed, others, Extent::Whole);
+    let foreign: HashSet<&str> = others.iter().map(|other| &*other.origin.file).collect();
+    if wrong.iter().any(|one| foreign.contains(&*one.file)) {
+        let in_force: Vec<&Placed> = others.iter().copied().chain(before).collect();
+        let known = mistakes(&Parsed::default(), &in_force, Extent::Whole);
+        wrong.retain(|one| !foreign.contains(&*one.file) || !known.contains(one));
+    }
+    for one in wrong.iter_mut().filter(|one| foreign.contains(&*one.file)) {
+        one.help = Some("it relies on what this commit changes: let it be changed first".into());
+    }
+    wrong.extend(trespasses(tree.placed(), |namespace| {
+        let owner = ownership.owner(namespace);
+        (*owner != tree.source).then(|| format!("source `{owner}`"))
+    }));
+    wrong.sort();
+    tree.refused.iter().cloned().chain(wrong.iter().map(Problem::from)).collect()
+}
+
+/// What is wrong with the files of a directory, as they are on disk: those of the whole mesh, or of a source that owns
+/// `namespaces` alone. Of what others say nothing is known then, and whatever refers to it may be right.
+pub fn check_dir(path: &Path, namespaces: Option<&BTreeSet<Namespace>>) -> Vec<Problem> {
     let mut files = Vec::new();
     let mut problems = Vec::new();
     if let Err(error) = gather(path, path, &mut files, &mut problems) {
         problems.push(problem(&path.display().to_string(), format!("cannot be read: {error}")));
     }
     files.sort();
-    judge(&files, problems).err().unwrap_or_default()
+    let parsed = manifest::parse(&files);
+    let mut wrong = mistakes(&parsed, &[], namespaces.map_or(Extent::Whole, Extent::Namespaces));
+    if let Some(own) = namespaces {
+        let is_own = |namespace: Option<&Namespace>| namespace.is_some_and(|one| own.contains(one));
+        wrong.extend(trespasses(&parsed.placed, |namespace| {
+            (!is_own(namespace)).then(|| "another source".to_owned())
+        }));
+        wrong.sort();
+    }
+    problems.extend(wrong.iter().map(Problem::from));
+    problems
 }
 
-fn judge<P: AsRef<str>, B: AsRef<[u8]>>(
-    files: &[(P, B)],
-    mut problems: Vec<Problem>,
-) -> Result<ResourceSet, Vec<Problem>> {
-    let mut loaded = link::load(files);
-    let expressions = expressions(&loaded.set);
-    loaded.diagnostics.extend(expressions);
-    loaded.diagnostics.sort();
-    problems.extend(loaded.diagnostics.iter().map(Problem::from));
-    if problems.is_empty() { Ok(loaded.set) } else { Err(problems) }
+/// What is wrong with references and expressions.
+fn mistakes(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagnostic> {
+    let mut wrong = link::judge(own, beside, extent);
+    let all: Vec<&Placed> = beside.iter().copied().chain(&own.placed).collect();
+    wrong.extend(expressions(&all));
+    wrong.sort();
+    wrong.dedup();
+    wrong
+}
+
+/// Resources that are another's to say; `owner` names whose a namespace is, unless it is one's own.
+fn trespasses(placed: &[Placed], owner: impl Fn(Option<&Namespace>) -> Option<String>) -> Vec<Diagnostic> {
+    let trespass = |own: &Placed| {
+        let namespace = own.resource.meta().namespace.as_ref();
+        let owner = owner(namespace)?;
+        let (pointer, message) = match namespace {
+            Some(namespace) => {
+                ("/metadata/namespace", format!("namespace `{namespace}` is owned by {owner}"))
+            }
+            None => {
+                ("/kind", format!("what a `{}` says is mesh-wide, and owned by {owner}", own.resource.kind()))
+            }
+        };
+        let help = match namespace {
+            Some(namespace) if !namespace.is_system() => {
+                "commit it there, or let the settings of the control plane give the namespace to this source"
+            }
+            _ => "commit it there",
+        };
+        Some(Diagnostic {
+            file: own.origin.file.clone(),
+            at: own.positions.at(pointer),
+            code: Code::Ownership,
+            message,
+            help: Some(help.into()),
+        })
+    };
+    let mut told: Vec<_> = placed.iter().filter_map(trespass).collect();
+    // An object for several clusters is placed in each.
+    told.dedup();
+    told
+}
+
+fn no_mesh(rest: &SourceName) -> Problem {
+    let help = "it is judged again as soon as that source has a good commit".to_owned();
+    Problem {
+        help: Some(help),
+        ..problem(".", format!("no `Mesh` is in force yet, which source `{rest}` says"))
+    }
 }
 
 /// What is wrong with the expressions, each at its own place in its text.
-fn expressions(set: &ResourceSet) -> Vec<Diagnostic> {
-    let policies = set.resources.values().filter_map(|entry| Some((entry, entry.resource.as_kind()?)));
-    policies.flat_map(|(entry, policy)| policy_expressions(set, entry, policy)).collect()
+fn expressions(placed: &[&Placed]) -> Vec<Diagnostic> {
+    let policies = placed.iter().filter_map(|own| Some((own, own.resource.as_kind()?)));
+    policies.flat_map(|(own, policy)| policy_expressions(placed, own, policy)).collect()
 }
 
 fn policy_expressions(
-    set: &ResourceSet,
-    entry: &Entry,
+    placed: &[&Placed],
+    own: &Placed,
     policy: &Object<AuthorizationPolicy>,
 ) -> Vec<Diagnostic> {
-    let surface = surface(set, policy);
+    let surface = surface(placed, policy);
     let mut diagnostics = Vec::new();
     for (place, rule) in policy.spec.rules.iter().enumerate() {
         let Some(when) = &rule.when else { continue };
         for mistake in policies::check(when, surface).err().into_iter().flatten() {
             let pointer = format!("/spec/rules/{place}/when");
-            let at = entry.positions.as_ref().map(|positions| positions.within(&pointer, mistake.offset));
             diagnostics.push(Diagnostic {
-                file: entry.origin.file.clone(),
-                at: at.unwrap_or_default(),
-                code: api::manifest::Code::Expression,
+                file: own.origin.file.clone(),
+                at: own.positions.within(&pointer, mistake.offset),
+                code: Code::Expression,
                 message: mistake.message,
                 help: mistake.help,
             });
@@ -86,8 +197,9 @@ fn policy_expressions(
 }
 
 /// TCP as soon as one port that the policy guards speaks no HTTP: there a rule on requests would judge nothing.
-fn surface(set: &ResourceSet, policy: &Object<AuthorizationPolicy>) -> Surface {
-    let guards_tcp = set.all::<Service>().any(|(_, service)| {
+fn surface(placed: &[&Placed], policy: &Object<AuthorizationPolicy>) -> Surface {
+    let mut services = placed.iter().filter_map(|own| own.resource.as_kind::<Service>());
+    let guards_tcp = services.any(|service| {
         guards(policy, service)
             && service.spec.ports.iter().any(|port| {
                 let named = policy.spec.target_refs.iter().find_map(|target| target.section_name.as_deref());
@@ -142,3 +254,6 @@ fn gather(
 fn problem(file: &str, message: String) -> Problem {
     Problem { file: file.to_owned(), line: 0, column: 0, message, help: None }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use api::head::CommitId;
+use api::{head::CommitId, name::SourceName};
 
 mod access;
 mod address;
@@ -33,7 +33,7 @@ pub use watcher::{Bell, watch};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
     /// What revisions and people call it.
-    pub name: String,
+    pub name: SourceName,
     /// Where it is: a work tree's directory, a bare repository, or a server's.
     pub address: Address,
     /// The branch whose commit counts, without `refs/heads/`.

@@ -2,12 +2,15 @@
 
 pub mod admin;
 pub mod authority;
+pub mod commits;
 pub mod config;
 pub mod explain;
+pub mod follow;
 pub mod gate;
 pub mod git;
 pub mod link;
 pub mod metrics;
+pub mod ownership;
 pub mod plane;
 pub mod publish;
 pub mod push;
@@ -17,6 +20,7 @@ pub mod serving;
 pub mod snapshot;
 pub mod store;
 mod turn;
+mod union;
 pub mod vault;
 
 pub use run::run;

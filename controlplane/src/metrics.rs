@@ -30,9 +30,13 @@ impl Collector for Scrape {
         let snapshot = plane.snapshot.borrow().clone();
         let endpoints: usize = snapshot.services.values().map(|entry| entry.endpoints.len()).sum();
         let commits = plane.commits.borrow().clone();
-        let refused = commits.seen.iter().filter(|one| one.state == CommitState::Refused).count() as i64;
-        let last =
-            commits.seen.iter().rev().find_map(|one| one.effective_after_ms).unwrap_or(0) as f64 / 1000.0;
+        let seen = || commits.sources.values().flat_map(|source| &source.commits);
+        let refused = seen().filter(|one| one.state == CommitState::Refused).count() as i64;
+        let effective = seen().filter(|one| one.effective_after_ms.is_some());
+        let last = effective.max_by(|a, b| a.seen.total_cmp(&b.seen));
+        let last = last.and_then(|one| one.effective_after_ms).unwrap_or(0) as f64 / 1000.0;
+        let away = commits.sources.values().filter_map(|source| Some(now - source.trouble.as_ref()?.1));
+        let source_away = away.fold(0.0, f64::max);
         let away = own.primary_away_since.map_or(0.0, |since| now - since);
         let mut gauge = |name: &str, help: &str, value: f64| {
             let metric = ConstGauge::new(value);
@@ -61,6 +65,11 @@ impl Collector for Scrape {
             "weft_commit_effective_seconds",
             "From seen to effective everywhere, of the last commit that was",
             last,
+        )?;
+        gauge(
+            "weft_source_trouble_seconds",
+            "Since when a source is away or cannot be read, of all the longest; 0 when all are there",
+            source_away,
         )?;
         gauge("weft_primary_away_seconds", "Since when the primary is away; 0 when it is there", away)?;
         gauge(

@@ -7,7 +7,7 @@ use std::{
 };
 
 use api::{
-    admin::{ClusterStatus, CommitStatus, Event},
+    admin::{ClusterStatus, Event},
     head::{Revision, Seq},
     identity::Bundle,
     name::ClusterName,
@@ -19,15 +19,14 @@ use tokio::sync::watch;
 
 use crate::{
     authority::Authority,
+    commits::Commits,
     config::Config,
     push::Registry,
     snapshot::{Configuration, Snapshot},
-    store::{Store, StoreError, read_revision},
+    store::{self, Store, StoreError, read_revision},
     vault::Vault,
 };
 
-/// Commits that were in force and are remembered as such.
-const MAX_PUBLISHED: usize = 1_000;
 /// Events kept for the status.
 const MAX_EVENTS: usize = 200;
 
@@ -127,27 +126,6 @@ impl Plane {
     }
 }
 
-/// The commits that this primary has seen, and those that were in force.
-#[derive(Debug, Clone, Default)]
-pub struct Commits {
-    /// What became of each, newest last.
-    pub seen: VecDeque<CommitStatus>,
-    /// What is wrong with the repository now, and since when something is.
-    pub trouble: Option<(String, f64)>,
-    /// The commits that were taken into force last, oldest first.
-    pub published: Vec<(Seq, String)>,
-}
-
-impl Commits {
-    /// Notes one that was taken into force. Whoever obeys one that is forgotten lags.
-    pub fn publish(&mut self, seq: Seq, commit: String) {
-        if self.published.len() == MAX_PUBLISHED {
-            self.published.remove(0);
-        }
-        self.published.push((seq, commit));
-    }
-}
-
 /// What happened lately, newest last.
 #[derive(Debug, Default)]
 pub struct Events(Mutex<VecDeque<Event>>);
@@ -176,22 +154,20 @@ pub fn seconds(time: SystemTime) -> f64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
-/// The resources of a revision, typed.
+/// The resources of a revision, typed. Where there are several sources, a commit is named with its own.
 pub async fn load(store: &dyn Store, revision: &Revision) -> Result<Configuration, StoreError> {
     let mut objects = Vec::new();
+    let several = revision.commits.len() > 1;
     for stored in read_revision(store, revision).await? {
         let resource = api::resource::Resource::from_json(&stored.bytes)
             .map_err(|error| StoreError::Damaged(format!("{}: {error}", stored.key)))?;
-        let (file, line, rules) = stored.position.map(|at| (at.file, at.line, at.rules)).unwrap_or_default();
-        objects.push(crate::snapshot::Said {
-            resource,
-            changed_in: stored.changed_in.to_string(),
-            file,
-            line,
-            rules,
-        });
+        let store::Position { file, line, rules, source, .. } = stored.position.unwrap_or_default();
+        let changed_in = match source.filter(|_| several) {
+            Some(source) => stored.changed_in.of(&source),
+            None => stored.changed_in.to_string(),
+        };
+        objects.push(crate::snapshot::Said { resource, changed_in, file, line, rules });
     }
     objects.sort_by_cached_key(|said| said.resource.key());
-    let commit = revision.commits.first().map(|(_, commit)| commit.to_string()).unwrap_or_default();
-    Ok(Configuration { commit, objects })
+    Ok(Configuration { commit: revision.label(), objects })
 }

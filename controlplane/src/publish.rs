@@ -1,41 +1,42 @@
-//! From a commit to the head: the gate, the store, one compare-and-swap. The primary's leader alone runs this.
+//! From what the sources say to the head: the gate, the store, one compare-and-swap. The primary's leader alone runs this.
+//!
+//! Each source's commit is taken or refused by itself, and what was taken since is published as one head, in which every
+//! other source keeps its last good tree. A process that dies before the swap has changed nothing, one that dies after
+//! it everything; whoever comes next goes on from the head.
+//!
+//! Nothing of Git: what a source says is told by [`Publisher::hear`].
 
 use std::{
     collections::{BTreeMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, SystemTime},
 };
 
 use api::{
-    admin::{CommitState, CommitStatus, Problem},
-    head::{CommitId, Head, Revision, Seq},
+    admin::{CommitState, Problem},
+    head::{CommitId, Head, Revision, Seq, SignedHead},
     identity::Vouch,
-    link::{Entry, ResourceSet},
-    name::ClusterName,
-    resource::Cluster,
+    manifest::Placed,
+    name::{ClusterName, SourceName},
+    resource::{Cluster, Mesh},
 };
-use process::shutdown::Shutdown;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::{
     authority::TrustError,
-    gate,
-    git::{Checkout, Observation, Repository, Trouble},
-    plane::{Commits, Plane, load, seconds},
-    store::{self, Conflict, Election, Leading, StoreError},
+    gate::{self, Tree},
+    ownership::Ownership,
+    plane::{Plane, load},
+    store::{self, Conflict, Election, StoreError},
+    union::{Part, Union},
     vault::VaultError,
 };
 
-/// Commits whose fate is shown.
-const MAX_SEEN: usize = 100;
-/// Between two tries to bring an accepted commit into force.
-const AGAIN: Duration = Duration::from_secs(1);
 /// Heads between two looks for what is kept in vain.
 const SWEEP_EVERY: u64 = 50;
-/// Below this many resources, losing more than half of them is everyday work.
+/// Below this many resources of a source, losing more than half of them is everyday work.
 const LARGE: usize = 20;
 
-/// Why an accepted commit did not come into force.
+/// Why what was accepted did not come into force.
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
     #[error(transparent)]
@@ -50,7 +51,7 @@ enum PublishError {
 
 /// The commits that an operator has accepted although they remove much.
 #[derive(Debug, Default)]
-pub struct Accepted(Mutex<HashSet<String>>, tokio::sync::Notify);
+pub struct Accepted(Mutex<HashSet<String>>, Notify);
 
 impl Accepted {
     /// Lets a held commit pass.
@@ -59,218 +60,244 @@ impl Accepted {
         self.1.notify_one();
     }
 
-    fn contains(&self, commit: &str) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(commit)
+    /// Ends when another commit was let pass.
+    pub async fn another(&self) {
+        self.1.notified().await;
+    }
+
+    fn contains(&self, commit: &CommitId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(commit.as_str())
     }
 }
 
-/// Waits for the first commit that passes the gate: before it nobody knows the trust domain.
-pub async fn first_good(
-    repository: &Arc<Repository>,
-    observed: &mut watch::Receiver<Option<Observation>>,
-    commits: &watch::Sender<Commits>,
-) -> Option<ResourceSet> {
-    loop {
-        let now = observed.borrow_and_update().clone();
-        let Observation { commit, trouble } = now.unwrap_or_default();
-        set_trouble(commits, trouble);
-        if let Some(commit) = commit {
-            match read(repository, &commit, None).await {
-                Ok((_, Ok(set))) => return Some(set),
-                Ok((checkout, Err(problems))) => {
-                    tracing::error!(commit = commit.as_str(), "refused: {}", list(&problems));
-                    note(commits, &commit, &checkout, CommitState::Refused, problems);
-                }
-                Err(trouble) => set_trouble(commits, Some(trouble)),
-            }
-        }
-        observed.changed().await.ok()?;
-    }
+/// Why a commit is not taken.
+enum Refusal {
+    /// It is wrong.
+    Refused(Vec<Problem>),
+    /// It removes so much that an operator has to let it pass.
+    Held,
 }
 
-/// Brings each commit that the branch comes to into force, or says why not.
-pub async fn run(
+/// Composes what the sources say.
+pub struct Publisher {
     plane: Arc<Plane>,
-    repository: Arc<Repository>,
-    mut observed: watch::Receiver<Option<Observation>>,
+    ownership: Ownership,
     accepted: Arc<Accepted>,
-    mut leading: Leading,
-    shutdown: Shutdown,
-) {
-    let mut last = None;
-    loop {
-        let election = tokio::select! {
-            () = shutdown.cancelled() => return,
-            election = leading.begun() => election,
-        };
-        // Who led before may have brought another commit into force, or the store may have been restored.
-        observed.mark_changed();
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = lead(&plane, &repository, &mut observed, &mut last, &accepted, &election) => return,
-            () = election.lost() => {
-                plane.events.note("store", "this control plane does not lead any more; what is in force stays");
-                leading.changed().await;
-            }
-        }
-    }
+    /// What each source says now, good or bad.
+    trees: BTreeMap<SourceName, Tree>,
+    /// The commits that were brought into force since this process leads.
+    settled: BTreeMap<SourceName, CommitId>,
+    union: Union,
 }
 
-/// One leadership. Ends with the repository's watch.
-async fn lead(
-    plane: &Arc<Plane>,
-    repository: &Arc<Repository>,
-    observed: &mut watch::Receiver<Option<Observation>>,
-    last: &mut Option<CommitId>,
-    accepted: &Accepted,
-    election: &Election,
-) {
-    let mut told = None;
-    loop {
-        let mut failed = None;
-        let now = observed.borrow_and_update().clone();
-        let Observation { commit, trouble } = now.unwrap_or_default();
-        if let Some(trouble) = trouble.as_ref().filter(|_| plane.commits.borrow().trouble.is_none()) {
-            plane.events.note("repository", trouble.to_string());
-        }
-        set_trouble(&plane.commits, trouble);
-        if let Some(commit) = commit {
-            match take(plane, repository, &commit, last.as_ref(), accepted, election).await {
-                Ok(()) => *last = Some(commit),
-                Err(message) => failed = Some((commit, message)),
-            }
-        }
-        if let Some((commit, message)) = failed.as_ref().filter(|_| failed != told) {
-            plane.events.note(format!("commit {}", commit.short()), message);
-        }
-        told.clone_from(&failed);
-        tokio::select! {
-            () = accepted.1.notified() => {}
-            // An accepted commit must not stay out of force because the disk was full for a moment.
-            () = tokio::time::sleep(AGAIN), if failed.is_some() => {}
-            changed = observed.changed() => if changed.is_err() { return },
+impl Publisher {
+    /// Nothing was heard yet.
+    pub fn new(plane: Arc<Plane>, ownership: Ownership, accepted: Arc<Accepted>) -> Self {
+        Publisher {
+            plane,
+            ownership,
+            accepted,
+            trees: BTreeMap::new(),
+            settled: BTreeMap::new(),
+            union: Union::default(),
         }
     }
-}
 
-async fn take(
-    plane: &Arc<Plane>,
-    repository: &Arc<Repository>,
-    commit: &CommitId,
-    last: Option<&CommitId>,
-    accepted: &Accepted,
-    election: &Election,
-) -> Result<(), String> {
-    let (checkout, judged) = read(repository, commit, last).await.map_err(|trouble| trouble.to_string())?;
-    bring(plane, &checkout, judged, accepted, election).await
-}
-
-/// Brings a commit into force, unless the gate refused it or it has to wait for an operator.
-///
-/// # Errors
-/// When it was accepted and is not in force yet; it is to be brought again.
-pub async fn bring(
-    plane: &Plane,
-    checkout: &Checkout,
-    judged: Result<ResourceSet, Vec<Problem>>,
-    accepted: &Accepted,
-    election: &Election,
-) -> Result<(), String> {
-    let commit = &checkout.commits[0].1;
-    if checkout.rewrote {
-        plane.events.note(
-            format!("commit {}", commit.short()),
-            "the branch was rewritten: this commit does not descend from the last",
-        );
+    /// Who led before may have brought other commits into force, or the store may have been restored: all that the
+    /// sources say is brought again.
+    pub fn begin(&mut self) {
+        self.settled.clear();
+        self.union = Union::default();
     }
-    let refuse = |problems: Vec<Problem>| {
-        plane.events.note(format!("commit {}", commit.short()), format!("refused: {}", list(&problems)));
-        note(&plane.commits, commit, checkout, CommitState::Refused, problems);
-    };
-    let set = match judged {
-        Ok(set) => set,
-        Err(problems) => {
-            refuse(problems);
+
+    /// A source says this now.
+    pub fn hear(&mut self, tree: Tree) {
+        // One that was returned to is brought again, and told to be in force.
+        self.settled.remove(&tree.source);
+        self.trees.insert(tree.source.clone(), tree);
+    }
+
+    /// The commit that a source was heard at last.
+    pub fn heard(&self, source: &SourceName) -> Option<&CommitId> {
+        self.trees.get(source).map(|tree| &tree.commit)
+    }
+
+    /// Brings into force what the sources say, each unless the gate refuses it or it has to wait for an operator.
+    ///
+    /// # Errors
+    /// When something was accepted and is not in force yet; it is to be brought again.
+    pub async fn publish(&mut self, election: &Election) -> Result<(), String> {
+        let unpublished = |error: PublishError| format!("accepted, and not yet in force: {error}");
+        if self.due().is_empty() {
             return Ok(());
         }
-    };
-    if let Some(problem) = other_domain(plane, &set).or_else(|| other_root(plane, &set)) {
-        refuse(vec![problem]);
-        return Ok(());
+        let before = self.go_on().await.map_err(|error| unpublished(error.into()));
+        if self.union.seq.is_none() {
+            before.as_ref().map_err(String::clone)?;
+        }
+        let mut next = self.union.clone();
+        let (taken, refusals) = self.take(&mut next);
+        for (source, refusal) in refusals {
+            self.tell(&source, refusal);
+        }
+        if taken.is_empty() {
+            return Ok(());
+        }
+        let is_settled = |source: &SourceName| taken.contains(source) || self.settled.contains_key(source);
+        if self.ownership.sources().all(is_settled) {
+            next.forget_former();
+        }
+        next.seq = Some(self.put(&next, before?, election).await.map_err(unpublished)?);
+        self.union = next;
+        for source in taken {
+            let tree = &self.trees[&source];
+            self.plane.commits.send_modify(|commits| _ = commits.note(tree, CommitState::Rolling, vec![]));
+            self.settled.insert(source, tree.commit.clone());
+        }
+        Ok(())
     }
-    if removes_most(plane, &set) && !accepted.contains(commit.as_str()) {
-        plane
-            .events
-            .note(format!("commit {}", commit.short()), "held: it removes more than half of all resources");
-        note(&plane.commits, commit, checkout, CommitState::Held, vec![]);
-        return Ok(());
-    }
-    let published = publish(plane, checkout, &set, election).await;
-    published.map_err(|error| format!("accepted, and not yet in force: {error}"))?;
-    note(&plane.commits, commit, checkout, CommitState::Rolling, vec![]);
-    Ok(())
-}
 
-async fn publish(
-    plane: &Plane,
-    checkout: &Checkout,
-    set: &ResourceSet,
-    election: &Election,
-) -> Result<(), PublishError> {
-    let store = &*plane.store;
-    let held = store.head().await?;
-    let before = held.as_ref().map(|head| head.head().clone());
-    let commit = checkout.commits[0].1.clone();
-    let entries = set.resources.iter().map(|(key, entry)| store::Entry {
-        key: key.to_string(),
-        namespace: key.namespace.as_ref().map(ToString::to_string).unwrap_or_default(),
-        bytes: entry.resource.to_json().into(),
-        commit: commit.clone(),
-        position: store::Position {
-            file: entry.origin.file.to_string(),
-            line: entry.origin.line,
-            author: checkout.author.clone(),
-            rules: rule_lines(entry),
-        },
-    });
-    let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
-    let revision = store::write_revision(store, checkout.commits.clone(), entries, previous).await?;
-    // A store that knows less than what is in force was restored.
-    let known = store.watch_head().borrow().as_ref().map(|head| head.head().seq());
-    let behind = before.as_ref().map(|head| head.seq()) < known;
-    let unchanged = !behind && previous == Some(&revision);
-    let head = match &before {
-        Some(head) if unchanged => head.clone(),
-        Some(head) if !behind => head.next(revision.clone()),
-        Some(_) | None => Head::first(new_epoch(plane.now(), known)).next(revision.clone()),
-    };
-    // Members before what they may do: a cluster is believed no longer than Git says.
-    if let Some(bundle) = plane.authority.with_members(members(set), head.epoch) {
-        plane.authority.trust(bundle)?;
-        plane.vault.keep().await?;
-        plane.bundle.send_replace(plane.authority.identity().bundle());
+    /// The sources that say what is not known to be in force; first the one without whose `Mesh` nothing is.
+    fn due(&self) -> Vec<SourceName> {
+        let due = self.trees.values().filter(|tree| self.settled.get(&tree.source) != Some(&tree.commit));
+        let mut due: Vec<_> = due.map(|tree| tree.source.clone()).collect();
+        due.sort_by_key(|source| source != self.ownership.rest());
+        due
     }
-    let configuration = load(store, &revision).await?;
-    if !unchanged {
-        let signed = plane.authority.sign_head(head.clone())?;
-        store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
+
+    /// Goes on from the head, wherever it is now: from the store's, or if that is away or knows less since it was
+    /// restored, from the one that is known here. Gives the store's.
+    async fn go_on(&mut self) -> Result<Option<SignedHead>, StoreError> {
+        let store = &*self.plane.store;
+        let held = store.head().await;
+        let known = store.watch_head().borrow().clone();
+        let latest = held.iter().flatten().chain(&known).max_by_key(|head| head.head().seq()).cloned();
+        let latest = match latest {
+            Some(head) if self.plane.authority.believes(&head).is_err() => self.last_believed().await?,
+            latest => latest,
+        };
+        if let Some(latest) = latest.filter(|latest| self.union.seq != Some(latest.head().seq())) {
+            self.union = Union::read(store, latest.head(), &self.ownership).await?;
+            if let Some(revision) = &latest.head().stable {
+                self.plane.commits.send_modify(|commits| commits.publish(latest.head().seq(), revision));
+            }
+        }
+        held
     }
-    plane.commits.send_modify(|commits| commits.publish(head.seq(), commit.to_string()));
-    plane.bring_into_force(head.seq(), configuration);
-    if !unchanged && head.n.is_multiple_of(SWEEP_EVERY) {
-        match store::retain(store, store::KEPT_HEADS, election).await {
-            Ok(gone) => tracing::info!(blobs = gone, "forgot what only old revisions need"),
-            Err(error) => tracing::warn!(%error, "old revisions could not be forgotten"),
+
+    /// The last head that was signed: who can write to the store does not speak for a source that is not heard yet.
+    async fn last_believed(&self) -> Result<Option<SignedHead>, StoreError> {
+        let heads = self.plane.store.heads(store::KEPT_HEADS).await?;
+        Ok(heads.into_iter().find(|head| self.plane.authority.believes(head).is_ok()))
+    }
+
+    /// Takes into `next` what is good, again and again: one source's commit may be what another's waits for.
+    fn take(&self, next: &mut Union) -> (Vec<SourceName>, BTreeMap<SourceName, Refusal>) {
+        let (mut due, mut taken) = (self.due(), Vec::new());
+        loop {
+            let mut refusals = BTreeMap::new();
+            let before = due.len();
+            due.retain(|source| match self.judge(&self.trees[source], next) {
+                Ok(part) => {
+                    next.replace(source, part);
+                    taken.push(source.clone());
+                    false
+                }
+                Err(refusal) => {
+                    refusals.insert(source.clone(), refusal);
+                    true
+                }
+            });
+            if due.is_empty() || due.len() == before {
+                return (taken, refusals);
+            }
         }
     }
-    Ok(())
-}
 
-/// Where each rule of an object stands.
-fn rule_lines(entry: &Entry) -> Vec<u32> {
-    let Some(positions) = &entry.positions else { return Vec::new() };
-    let pointers = (0..).map(|place| format!("/spec/rules/{place}"));
-    pointers.take_while(|pointer| positions.has(pointer)).map(|pointer| positions.at(&pointer).line).collect()
+    fn judge(&self, tree: &Tree, union: &Union) -> Result<Part, Refusal> {
+        let before = union.part(&tree.source);
+        let in_force = before.map(Part::placed).unwrap_or_default();
+        let mut problems = gate::judge(tree, &self.ownership, &union.beside(&tree.source), in_force);
+        if problems.is_empty() {
+            problems.extend(unchangeable(&self.plane, tree.placed()));
+        }
+        if !problems.is_empty() {
+            return Err(Refusal::Refused(problems));
+        }
+        let part = Part::of(tree);
+        let (all, lost) = before.map_or((0, 0), |before| before.loses(&part));
+        // An emptied path must not open the mesh.
+        if all >= LARGE && lost * 2 > all && !self.accepted.contains(&tree.commit) {
+            return Err(Refusal::Held);
+        }
+        Ok(part)
+    }
+
+    /// Tells why a source's commit is not taken, unless that was told before.
+    fn tell(&self, source: &SourceName, refusal: Refusal) {
+        let tree = &self.trees[source];
+        let (state, problems, message) = match refusal {
+            Refusal::Refused(problems) => {
+                let message = format!("refused: {}", list(&problems));
+                (CommitState::Refused, problems, message)
+            }
+            Refusal::Held => {
+                let message = "held: it removes more than half of all resources of its source";
+                (CommitState::Held, vec![], message.to_owned())
+            }
+        };
+        let mut is_new = false;
+        self.plane.commits.send_if_modified(|commits| {
+            is_new = commits.note(tree, state, problems);
+            is_new
+        });
+        if is_new {
+            self.plane.events.note(format!("commit {}", tree.commit.short()), message);
+        }
+    }
+
+    /// Moves the head from `before` to what `next` says; gives its place.
+    async fn put(
+        &self,
+        next: &Union,
+        before: Option<SignedHead>,
+        election: &Election,
+    ) -> Result<Seq, PublishError> {
+        let plane = &*self.plane;
+        let store = &*plane.store;
+        let before = before.map(|head| head.head().clone());
+        let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
+        let revision = next.write(store, previous).await?;
+        // A store that knows less than what is in force was restored.
+        let known = store.watch_head().borrow().as_ref().map(|head| head.head().seq());
+        let behind = before.as_ref().map(|head| head.seq()) < known;
+        let unchanged = !behind && previous == Some(&revision);
+        let head = match &before {
+            Some(head) if unchanged => head.clone(),
+            Some(head) if !behind => head.next(revision.clone()),
+            Some(_) | None => Head::first(new_epoch(plane.now(), known)).next(revision.clone()),
+        };
+        // Members before what they may do: a cluster is believed no longer than Git says.
+        if let Some(bundle) = plane.authority.with_members(members(next.placed()), head.epoch) {
+            plane.authority.trust(bundle)?;
+            plane.vault.keep().await?;
+            plane.bundle.send_replace(plane.authority.identity().bundle());
+        }
+        let configuration = load(store, &revision).await?;
+        if !unchanged {
+            let signed = plane.authority.sign_head(head.clone())?;
+            store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
+        }
+        plane.commits.send_modify(|commits| commits.publish(head.seq(), &revision));
+        plane.bring_into_force(head.seq(), configuration);
+        if !unchanged && head.n.is_multiple_of(SWEEP_EVERY) {
+            match store::retain(store, store::KEPT_HEADS, election).await {
+                Ok(gone) => tracing::info!(blobs = gone, "forgot what only old revisions need"),
+                Err(error) => tracing::warn!(%error, "old revisions could not be forgotten"),
+            }
+        }
+        Ok(head.seq())
+    }
 }
 
 /// A new or restored store begins a new epoch, later than any before it, wherever the clock is. In milliseconds, since
@@ -279,114 +306,52 @@ fn new_epoch(now: f64, known: Option<Seq>) -> u64 {
     ((now * 1000.0) as u64).max(known.map_or(0, |known| known.epoch + 1))
 }
 
-fn members(set: &ResourceSet) -> BTreeMap<ClusterName, Vouch> {
-    let clusters = set.all::<Cluster>().filter_map(|(key, object)| {
-        let name = ClusterName::new(key.name.as_str()).ok()?;
+fn members<'a>(placed: impl Iterator<Item = &'a Placed>) -> BTreeMap<ClusterName, Vouch> {
+    let clusters = placed.filter_map(|own| {
+        let object = own.resource.as_kind::<Cluster>()?;
+        let name = ClusterName::new(object.meta.name.as_str()).ok()?;
         Some((name, Vouch { namespaces: object.spec.namespaces.clone() }))
     });
     clusters.collect()
 }
 
+/// What of the `Mesh` cannot change any more, and was changed.
+fn unchangeable(plane: &Plane, placed: &[Placed]) -> Option<Problem> {
+    let (own, mesh) = placed.iter().find_map(|own| Some((own, &own.resource.as_kind::<Mesh>()?.spec)))?;
+    other_domain(plane, own, mesh).or_else(|| other_root(plane, own, mesh))
+}
+
 /// The trust domain is fixed once the root exists.
-fn other_domain(plane: &Plane, set: &ResourceSet) -> Option<Problem> {
-    let (fixed, said) = (plane.authority.trust_domain(), &set.mesh()?.trust_domain);
-    if fixed == *said {
-        return None;
-    }
-    let message =
-        format!("the trust domain is `{fixed}` since the root was made, and cannot become `{said}`");
-    let help = "a mesh with another trust domain needs a root, and so a primary, of its own";
-    at_mesh(set, "/spec/trustDomain", message).map(|problem| Problem { help: Some(help.into()), ..problem })
+fn other_domain(plane: &Plane, own: &Placed, mesh: &Mesh) -> Option<Problem> {
+    let (fixed, said) = (plane.authority.trust_domain(), &mesh.trust_domain);
+    (fixed != *said).then(|| Problem {
+        help: Some("a mesh with another trust domain needs a root, and so a primary, of its own".into()),
+        ..at(
+            own,
+            "/spec/trustDomain",
+            format!("the trust domain is `{fixed}` since the root was made, and cannot become `{said}`"),
+        )
+    })
 }
 
 /// So is the root's life: saying another would change nothing, and who said it would believe that it did.
-fn other_root(plane: &Plane, set: &ResourceSet) -> Option<Problem> {
+fn other_root(plane: &Plane, own: &Placed, mesh: &Mesh) -> Option<Problem> {
     let fixed = plane.configuration.borrow().mesh()?.spec.certificates.root;
-    let said = set.mesh()?.certificates.root;
-    (fixed != said).then(|| at_mesh(set, "/spec/certificates/root", format!(
+    let said = mesh.certificates.root;
+    (fixed != said).then(|| at(own, "/spec/certificates/root", format!(
         "the root was made to live {fixed}; `{said}` would have no effect, since rotating the root is not yet supported"
-    )))?
+    )))
 }
 
-/// A problem at a field of the `Mesh`.
-fn at_mesh(set: &ResourceSet, pointer: &str, message: String) -> Option<Problem> {
-    let entry =
-        set.resources.values().find(|entry| entry.resource.as_kind::<api::resource::Mesh>().is_some())?;
-    let at = entry.positions.as_ref().map(|positions| positions.at(pointer)).unwrap_or_default();
-    let file = entry.origin.file.to_string();
-    Some(Problem { file, line: at.line, column: at.column, message, help: None })
+/// A problem at a field of an object.
+fn at(own: &Placed, pointer: &str, message: String) -> Problem {
+    let at = own.positions.at(pointer);
+    let file = own.origin.file.to_string();
+    Problem { file, line: at.line, column: at.column, message, help: None }
 }
 
-/// An emptied path must not open the mesh.
-fn removes_most(plane: &Plane, set: &ResourceSet) -> bool {
-    let configuration = plane.configuration.borrow();
-    let before = configuration.objects.len();
-    let kept =
-        configuration.objects.iter().filter(|said| set.resources.contains_key(&said.resource.key())).count();
-    before >= LARGE && (before - kept) * 2 > before
-}
-
-type Judged = (Checkout, Result<ResourceSet, Vec<Problem>>);
-
-async fn read(
-    repository: &Arc<Repository>,
-    commit: &CommitId,
-    last: Option<&CommitId>,
-) -> Result<Judged, Trouble> {
-    let (repository, commit, last) = (repository.clone(), commit.clone(), last.cloned());
-    let work = tokio::task::spawn_blocking(move || {
-        let checkout = repository.checkout(&commit, last.as_ref())?;
-        let judged = gate::check(&checkout);
-        Ok((checkout, judged))
-    });
-    work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-}
-
-fn note(
-    commits: &watch::Sender<Commits>,
-    commit: &CommitId,
-    checkout: &Checkout,
-    state: CommitState,
-    errors: Vec<Problem>,
-) {
-    commits.send_modify(|commits| {
-        if matches!(state, CommitState::Rolling) {
-            let open = commits
-                .seen
-                .iter_mut()
-                .filter(|one| matches!(one.state, CommitState::Rolling | CommitState::Accepted));
-            open.for_each(|one| one.state = CommitState::Superseded);
-        }
-        let seen = commits.seen.iter().find(|one| one.commit == commit.as_str()).map(|one| one.seen);
-        commits.seen.retain(|one| one.commit != commit.as_str());
-        commits.seen.push_back(CommitStatus {
-            commit: commit.to_string(),
-            subject: checkout.subject.clone(),
-            author: checkout.author.clone(),
-            seen: seen.unwrap_or_else(|| seconds(SystemTime::now())),
-            state,
-            effective_after_ms: None,
-            errors,
-        });
-        if commits.seen.len() > MAX_SEEN {
-            commits.seen.pop_front();
-        }
-    });
-}
-
-/// Since when there is trouble stays, however its reason changes.
-fn set_trouble(commits: &watch::Sender<Commits>, trouble: Option<Trouble>) {
-    commits.send_if_modified(|commits| {
-        let since = commits.trouble.as_ref().map(|(_, since)| *since);
-        let now =
-            trouble.map(|trouble| (trouble.to_string(), since.unwrap_or_else(|| seconds(SystemTime::now()))));
-        let changed = commits.trouble != now;
-        commits.trouble = now;
-        changed
-    });
-}
-
-fn list(problems: &[Problem]) -> String {
+/// Problems in one line, for logs and events.
+pub(crate) fn list(problems: &[Problem]) -> String {
     let lines =
         problems.iter().map(|one| format!("{}:{}:{}: {}", one.file, one.line, one.column, one.message));
     lines.collect::<Vec<_>>().join("; ")

@@ -4,17 +4,20 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
     admin::{
-        ClusterStatus, CommitState, EndpointCount, Laggard, ProxyState, ProxyStatus, Role, ServiceStatus,
-        SourceStatus, Status, WaitAnswer,
+        ClusterStatus, CommitState, CommitStatus, EndpointCount, Laggard, ProxyState, ProxyStatus, Role,
+        ServiceStatus, SourceStatus, Status, WaitAnswer,
     },
-    name::ClusterName,
+    head::CommitId,
+    name::{ClusterName, SourceName},
     wire,
 };
 use process::shutdown::Shutdown;
 
 use crate::{
+    commits::{Commits, Published},
     config::{Config, Duty},
-    plane::{Commits, Heard, Plane, seconds},
+    git::Source,
+    plane::{Heard, Plane, seconds},
     push::Proxy,
     snapshot::{Reach, Snapshot},
 };
@@ -190,28 +193,41 @@ pub fn status(plane: &Plane) -> Status {
     let commit = own.commit.clone();
     clusters.push((*own).clone());
     clusters.sort_by(|a, b| a.name.cmp(&b.name));
-    let source = match &plane.config.duty {
-        Duty::Primary { source, .. } => {
-            let commits = plane.commits.borrow();
-            Some(SourceStatus {
-                repository: source.address.to_string(),
-                branch: source.branch.clone(),
-                trouble: commits.trouble.as_ref().map(|(why, _)| why.clone()),
-                trouble_since: commits.trouble.as_ref().map(|(_, since)| *since),
-                commits: commits.seen.iter().cloned().collect(),
-            })
-        }
-        Duty::Remote { .. } => None,
-    };
     Status {
         cluster: plane.config.cluster.clone(),
         role: plane.config.duty.role(),
         trust_domain: plane.authority.trust_domain().to_string(),
-        source,
+        sources: sources(plane),
         commit,
         clusters,
         events: plane.events.list(),
     }
+}
+
+fn sources(plane: &Plane) -> Vec<SourceStatus> {
+    let Duty::Primary { sources, ownership, .. } = &plane.config.duty else { return Vec::new() };
+    let commits = plane.commits.borrow();
+    let status = |source: &Source| {
+        let seen = commits.sources.get(&source.name).cloned().unwrap_or_default();
+        let (trouble, trouble_since) = seen.trouble.unzip();
+        SourceStatus {
+            name: source.name.clone(),
+            namespaces: ownership.namespaces(&source.name),
+            commit: commits
+                .published
+                .last()
+                .and_then(|last| last.commit_of(&source.name))
+                .map(ToString::to_string),
+            repository: source.address.to_string(),
+            branch: source.branch.clone(),
+            trouble,
+            trouble_since,
+            commits: seen.commits.into(),
+        }
+    };
+    let mut all: Vec<_> = sources.iter().map(status).collect();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    all
 }
 
 /// Members that this control plane knows from before it began, and has not heard of since.
@@ -221,34 +237,38 @@ fn unheard(plane: &Plane) -> Vec<ClusterName> {
     unheard.cloned().collect()
 }
 
-/// Marks the newest commit effective once everybody obeys it.
+/// Marks each source's commit in force effective once everybody obeys it.
 fn settle(plane: &Plane) {
-    let commits = plane.commits.borrow();
-    let Some(at) = commits.published.len().checked_sub(1) else { return };
-    let commit = commits.published[at].1.clone();
-    let open = commits.seen.iter().any(|one| one.commit == commit && one.state == CommitState::Rolling);
-    let published = commits.published.clone();
-    drop(commits);
-    if !open || !lagging(plane, &published, at).0.is_empty() {
-        return;
-    }
-    plane.commits.send_modify(|commits| {
-        if let Some(one) = commits.seen.iter_mut().find(|one| one.commit == commit) {
-            one.state = CommitState::Effective;
-            one.effective_after_ms = Some(((plane.now() - one.seen) * 1000.0) as u64);
+    let commits = plane.commits.borrow().clone();
+    let Some(last) = commits.published.last() else { return };
+    for (source, commit) in &last.commits {
+        let is_open = |one: &CommitStatus| one.commit == commit.as_str() && one.state == CommitState::Rolling;
+        let is_rolling = commits.sources.get(source).is_some_and(|seen| seen.commits.iter().any(is_open));
+        let Some(place) = commits.place(source, |known| known == commit).filter(|_| is_rolling) else {
+            continue;
+        };
+        if !lagging(plane, &commits.published, place).0.is_empty() {
+            continue;
         }
-    });
+        plane.commits.send_modify(|commits| {
+            let seen = commits.sources.get_mut(source).map(|seen| &mut seen.commits);
+            for one in seen.into_iter().flatten().filter(|one| is_open(one)) {
+                one.state = CommitState::Effective;
+                one.effective_after_ms = Some(((plane.now() - one.seen) * 1000.0) as u64);
+            }
+        });
+    }
 }
 
-/// Who does not obey the commit at `at` of `published` yet: those that lag, and those that are gone.
-fn lagging(plane: &Plane, published: &[(api::head::Seq, String)], at: usize) -> (Vec<Laggard>, Vec<Laggard>) {
+/// Who does not obey the revision at `at` of `published` yet: those that lag, and those that are gone.
+fn lagging(plane: &Plane, published: &[Published], at: usize) -> (Vec<Laggard>, Vec<Laggard>) {
     let own = plane.own.borrow().clone();
     let reports = plane.reports.borrow().clone();
     let own = Heard { status: own, away_since: None };
     let obeys = |commit: &Option<String>| {
         let commit = commit.as_ref();
-        // The newest place counts: a commit that was returned to stands there twice.
-        published.iter().rposition(|(_, known)| Some(known) == commit).is_some_and(|place| place >= at)
+        // The newest place counts: a revision that was returned to stands there twice.
+        published.iter().rposition(|known| Some(&known.label) == commit).is_some_and(|place| place >= at)
     };
     let (mut lagging, mut gone) = (Vec::new(), Vec::new());
     for cluster in unheard(plane) {
@@ -296,15 +316,21 @@ fn ago(plane: &Plane, since: f64) -> String {
     format!("{:.0} s ago", (plane.now() - since).max(0.0))
 }
 
+/// What the sources' repositories know of a commit that is waited for.
+pub trait Lineage {
+    /// Whether the branch of the source has it. Two sources may follow one repository.
+    fn is_on_branch(&self, source: &SourceName) -> bool;
+    /// Whether `published`, a commit of the source, descends from it.
+    fn is_behind(&self, source: &SourceName, published: &CommitId) -> bool;
+}
+
 /// Waits until `commit` or a descendant is effective everywhere, or `timeout` is over.
-///
-/// `descends` says whether a published commit descends from the one that is waited for.
 pub async fn wait(
     plane: &Plane,
-    commit: &str,
+    commit: &CommitId,
     timeout: Duration,
     strict: bool,
-    descends: impl Fn(&str) -> bool,
+    lineage: impl Lineage,
 ) -> WaitAnswer {
     let deadline = tokio::time::Instant::now() + timeout;
     let mut commits = plane.commits.subscribe();
@@ -314,7 +340,7 @@ pub async fn wait(
         let known = commits.borrow_and_update().clone();
         own.mark_unchanged();
         reports.mark_unchanged();
-        let mut answer = judge_one(plane, commit, &known, &descends);
+        let mut answer = judge_one(plane, commit, &known, &lineage);
         answer.effective &= !strict || answer.gone.is_empty();
         let refused = matches!(answer.state, Some(CommitState::Refused | CommitState::Held));
         if answer.effective || refused && !answer.lagging.is_empty() {
@@ -329,30 +355,60 @@ pub async fn wait(
     }
 }
 
-fn judge_one(plane: &Plane, commit: &str, known: &Commits, descends: &impl Fn(&str) -> bool) -> WaitAnswer {
-    let seen = known.seen.iter().find(|one| one.commit == commit);
-    let place = known
-        .published
-        .iter()
-        .rposition(|(_, published)| published == commit)
-        .or_else(|| known.published.iter().position(|(_, published)| descends(published)));
-    let (lagging, gone) = match place {
-        Some(at) => lagging(plane, &known.published, at),
-        None => {
-            let why = match seen.map(|one| one.state) {
-                Some(CommitState::Refused) => "the commit was refused; an earlier one stays in force",
-                Some(CommitState::Held) => "the commit is held: it removes more than half of all resources",
-                _ => "the control plane has not seen the commit yet",
-            };
-            (vec![Laggard { cluster: plane.config.cluster.clone(), workload: None, why: why.into() }], vec![])
-        }
+/// The answer of the sources whose commit it is: it is effective when it is in each of them.
+fn judge_one(plane: &Plane, commit: &CommitId, known: &Commits, lineage: &impl Lineage) -> WaitAnswer {
+    let mut answer = WaitAnswer {
+        commit: commit.to_string(),
+        effective: false,
+        state: None,
+        errors: Vec::new(),
+        lagging: Vec::new(),
+        gone: Vec::new(),
     };
-    WaitAnswer {
-        commit: commit.to_owned(),
-        effective: lagging.is_empty(),
-        state: seen.map(|one| one.state),
-        errors: seen.map(|one| one.errors.clone()).unwrap_or_default(),
-        lagging,
-        gone,
+    let mut is_known = false;
+    for (source, history) in &known.sources {
+        let seen = history.commits.iter().find(|one| one.commit == commit.as_str());
+        let exact = known.place(source, |published| published == commit);
+        if exact.is_none() && seen.is_none() && !lineage.is_on_branch(source) {
+            continue;
+        }
+        let place = exact.or_else(|| {
+            let behind = |one: &Published| {
+                one.commit_of(source).is_some_and(|published| lineage.is_behind(source, published))
+            };
+            known.published.iter().position(behind)
+        });
+        is_known = true;
+        let missing = place.is_none();
+        // Where another source refuses it, that is what is told.
+        if missing || answer.state.is_none() {
+            answer.state = seen.map(|one| one.state);
+            answer.errors.extend(seen.iter().flat_map(|one| one.errors.clone()));
+        }
+        match place {
+            Some(at) => {
+                let (lagging, gone) = lagging(plane, &known.published, at);
+                answer.lagging.extend(lagging);
+                answer.gone.extend(gone);
+            }
+            None => answer.lagging.push(unpublished(plane, seen.map(|one| one.state))),
+        }
     }
+    if !is_known {
+        answer.lagging.push(unpublished(plane, None));
+    }
+    answer.effective = answer.lagging.is_empty();
+    answer
+}
+
+/// This cluster, since the commit is not in force.
+fn unpublished(plane: &Plane, state: Option<CommitState>) -> Laggard {
+    let why = match state {
+        Some(CommitState::Refused) => "the commit was refused; an earlier one stays in force",
+        Some(CommitState::Held) => {
+            "the commit is held: it removes more than half of all resources of its source"
+        }
+        _ => "the control plane has not seen the commit yet",
+    };
+    Laggard { cluster: plane.config.cluster.clone(), workload: None, why: why.into() }
 }

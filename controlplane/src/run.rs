@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use api::head::{Seq, SignedHead};
+use api::head::{Head, SignedHead};
 use process::{
     admin::{Readiness, Routes},
     metrics::Registry as Metrics,
@@ -11,17 +11,19 @@ use process::{
     world::{Machine, SharedWorld},
 };
 use tokio::{net::TcpListener, sync::watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Access, Api},
     authority::Authority,
+    commits::Commits,
     config::{Config, Duty, Keep, RawConfig},
-    git::{self, Repository},
+    follow::{self, Followed},
+    git,
     link::{self, remote::JoinError},
     metrics,
-    plane::{Commits, Plane, load},
-    publish::{self, Accepted},
+    ownership::Ownership,
+    plane::{Plane, load},
+    publish::Accepted,
     serving::{self, Begun},
     snapshot::Configuration,
     store::{self, Backed, Embedded, Etcd, Leading, Store, StoreError},
@@ -120,13 +122,14 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
         Some(revision) => load(&*store, revision).await?,
         None => Configuration::default(),
     };
-    let held = (head.as_ref().map(|head| head.head().seq()), configuration);
-    let (mut begun, source) = match config.duty.clone() {
-        Duty::Primary { source, .. } => {
-            begin_primary(&world, &config, *source, held, vault, &shutdown).await?
+    let held = (head.as_ref().map(|head| head.head().clone()), configuration);
+    let (mut begun, followed) = match config.duty.clone() {
+        Duty::Primary { sources, ownership, .. } => {
+            begin_primary(&world, &config, (sources, &ownership), held, vault, &shutdown).await?
         }
         Duty::Remote { primaries, join_token_file } => {
-            begin_remote(&world, &config, &primaries, join_token_file.as_deref(), held, vault).await?
+            let token = join_token_file.as_deref();
+            (begin_remote(&world, &config, &primaries, token, held, vault).await?, Vec::new())
         }
     };
     if let Some(head) = head
@@ -137,7 +140,7 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
     }
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
-    start(&plane, source, leading, &metrics, &shutdown).await?;
+    start(&plane, followed, leading, &metrics, &shutdown).await?;
     ready(&plane).await;
     drop(starting);
     tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
@@ -186,46 +189,38 @@ async fn in_force(store: &dyn Store, leading: &Leading) -> Result<Option<SignedH
 }
 
 /// What is in force at the start.
-type Held = (Option<Seq>, Configuration);
-
-/// The repository, what is seen of it, and what makes it ask its server at once.
-type Seen = (Arc<Repository>, watch::Receiver<Option<git::Observation>>, git::Bell);
+type Held = (Option<Head>, Configuration);
 
 async fn begin_primary(
     world: &SharedWorld,
     config: &Config,
-    source: git::Source,
-    (in_force, configuration): Held,
+    (sources, ownership): (Vec<git::Source>, &Ownership),
+    (head, configuration): Held,
     vault: Arc<Vault>,
     shutdown: &Shutdown,
-) -> Result<(Begun, Option<Seen>)> {
-    let repository = Arc::new(Repository::new(source, &config.state_dir.join("sources")));
-    let bell = git::Bell::default();
-    let (seen, mut observed) = watch::channel(None);
-    let ended = CancellationToken::new();
-    shutdown.spawn("repository", git::watch(repository.clone(), seen, bell.clone(), ended.clone()));
-    let stop = shutdown.clone();
-    shutdown.spawn("end of the watch", async move {
-        stop.cancelled().await;
-        ended.cancel();
-    });
-    let commits = watch::Sender::new(Commits::default());
+) -> Result<(Begun, Vec<Followed>)> {
+    let mut commits = Commits::of(sources.iter().map(|source| source.name.clone()));
+    if let Some((head, revision)) = head.as_ref().and_then(|head| Some((head, head.stable.as_ref()?))) {
+        commits.publish(head.seq(), revision);
+    }
+    let commits = watch::Sender::new(commits);
+    let mirrors = config.state_dir.join("sources");
+    let mut followed: Vec<_> =
+        sources.into_iter().map(|source| Followed::start(source, &mirrors, shutdown)).collect();
     let (domain, lifetimes) = match configuration.mesh() {
         Some(mesh) => (mesh.spec.trust_domain.clone(), mesh.spec.certificates.clone()),
         None => {
-            let Some(set) = publish::first_good(&repository, &mut observed, &commits).await else {
+            let Some(mesh) = follow::first_mesh(&mut followed, ownership, &commits).await else {
                 bail!("ended before any commit passed the gate");
             };
-            let mesh = set.mesh().context("the gate let a commit without Mesh pass")?;
-            (mesh.trust_domain.clone(), mesh.certificates.clone())
+            (mesh.trust_domain, mesh.certificates)
         }
     };
     let authority =
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
     keep_first(&vault).await;
-    // The publisher looks at it again, this time to take it.
-    observed.mark_changed();
-    Ok((Begun { authority, configuration, in_force, commits, vault }, Some((repository, observed, bell))))
+    let in_force = head.map(|head| head.seq());
+    Ok((Begun { authority, configuration, in_force, commits, vault }, followed))
 }
 
 async fn begin_remote(
@@ -233,15 +228,16 @@ async fn begin_remote(
     config: &Config,
     primaries: &[SocketAddr],
     token: Option<&Path>,
-    (in_force, configuration): Held,
+    (head, configuration): Held,
     vault: Arc<Vault>,
-) -> Result<(Begun, Option<Seen>)> {
+) -> Result<Begun> {
     let authority = match Authority::rejoin(&config.state_dir, &config.cluster, world.unix())? {
         Some(authority) => authority,
         None => join(world, config, primaries, token).await?,
     };
     keep_first(&vault).await;
-    Ok((Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault }, None))
+    let in_force = head.map(|head| head.seq());
+    Ok(Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault })
 }
 
 /// Keys are kept before anybody has a certificate by them; if the store fails now, upkeep tries again.
@@ -282,45 +278,51 @@ async fn join(
 
 async fn start(
     plane: &Arc<Plane>,
-    source: Option<Seen>,
+    followed: Vec<Followed>,
     leading: Leading,
     metrics: &Metrics,
     shutdown: &Shutdown,
 ) -> Result<()> {
     serving::begin(plane, shutdown).await?;
     let accepted = Arc::new(Accepted::default());
-    let asked = source.as_ref().map(|(repository, _, bell)| (repository.clone(), bell.clone()));
-    match (&plane.config.duty, source) {
-        (Duty::Primary { webhook, .. }, Some((repository, observed, bell))) => {
-            if let Some(secret) = repository.source().webhook_secret.clone() {
-                let hook = Hook { source: repository.source().name.clone(), secret, bell };
-                let routes = webhook::routes(vec![hook], metrics);
+    let sources = followed.iter().map(|one| (one.repository.clone(), one.bell.clone())).collect();
+    match &plane.config.duty {
+        Duty::Primary { webhook, ownership, .. } => {
+            let hooks: Vec<Hook> = followed.iter().filter_map(hook).collect();
+            if !hooks.is_empty() {
+                let routes = webhook::routes(hooks, metrics);
                 let serving = process::admin::serve(listen(*webhook).await?, routes, shutdown.clone());
                 shutdown.spawn("webhooks", serving);
             }
-            let publishing = publish::run(
+            let publishing = follow::run(
                 plane.clone(),
-                repository,
-                observed,
+                ownership.clone(),
+                followed,
                 accepted.clone(),
                 leading,
                 shutdown.clone(),
             );
             shutdown.spawn("publisher", publishing);
         }
-        (Duty::Remote { primaries, .. }, _) => {
+        Duty::Remote { primaries, .. } => {
             let primaries = primaries.clone();
             shutdown.spawn("link", link::remote::run(plane.clone(), primaries, leading, shutdown.clone()));
         }
-        (Duty::Primary { .. }, None) => bail!("a primary without a repository"),
     }
     let access = Arc::new(Access::open(&plane.config.state_dir)?);
     let url = format!("http://{}/?login={}", plane.config.admin, access.login());
     process::files::write_private(&plane.config.state_dir.join("console.url"), url.as_bytes())?;
-    let api = Api { plane: plane.clone(), access, source: asked, accepted };
+    let api = Api { plane: plane.clone(), access, sources, accepted };
     let listener = listen(plane.config.admin).await?;
     shutdown.spawn("admin API", admin::run(listener, api, shutdown.clone()));
     Ok(())
+}
+
+/// What rings a source whose webhooks are signed.
+fn hook(followed: &Followed) -> Option<Hook> {
+    let source = followed.repository.source();
+    let secret = source.webhook_secret.clone()?;
+    Some(Hook { source: source.name.clone(), secret, bell: followed.bell.clone() })
 }
 
 /// Ready once there is something to serve: a revision in force.

@@ -25,9 +25,10 @@ use tokio::sync::watch;
 
 use crate::{
     authority::Authority,
+    commits::Commits,
     config::{Config, Duty, Keep},
     link::{self, Kept, MAX_MESSAGE_BYTES},
-    plane::{Commits, Events, Plane, load, seconds},
+    plane::{Events, Plane, load, seconds},
     push::{self, Registry},
     report,
     snapshot::{self, Configuration, Inputs},

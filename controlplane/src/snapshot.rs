@@ -65,7 +65,7 @@ pub struct Place {
 /// The resources of one revision, as the store gives them back.
 #[derive(Debug, Default)]
 pub struct Configuration {
-    /// The commit.
+    /// The commit, or those of all sources: what everybody calls the revision.
     pub commit: String,
     /// Every resource, in the order of keys.
     pub objects: Vec<Said>,
@@ -76,7 +76,7 @@ pub struct Configuration {
 pub struct Said {
     /// The resource.
     pub resource: Resource,
-    /// The commit that last changed it.
+    /// The commit that last changed it, with its source where there are several.
     pub changed_in: String,
     /// Where it stands, for people.
     pub file: String,

@@ -1,18 +1,27 @@
-//! `POST /hooks/git`: a server says that somebody has pushed, and it is asked at once.
+//! `POST /hooks/git`, or of one source alone `/hooks/git/NAME`: a server says that somebody has pushed, and it is asked
+//! at once.
 //!
 //! Signed as GitHub (`X-Hub-Signature-256`) and Gitea (`X-Gitea-Signature`) do, by an HMAC-SHA256 of the body, or with
-//! the secret itself, as GitLab does (`X-Gitlab-Token`). Whose secret it is says which source is meant.
+//! the secret itself, as GitLab does (`X-Gitlab-Token`). Whose secret it is says which source is meant: each of those
+//! that share one, unless the path names one of them.
 //!
 //! Invariant: nothing in a body is believed or even kept: it is weighed as it comes, and what counts is what the server
 //! answers when it is asked.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use api::name::SourceName;
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     hmac::{Context, HMAC_SHA256, Key, sign},
 };
-use axum::{Router, body::Body, extract::State, http::StatusCode, routing::post};
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::post,
+};
 use http::{HeaderMap, Request};
 use http_body_util::BodyExt;
 use process::metrics::{Counter, EncodeLabelSet, EncodeLabelValue, Family, Registry};
@@ -30,7 +39,7 @@ const AT_ONCE: usize = 16;
 /// Who is asked when a webhook bears its secret.
 pub struct Hook {
     /// The source.
-    pub source: String,
+    pub source: SourceName,
     /// The file with the secret, read anew for each webhook.
     pub secret: PathBuf,
     /// Makes it ask its server.
@@ -85,19 +94,36 @@ impl Parts {
 /// What the listener for webhooks answers.
 pub fn routes(hooks: Vec<Hook>, metrics: &Registry) -> Router {
     let heard = metrics.register("weft_webhooks", "Webhooks by what became of them", Family::default());
-    Router::new().route("/hooks/git", post(hear)).with_state(Parts::new(hooks, LIMIT, heard))
+    Router::new()
+        .route("/hooks/git", post(hear))
+        .route("/hooks/git/{source}", post(hear_of))
+        .with_state(Parts::new(hooks, LIMIT, heard))
 }
 
 async fn hear(State(parts): State<Arc<Parts>>, request: Request<Body>) -> StatusCode {
+    weigh(&parts, parts.hooks.iter().collect(), request).await
+}
+
+/// A source that there is not has no secret that a webhook could bear.
+async fn hear_of(
+    State(parts): State<Arc<Parts>>,
+    Path(source): Path<String>,
+    request: Request<Body>,
+) -> StatusCode {
+    let named = parts.hooks.iter().filter(|hook| hook.source.as_str() == source).collect();
+    weigh(&parts, named, request).await
+}
+
+async fn weigh(parts: &Parts, hooks: Vec<&Hook>, request: Request<Body>) -> StatusCode {
     let outcome = match parts.places.try_acquire() {
-        Ok(_place) => timeout(parts.limit, judge(&parts.hooks, request)).await.unwrap_or(Outcome::Broken),
+        Ok(_place) => timeout(parts.limit, judge(hooks, request)).await.unwrap_or(Outcome::Broken),
         Err(_) => Outcome::Busy,
     };
     parts.heard.get_or_create(&Labels { outcome }).inc();
     outcome.status()
 }
 
-async fn judge(hooks: &[Hook], request: Request<Body>) -> Outcome {
+async fn judge(hooks: Vec<&Hook>, request: Request<Body>) -> Outcome {
     let (head, mut body) = request.into_parts();
     let Some(proof) = Proof::of(&head.headers) else { return Outcome::Refused };
     let mut known: Vec<(&Hook, Vec<u8>, Context)> = Vec::new();
@@ -108,7 +134,7 @@ async fn judge(hooks: &[Hook], request: Request<Body>) -> Outcome {
                 let weighed = Context::with_key(&Key::new(HMAC_SHA256, &secret));
                 known.push((hook, secret, weighed));
             }
-            Ok(Err(why)) => tracing::warn!(source = hook.source, why, "its webhooks cannot be judged"),
+            Ok(Err(why)) => tracing::warn!(source = %hook.source, why, "its webhooks cannot be judged"),
             Err(_) => {}
         }
     }
@@ -123,7 +149,7 @@ async fn judge(hooks: &[Hook], request: Request<Body>) -> Outcome {
     let mut outcome = Outcome::Refused;
     for (hook, secret, weighed) in known {
         if proof.holds(&secret, weighed) {
-            tracing::debug!(source = hook.source, "a webhook");
+            tracing::debug!(source = %hook.source, "a webhook");
             hook.bell.notify_one();
             outcome = Outcome::Accepted;
         }
@@ -191,7 +217,7 @@ mod tests {
             let secrets = ["platform", "shop"].map(|name| dir.path().join(name));
             let bells = [Bell::default(), Bell::default()];
             let hooks = secrets.iter().zip(&bells).map(|(path, bell)| {
-                let source = path.file_name().unwrap().to_str().unwrap().to_owned();
+                let source: SourceName = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
                 fs::write(path, format!("secret of {source}\n")).unwrap();
                 Hook { source, secret: path.clone(), bell: bell.clone() }
             });
@@ -203,8 +229,18 @@ mod tests {
         async fn post(&self, header: &str, value: &str, body: impl Into<Body>) -> (u16, [bool; 2]) {
             let request = Request::post("/hooks/git").header(header, value).body(body.into()).unwrap();
             let status = hear(State(self.parts.clone()), request).await;
-            let rings = |bell: &Bell| bell.notified().now_or_never().is_some();
-            (status.as_u16(), [rings(&self.bells[0]), rings(&self.bells[1])])
+            (status.as_u16(), self.rings())
+        }
+
+        /// The same, by the path of one source.
+        async fn post_of(&self, source: &str, token: &str) -> (u16, [bool; 2]) {
+            let request = Request::post("/").header("X-Gitlab-Token", token).body(Body::empty()).unwrap();
+            let status = hear_of(State(self.parts.clone()), Path(source.to_owned()), request).await;
+            (status.as_u16(), self.rings())
+        }
+
+        fn rings(&self) -> [bool; 2] {
+            [&self.bells[0], &self.bells[1]].map(|bell| bell.notified().now_or_never().is_some())
         }
 
         fn counted(&self, outcome: Outcome) -> u64 {
@@ -215,6 +251,17 @@ mod tests {
     fn code(secret: &str, body: &str) -> String {
         let code = sign(&Key::new(HMAC_SHA256, secret.as_bytes()), body.as_bytes());
         data_encoding::HEXLOWER.encode(code.as_ref())
+    }
+
+    #[tokio::test]
+    async fn of_sources_that_share_a_secret_the_path_rings_one() {
+        let case = Case::new();
+        fs::write(&case.secrets[0], "secret of shop").unwrap();
+        assert_eq!(case.post("X-Gitlab-Token", "secret of shop", "").await, (202, [true, true]));
+        assert_eq!(case.post_of("shop", "secret of shop").await, (202, [false, true]));
+        assert_eq!(case.post_of("platform", "secret of shop").await, (202, [true, false]));
+        assert_eq!(case.post_of("shop", "another").await, (401, [false, false]));
+        assert_eq!(case.post_of("nobody", "secret of shop").await, (401, [false, false]));
     }
 
     #[tokio::test]

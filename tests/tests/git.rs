@@ -57,7 +57,7 @@ impl Watching {
 
 fn repository(url: &str, access: Access, dir: &Path) -> Arc<Repository> {
     let source = Source {
-        name: "main".into(),
+        name: "main".parse().unwrap(),
         address: url.parse().unwrap(),
         branch: "main".into(),
         folder: String::new(),

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Role;
 use crate::{
     locality::Locality,
-    name::{ClusterName, Namespace, ServiceAccount, ServiceName, WorkloadId},
+    name::{ClusterName, Namespace, ServiceAccount, ServiceName, SourceName, WorkloadId},
 };
 
 /// `GET /api/v1/status`: all that one control plane knows of the mesh.
@@ -20,9 +20,10 @@ pub struct Status {
     pub role: Role,
     /// The mesh's trust domain; empty before the first accepted commit.
     pub trust_domain: String,
-    /// Where configuration comes from and what became of it. Absent on a remote.
-    pub source: Option<SourceStatus>,
-    /// The commit that this control plane serves.
+    /// Where configuration comes from and what became of it, in order of name. None on a remote.
+    #[serde(default)]
+    pub sources: Vec<SourceStatus>,
+    /// The commit that this control plane serves; of several sources those of all, as `a@COMMIT b@COMMIT`.
     pub commit: Option<String>,
     /// Every cluster, in order of name; the others by their own last word.
     pub clusters: Vec<ClusterStatus>,
@@ -42,10 +43,16 @@ pub struct Event {
     pub message: String,
 }
 
-/// The repository, and what became of its commits.
+/// A source of configuration, and what became of its commits.
 #[derive(Debug, Clone, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
+    /// Its name.
+    pub name: SourceName,
+    /// The namespaces that it alone may say something in; none of the source that owns the rest and what is mesh-wide.
+    pub namespaces: Vec<Namespace>,
+    /// Its commit in force.
+    pub commit: Option<String>,
     /// Its path or URL.
     pub repository: String,
     /// The branch that rules.

@@ -76,6 +76,7 @@ impl<'a> Check<'a, '_, '_> {
             .world
             .placed
             .iter()
+            .copied()
             .filter(|other| other.resource.kind() == kind)
             .map(|other| other.resource.meta());
         let names = metas.filter(near).map(|meta| meta.name.as_str());

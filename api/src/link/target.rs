@@ -36,14 +36,14 @@ impl Target<'_> {
 }
 
 /// Tells every policy whose target has one of the kind already.
-pub(super) fn check(placed: &[Placed], diagnostics: &mut Vec<Diagnostic>) {
+pub(super) fn check(placed: &[&Placed], diagnostics: &mut Vec<Diagnostic>) {
     let mut taken: BTreeMap<(Kind, Namespace, Target), Vec<&Placed>> = BTreeMap::new();
-    let whole = |own: &&Placed| {
+    let whole = |own: &&&Placed| {
         !own.flaws
             .iter()
             .any(|flaw| flaw.starts_with("/spec/targetRefs") || flaw.starts_with("/spec/selector"))
     };
-    for own in placed.iter().filter(whole) {
+    for own in placed.iter().filter(whole).copied() {
         let meta = own.resource.meta();
         for (target, pointer) in targets(&own.resource) {
             let (scope, help) = (target.scope(meta.namespace()), target.help());

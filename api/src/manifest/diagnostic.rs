@@ -47,6 +47,8 @@ pub enum Code {
     UnresolvedReference,
     /// It refers to what it may not.
     Forbidden,
+    /// Another source's to say.
+    Ownership,
     /// Two things that exclude each other.
     Conflict,
     /// A CEL expression that does not type-check.
@@ -113,6 +115,12 @@ impl fmt::Debug for Positions {
 }
 
 impl Positions {
+    /// Of an object whose text is not at hand: all of it stands at its first line.
+    pub(crate) fn at_line(line: u32) -> Self {
+        let node = Node { at: Position { line, column: 1 }, value: Value::Mapping(vec![]) };
+        Positions { tree: node.into(), source: "".into() }
+    }
+
     /// Where the value at a JSON pointer (`/spec/rules/0/when`) stands; for a block scalar its first character of
     /// content. Of a pointer that leads nowhere, the deepest part that exists.
     pub fn at(&self, pointer: &str) -> Position {

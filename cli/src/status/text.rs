@@ -15,18 +15,15 @@ const GLANCE: usize = 8;
 
 /// `status` at the time `now`, seconds since the epoch.
 pub(super) fn render(status: &Status, now: f64, style: Style) -> String {
-    let commit = status.commit.as_deref().map_or("none yet", short_commit);
+    let commit = status.commit.as_deref().map_or("none yet".into(), short_commit);
     let mesh = match status.trust_domain.as_str() {
         "" => "mesh without a commit in force".to_owned(),
         domain => format!("mesh {domain} at commit {commit}"),
     };
     let mut out = format!("{mesh}, as {} ({}) knows it\n", status.cluster, role(status.role));
-    if let Some(source) = &status.source {
-        let _ = writeln!(
-            out,
-            "\n{}",
-            style.paint(Tone::Strong, &format!("commits of {} in {}", source.branch, source.repository))
-        );
+    for source in &status.sources {
+        let title = title(source, status.sources.len() == 1);
+        let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, &title));
         out.push_str(&commits(source, now, style));
     }
     let mut section = |title: &str, text: String| {
@@ -46,6 +43,20 @@ fn role(role: Role) -> &'static str {
         Role::Primary => "primary",
         Role::Remote => "remote",
     }
+}
+
+/// What the only source is called, or one of several, with what it owns and has in force.
+fn title(source: &SourceStatus, is_sole: bool) -> String {
+    let place = format!("{} in {}", source.branch, source.repository);
+    if is_sole {
+        return format!("commits of {place}");
+    }
+    let owns = match source.namespaces.as_slice() {
+        [] => "the rest".to_owned(),
+        own => own.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    };
+    let in_force = source.commit.as_deref().map_or("nothing".into(), short_commit);
+    format!("source {} (owns {owns}), with {in_force} in force: commits of {place}", source.name)
 }
 
 fn commits(source: &SourceStatus, now: f64, style: Style) -> String {
@@ -118,7 +129,7 @@ fn clusters(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
             Cell::toned(Tone::Strong, cluster.name.as_str()),
             role(cluster.role).into(),
             cluster.locality.to_string().into(),
-            cluster.commit.as_deref().map_or("-", short_commit).into(),
+            cluster.commit.as_deref().map_or("-".into(), short_commit).into(),
             yes(cluster.effective),
             Cell::judged(there == cluster.proxies.len(), format!("{there}/{}", cluster.proxies.len())),
             link,
@@ -166,7 +177,7 @@ fn proxies(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
             proxy.address.as_str().into(),
             state,
             short(now - proxy.since).into(),
-            proxy.commit.as_deref().map_or("-", short_commit).into(),
+            proxy.commit.as_deref().map_or("-".into(), short_commit).into(),
             yes(proxy.effective),
             app,
             match proxy.certificate_not_after - now {

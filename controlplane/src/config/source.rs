@@ -1,10 +1,19 @@
-//! One source of configuration: what was said, and what is meant.
+//! The sources of configuration: what was said, and what is meant.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
+use api::name::{Namespace, SourceName};
 use serde::{Deserialize, Serialize};
 
-use crate::git::{Access, Address, Scheme, Source};
+use crate::{
+    git::{Access, Address, Scheme, Source},
+    ownership::Ownership,
+};
+
+/// All sources together: their names stand in every head, and in what proxies call a revision.
+const MAX_SOURCES: usize = 32;
+/// What the only source is called, unless told otherwise.
+const SOLE: &str = "main";
 
 /// Between two questions to a server, unless told otherwise: webhooks make it immediate.
 const POLL_SECONDS: u32 = 15;
@@ -13,6 +22,12 @@ const POLL_SECONDS: u32 = 15;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RawSource {
+    /// What people call it; `main` by default, where it is the only one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<SourceName>,
+    /// The namespaces that it alone may say something in. One source says none: it owns the rest and what is mesh-wide.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespaces: Option<Vec<Namespace>>,
     /// A local path, bare or with a work tree, or a URL: `https://`, `ssh://`, `file://`, and `http://` to loopback.
     #[serde(alias = "url")]
     pub repository: String,
@@ -48,9 +63,47 @@ pub struct RawSource {
     pub webhook_secret_file: Option<PathBuf>,
 }
 
+/// What is meant by `source` and `sources`, of which settings have one; what is wrong is added to `wrong`.
+pub(super) fn all(
+    source: Option<RawSource>,
+    sources: Option<Vec<RawSource>>,
+    wrong: &mut Vec<String>,
+) -> Option<(Vec<Source>, Ownership)> {
+    let before = wrong.len();
+    let said = match (source, sources) {
+        (Some(source), None) => {
+            let name = source.name.clone().unwrap_or_else(|| SourceName::new(SOLE).expect("a label"));
+            vec![RawSource { name: Some(name), ..source }]
+        }
+        (None, Some(sources)) => sources,
+        _ => {
+            wrong.push("a primary has either `source` or `sources`".into());
+            return None;
+        }
+    };
+    if said.len() > MAX_SOURCES {
+        wrong.push(format!("{} sources are over the limit of {MAX_SOURCES}", said.len()));
+    }
+    let mut names = BTreeSet::new();
+    let (mut meant, mut owned) = (Vec::new(), Vec::new());
+    for (place, mut source) in said.into_iter().enumerate() {
+        let Some(name) = source.name.take() else {
+            wrong.push(format!("sources[{place}]: `name` is missing"));
+            continue;
+        };
+        if !names.insert(name.clone()) {
+            wrong.push(format!("source {name}: there are two of this name"));
+        }
+        owned.push((name.clone(), source.namespaces.take()));
+        meant.extend(source.meant(name, wrong));
+    }
+    let ownership = Ownership::new(owned).map_err(|why| wrong.extend(why)).ok()?;
+    (wrong.len() == before).then_some((meant, ownership))
+}
+
 impl RawSource {
     /// What is meant; what is wrong is added to `wrong`.
-    pub(super) fn meant(self, name: String, wrong: &mut Vec<String>) -> Option<Source> {
+    fn meant(self, name: SourceName, wrong: &mut Vec<String>) -> Option<Source> {
         let before = wrong.len();
         let address = self.repository.parse::<Address>();
         let address = address.map_err(|error| wrong.push(format!("source {name}: repository: {error}"))).ok();
@@ -158,9 +211,63 @@ mod tests {
     fn wrong(json: &str) -> String {
         let mut wrong = Vec::new();
         let raw: RawSource = serde_json::from_str(json).unwrap();
-        let meant = raw.meant("main".into(), &mut wrong);
+        let meant = all(Some(raw), None, &mut wrong);
         assert_eq!(meant.is_some(), wrong.is_empty());
         wrong.join("\n")
+    }
+
+    fn several(json: &str) -> Result<Ownership, String> {
+        let raw: Vec<RawSource> = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        let mut wrong = Vec::new();
+        let meant = all(None, Some(raw), &mut wrong);
+        assert_eq!(meant.is_some(), wrong.is_empty());
+        meant.map(|(_, ownership)| ownership).ok_or(wrong.join("\n"))
+    }
+
+    #[test]
+    fn each_namespace_has_one_owner_and_one_source_owns_the_rest() {
+        let ownership = several(
+            r#"[{"name": "shop", "repository": "/srv/shop", "namespaces": ["shop", "till"]},
+                {"name": "platform", "repository": "/srv/platform"}]"#,
+        )
+        .unwrap();
+        let owner = |namespace: &str| ownership.owner(Some(&namespace.parse().unwrap())).as_str();
+        assert_eq!(
+            [owner("till"), owner("other"), owner("weft-system"), ownership.owner(None).as_str()],
+            ["shop", "platform", "platform", "platform"]
+        );
+        assert_eq!(ownership.sources().map(SourceName::as_str).collect::<Vec<_>>(), ["platform", "shop"]);
+    }
+
+    #[test]
+    fn sources_that_contradict_each_other_are_told_all_at_once() {
+        let told = several(
+            r#"[{"name": "a", "repository": "/a", "namespaces": ["shop", "weft-system"]},
+                {"name": "b", "repository": "/b", "namespaces": ["shop"], "branch": ".."},
+                {"name": "b", "repository": "/c", "namespaces": []},
+                {"repository": "/d"}]"#,
+        );
+        expect![[r#"
+            source b: `..` is no name of a branch
+            source b: there are two of this name
+            sources[3]: `name` is missing
+            source a: namespace `weft-system` rules the whole mesh: it belongs to the source without `namespaces`
+            source b: namespace `shop` is owned by source a already
+            source b: `namespaces` is empty: it may say nothing at all
+            one source says no `namespaces`: it owns the rest and what is mesh-wide"#]]
+        .assert_eq(&told.unwrap_err());
+        let told = several(r#"[{"name": "a", "repository": "/a"}, {"name": "b", "repository": "/b"}]"#);
+        expect![[r#"
+            source b: says no `namespaces`, as source a: one alone owns the rest and what is mesh-wide"#]]
+        .assert_eq(&told.unwrap_err());
+        expect![[r#"
+            one source says no `namespaces`: it owns the rest and what is mesh-wide"#]]
+        .assert_eq(&wrong(r#"{"repository": "/a", "namespaces": ["shop"]}"#));
+        for bad in
+            [r#"[{"name": "A b", "repository": "/a"}]"#, r#"[{"name": "a", "repository": "/a", "owns": []}]"#]
+        {
+            assert!(several(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
-use api::head::CommitId;
+use api::{head::CommitId, name::SourceName};
 use gix::ObjectId;
 use gix::bstr::{BStr, ByteSlice};
 use gix::object::tree::EntryKind;
@@ -29,8 +29,10 @@ const MAX_LINE_CHARS: usize = 200;
 /// One commit of one source.
 #[derive(Debug, Clone)]
 pub struct Checkout {
-    /// The source's name and the commit.
-    pub commits: Vec<(String, CommitId)>,
+    /// The source.
+    pub source: SourceName,
+    /// The commit.
+    pub commit: CommitId,
     /// All `*.yaml` and `*.yml` below the source's folder, sorted by path.
     pub files: Vec<File>,
     /// What cannot be taken, sorted by path. Unless it is empty the commit must be refused.
@@ -114,7 +116,8 @@ impl Repository {
         let author = found.author().map_err(|error| self.unreadable(error))?;
         let message = found.message().map_err(|error| self.unreadable(error))?;
         Ok(Checkout {
-            commits: vec![(self.source.name.clone(), commit.clone())],
+            source: self.source.name.clone(),
+            commit: commit.clone(),
             files,
             refusals,
             author: format!("{} <{}>", line(author.name), line(author.email)),

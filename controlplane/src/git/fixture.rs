@@ -96,7 +96,7 @@ impl Fixture {
 
     fn source(&self, path: PathBuf, folder: &str) -> Arc<Repository> {
         let source = Source {
-            name: "main".into(),
+            name: "main".parse().unwrap(),
             address: Address::Local(path),
             branch: "main".into(),
             folder: folder.into(),

@@ -89,7 +89,7 @@ impl Errand {
             && let Err(why) = self.renew()
         {
             // It serves as it is, and the next fetch tries again.
-            tracing::warn!(source = self.source.name, why, "the mirror's packs were not made one");
+            tracing::warn!(source = %self.source.name, why, "the mirror's packs were not made one");
         }
         Ok(())
     }

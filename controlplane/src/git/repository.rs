@@ -42,7 +42,7 @@ impl Repository {
     pub fn new(source: Source, mirrors: &Path) -> Self {
         let dir = match &source.address {
             Address::Local(path) => path.clone(),
-            Address::Remote(_) => mirrors.join(&source.name),
+            Address::Remote(_) => mirrors.join(source.name.as_str()),
         };
         Repository { source, dir, known: Mutex::default() }
     }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use api::digest::Hash;
 use api::head::{CommitId, Revision};
+use api::name::SourceName;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -31,12 +32,12 @@ pub struct Entry {
     pub bytes: Bytes,
     /// The commit that it was read at.
     pub commit: CommitId,
-    /// Where it stands; `author` is that of `commit`.
+    /// Where it stands; `author` and `source` are those of `commit`.
     pub position: Position,
 }
 
 /// Where a resource stands, for people.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// Its file, from the folder that is read.
     pub file: String,
@@ -44,6 +45,9 @@ pub struct Position {
     pub line: u32,
     /// Who changed it last.
     pub author: String,
+    /// The source whose commit that was; older versions did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceName>,
     /// The lines of `/spec/rules/0`, `/spec/rules/1`, ..., of kinds that have rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<u32>,
@@ -76,10 +80,10 @@ type Positions = BTreeMap<String, Position>;
 
 /// Keeps the resources of one revision and gives its name. The head is not touched.
 ///
-/// A resource whose bytes are those of `previous` keeps its `changed_in` and its author.
+/// A resource whose bytes are those of `previous` keeps its `changed_in`, with author and source.
 pub async fn write_revision(
     store: &dyn Store,
-    commits: Vec<(String, CommitId)>,
+    commits: Vec<(SourceName, CommitId)>,
     entries: impl IntoIterator<Item = Entry>,
     previous: Option<&Revision>,
 ) -> Result<Revision, StoreError> {
@@ -93,7 +97,8 @@ pub async fn write_revision(
         let hash = Hash::of(&entry.bytes);
         let known = before.line(&entry.namespace, &entry.key).filter(|line| line.blob == hash);
         let position = before.position(&entry.namespace, &entry.key).filter(|_| known.is_some());
-        let author = position.map_or(entry.position.author, |it| it.author.clone());
+        let said = position.unwrap_or(&entry.position);
+        let (author, source) = (said.author.clone(), said.source.clone());
         let changed_in = known.map_or(entry.commit, |line| line.changed_in.clone());
         if known.is_none() {
             blobs.insert(hash, entry.bytes);
@@ -103,7 +108,7 @@ pub async fn write_revision(
             return Err(StoreError::Twice(entry.key));
         }
         let positions = tree.positions.entry(entry.namespace).or_default();
-        positions.insert(entry.key, Position { author, ..entry.position });
+        positions.insert(entry.key, Position { author, source, ..entry.position });
     }
     let manifest = group(&tree.lines, &mut blobs);
     let positions = group(&tree.positions, &mut blobs);

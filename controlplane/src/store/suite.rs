@@ -38,6 +38,7 @@ pub(super) fn entry(namespace: &str, name: &str, content: &str, of: char) -> Ent
             file: format!("{name}.yaml"),
             line: 1,
             author: format!("author of {of}"),
+            source: Some(format!("source-{of}").parse().unwrap()),
             rules: vec![],
         },
     }
@@ -57,7 +58,7 @@ fn head(epoch: u64, n: u64) -> SignedHead {
 }
 
 async fn write(store: &dyn Store, entries: &[Entry], of: char, last: Option<&Revision>) -> Revision {
-    write_revision(store, vec![("main".into(), commit(of))], entries.to_vec(), last).await.unwrap()
+    write_revision(store, vec![("main".parse().unwrap(), commit(of))], entries.to_vec(), last).await.unwrap()
 }
 
 async fn blobs_are_kept_once_and_found_by_hash(store: &dyn Store) {

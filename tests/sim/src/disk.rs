@@ -235,8 +235,25 @@ impl Store for SlowStore {
         self.store.resign()
     }
 
+    fn rival(&self) -> watch::Receiver<Option<String>> {
+        self.store.rival()
+    }
+
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.store.away()
+    }
+
+    fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
+        self.slowly(false, self.store.document(name))
+    }
+
+    fn keep_document<'a>(
+        &'a self,
+        name: &'static str,
+        bytes: Bytes,
+        guard: &'a Election,
+    ) -> Answer<'a, (), Conflict> {
+        self.slowly(true, self.store.keep_document(name, bytes, guard))
     }
 
     fn sweep<'a>(

@@ -14,12 +14,15 @@ use api::{delta::View, wire};
 use controlplane::{
     authority::Authority,
     config::{Config as PlaneConfig, Duty, RawConfig},
-    gate, link,
+    gate::Tree,
+    link,
+    ownership::Ownership,
     plane::{Plane, load},
-    publish::{self, Accepted},
+    publish::{Accepted, Publisher},
     serving::{self, Begun},
     snapshot::Configuration,
     store::{self, Leading, Store},
+    vault::Vault,
 };
 use dataplane::{
     account::{Meters, Telemetry},
@@ -41,7 +44,7 @@ use crate::{
     mesh::Mesh,
     network::{End, Outlook},
     oracle::{LEASE, SeenProxy},
-    repository::{Commit, TRUST_DOMAIN},
+    repository::{Commit, TRUST_DOMAIN, source},
     sabotage,
 };
 
@@ -172,10 +175,11 @@ impl ControlPlane {
                 let lifetimes = Default::default();
                 Authority::primary(&self.dir, &config.cluster, &domain, &lifetimes, world.unix())?
             }
-            Duty::Remote { primary, .. } => self.joined(mesh, &shared, &config, *primary).await?,
+            Duty::Remote { primaries, .. } => self.joined(mesh, &shared, &config, primaries[0]).await?,
         };
         let in_force = held.map(|head| head.seq());
-        let begun = Begun { authority, configuration, in_force, commits: watch::Sender::default() };
+        let vault = Arc::new(Vault::alone(&self.dir));
+        let begun = Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault };
         let plane = serving::assemble(config, shared, store, begun).await?;
         serving::begin(&plane, &shutdown).await?;
         mesh.oracle.borrow_mut().plane_begins(&self.name, mesh.network.elapsed());
@@ -294,16 +298,14 @@ async fn publisher(
     mut leading: Leading,
     shutdown: Shutdown,
 ) {
-    let accepted = Accepted::default();
+    let mut publisher = Publisher::new(plane, Ownership::sole(source()), Arc::new(Accepted::default()));
     let election = leading.begun().await;
     loop {
         let commit = branch.borrow_and_update().clone();
-        let mut failed = false;
         if let Some(commit) = commit {
-            let checkout = commit.checkout();
-            let judged = gate::check(&checkout);
-            failed = publish::bring(&plane, &checkout, judged, &accepted, &election).await.is_err();
+            publisher.hear(Tree::read(&commit.checkout()));
         }
+        let failed = publisher.publish(&election).await.is_err();
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,

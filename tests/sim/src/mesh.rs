@@ -10,8 +10,12 @@ use std::{
     time::Duration,
 };
 
-use api::identity::{CertificateDer, RootCertificate, SpiffeId, UnixTime};
-use controlplane::{plane::Plane, snapshot::Configuration};
+use api::{
+    head::CommitId,
+    identity::{CertificateDer, RootCertificate, SpiffeId, UnixTime},
+    name::SourceName,
+};
+use controlplane::{plane::Plane, report::Lineage, snapshot::Configuration};
 use federation::authority::{INTERMEDIATE_LIFETIME, IntermediateKey, ROOT_LIFETIME, Root};
 use process::tls::Key;
 
@@ -51,6 +55,23 @@ pub struct Mesh {
     pub first_configuration: RefCell<Option<Arc<Configuration>>>,
     planes: Vec<Rc<ControlPlane>>,
     sidecars: Vec<Rc<Sidecar>>,
+}
+
+/// Where the commit that is waited for stands in the one branch.
+struct History {
+    mesh: Rc<Mesh>,
+    index: usize,
+}
+
+impl Lineage for History {
+    fn is_on_branch(&self, _: &SourceName) -> bool {
+        true
+    }
+
+    fn is_behind(&self, _: &SourceName, published: &CommitId) -> bool {
+        let repository = self.mesh.repository.borrow();
+        repository.find(published.as_str()).is_some_and(|found| found.index > self.index)
+    }
 }
 
 impl Mesh {
@@ -127,13 +148,8 @@ impl Mesh {
     /// Waits at the primary for `commit`, as an operator does; whether it was called effective.
     pub async fn wait(self: &Rc<Self>, commit: Arc<Commit>) -> bool {
         let Some(plane) = self.planes[0].plane() else { return false };
-        let index = commit.index;
-        let mesh = self.clone();
-        let descends = move |published: &str| {
-            let repository = mesh.repository.borrow();
-            repository.find(published).is_some_and(|found| found.index > index)
-        };
-        let answer = controlplane::report::wait(&plane, commit.id.as_str(), WAIT, false, descends).await;
+        let history = History { mesh: self.clone(), index: commit.index };
+        let answer = controlplane::report::wait(&plane, &commit.id, WAIT, false, history).await;
         let lives = self.planes[0].plane().is_some_and(|now| Arc::ptr_eq(&now, &plane));
         if answer.effective && lives {
             self.trace.line(format_args!("commit {} is effective", short(commit.id.as_str())));

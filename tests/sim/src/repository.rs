@@ -9,9 +9,14 @@ use std::{
     sync::Arc,
 };
 
-use api::head::CommitId;
+use api::{head::CommitId, name::SourceName};
 use controlplane::git::{Checkout, File};
 use tokio::sync::watch;
+
+/// The source of all commits.
+pub fn source() -> SourceName {
+    "config".parse().expect("a label")
+}
 
 /// The trust domain of every simulation.
 pub const TRUST_DOMAIN: &str = "shop.example";
@@ -124,7 +129,8 @@ impl Commit {
     pub fn checkout(&self) -> Checkout {
         let file = File { path: "mesh.yaml".into(), text: self.text().into() };
         Checkout {
-            commits: vec![("config".into(), self.id.clone())],
+            source: source(),
+            commit: self.id.clone(),
             files: vec![file],
             refusals: vec![],
             author: "Op <op@shop.example>".into(),

@@ -1,14 +1,19 @@
 //! The commits of a simulation are ones that the gate takes. Here, since the library is built once, without tests.
 
-use simulation::repository::{Change, Repository, marks};
+use controlplane::{
+    gate::{self, Tree},
+    ownership::Ownership,
+};
+use simulation::repository::{Change, Repository, marks, source};
 
 #[test]
 fn every_commit_passes_the_gate_and_bears_its_mark() {
     let mut repository = Repository::new(&["east", "west"]);
     for change in [Change::Permission, Change::Marks, Change::Nothing, Change::Removal("west")] {
         let commit = repository.commit(change);
-        let set = controlplane::gate::check(&commit.checkout());
-        assert!(set.is_ok(), "{change:?}: {:?}", set.err());
+        let tree = Tree::read(&commit.checkout());
+        let wrong = gate::judge(&tree, &Ownership::sole(source()), &[], &[]);
+        assert!(wrong.is_empty(), "{change:?}: {wrong:?}");
     }
     let last = repository.last();
     assert_eq!((last.mark, last.denies, last.members.len()), (3, true, 1));

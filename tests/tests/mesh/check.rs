@@ -163,6 +163,33 @@ fn all_files_are_reported_in_one_run() {
     assert!(silent.is_empty(), "nothing is said of {silent:?}: {problems:#?}");
 }
 
+#[test]
+fn of_a_source_that_owns_namespaces_what_others_own_is_refused() {
+    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies/examples/shop");
+    let (good, problems) = check_with(&sample, &["--namespaces", "shop,till"]);
+    assert!(
+        !good && problems.iter().all(|one| one.message.ends_with("owned by another source")),
+        "{problems:#?}"
+    );
+    let told: BTreeSet<_> = problems.iter().map(|one| one.file.as_str()).collect();
+    let others = [
+        "apps/namespace.yaml",
+        "clusters/members.yaml",
+        "gateways/ingress.yaml",
+        "mesh.yaml",
+        "security/mtls.yaml",
+    ];
+    assert_eq!(told, others.into());
+
+    let own = tempfile::tempdir().unwrap();
+    for directory in ["apps", "traffic"] {
+        fs::create_dir(own.path().join(directory)).unwrap();
+        copy(&sample.join(directory), &own.path().join(directory));
+    }
+    fs::remove_file(own.path().join("apps/namespace.yaml")).unwrap();
+    assert_eq!(check_with(own.path(), &["--namespaces", "shop"]), (true, Vec::new()));
+}
+
 fn said(problem: &Problem) -> String {
     format!("{} {}", problem.message, problem.help.as_deref().unwrap_or_default())
 }
@@ -182,8 +209,14 @@ fn places(marked: &str) -> Vec<(u32, u32)> {
 }
 
 fn check(repository: &Path) -> (bool, Vec<Problem>) {
+    check_with(repository, &[])
+}
+
+fn check_with(repository: &Path, arguments: &[&str]) -> (bool, Vec<Problem>) {
     let weft = weft().unwrap_or_else(|error| panic!("{error}"));
-    let output = Command::new(weft).args(["check", "--output", "json"]).arg(repository).output().unwrap();
+    let mut command = Command::new(weft);
+    let output =
+        command.args(["check", "--output", "json"]).args(arguments).arg(repository).output().unwrap();
     let problems = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     (output.status.success(), problems)

@@ -163,8 +163,11 @@ async fn a_commit_with_a_typo_changes_nothing(mesh: &Mesh, prober: &Prober) {
     // The name begins after `      when: source.` on the ninth line.
     assert!(said.contains(&format!("{FILE}:9:")) && said.contains("serviceAcount"), "{said}");
     let status = mesh.status("east").await;
-    let source = status.source.expect("the primary has a source");
-    let told = source.commits.iter().find(|one| one.commit == commit.id).expect("the refused commit is told");
+    let told = status.sources[0]
+        .commits
+        .iter()
+        .find(|one| one.commit == commit.id)
+        .expect("the refused commit is told");
     assert_eq!(told.state, api::admin::CommitState::Refused);
     assert_eq!((told.errors[0].file.as_str(), told.errors[0].line), (FILE, 9), "{told:?}");
     for probe in prober.after(Instant::now(), 20).await {

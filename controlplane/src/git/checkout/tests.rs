@@ -25,7 +25,7 @@ fn the_yaml_of_the_folder_comes_sorted_with_who_and_when() {
     let files: Vec<_> = checkout.files.iter().map(|file| (file.path.as_str(), &*file.text)).collect();
     assert_eq!(files, [("mesh/a.yaml", "a: é\n"), ("mesh/a/b.yml", "b: 1\n"), ("mesh/z.yaml", "z: 1\n")]);
     assert!(checkout.refusals.is_empty());
-    assert_eq!(checkout.commits, [("main".to_owned(), commit.clone())]);
+    assert_eq!((checkout.source.as_str(), &checkout.commit), ("main", &commit));
     assert_eq!(checkout.author, "Ada <ada@shop.example>");
     assert_eq!((checkout.time, checkout.subject.as_str()), (1_700_000_000, "lay it out"));
     assert_eq!(fixture.repository().checkout(&commit, None).unwrap().files.len(), 4);

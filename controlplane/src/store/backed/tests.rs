@@ -44,7 +44,8 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 /// Publishes one resource, and waits until that is kept here too.
 async fn bring(store: &Backed, content: &str, guard: &Election) -> SignedHead {
     let entries = [entry("shop", "a", content, 'a')];
-    let revision = write_revision(store, vec![("main".into(), commit('a'))], entries, None).await.unwrap();
+    let revision =
+        write_revision(store, vec![("main".parse().unwrap(), commit('a'))], entries, None).await.unwrap();
     let seq = publish(store, &revision, guard).await;
     let mut heads = store.watch_head();
     let kept = heads.wait_for(|head| head.as_ref().is_some_and(|head| head.head().seq() >= seq));

@@ -19,7 +19,8 @@ async fn it_is_a_store() {
 async fn filled(dir: &Path) -> Embedded {
     let store = Embedded::open(dir).unwrap();
     let entries = [entry("shop", "a", "1", 'a')];
-    let revision = write_revision(&store, vec![("main".into(), commit('a'))], entries, None).await.unwrap();
+    let revision =
+        write_revision(&store, vec![("main".parse().unwrap(), commit('a'))], entries, None).await.unwrap();
     let guard = store.campaign().await.unwrap();
     publish(&store, &revision, &guard).await;
     let instance = InstanceId::new("a-1").unwrap();

@@ -225,8 +225,12 @@ async fn a_full_server_refuses_and_keeps_what_it_has() {
     let mut server = EtcdServer::start(IP, &["--quota-backend-bytes", "3000000"]);
     let store = open(&server);
     let guard = store.campaign().await.unwrap();
-    let revision =
-        write_revision(&store, vec![("main".into(), commit('a'))], [entry("shop", "a", "1", 'a')], None);
+    let revision = write_revision(
+        &store,
+        vec![("main".parse().unwrap(), commit('a'))],
+        [entry("shop", "a", "1", 'a')],
+        None,
+    );
     let revision = revision.await.unwrap();
     let seq = publish(&store, &revision, &guard).await;
     let filling = async {

@@ -1,0 +1,189 @@
+use std::sync::Arc;
+
+use expect_test::{Expect, expect};
+
+use super::*;
+use crate::{git::File, union::Part};
+
+const MESH: &str = "apiVersion: weft.mesh/v1alpha1
+kind: Mesh
+metadata: { name: mesh }
+spec: { trustDomain: shop.example }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Cluster
+metadata: { name: east }
+spec: { network: east, namespaces: [shop, till] }
+";
+
+const SERVICE: &str = "apiVersion: v1
+kind: Service
+metadata: { name: reviews, namespace: shop }
+spec: { selector: { app: reviews }, ports: [{ name: http, port: 8080 }] }
+";
+
+/// What `source` says in one file.
+fn tree(source: &str, text: &str) -> Tree {
+    Tree::read(&Checkout {
+        source: source.parse().unwrap(),
+        commit: "a".repeat(40).parse().unwrap(),
+        files: vec![File { path: format!("{source}.yaml"), text: Arc::from(text) }],
+        refusals: vec![],
+        author: "Ada <ada@shop.example>".into(),
+        time: 0,
+        subject: "a change".into(),
+        rewrote: false,
+    })
+}
+
+fn ownership() -> Ownership {
+    let said = [("platform", None), ("shop", Some("shop")), ("till", Some("till"))];
+    let said = said.map(|(source, own)| (source.parse().unwrap(), own.map(|own| vec![own.parse().unwrap()])));
+    Ownership::new(said.into()).unwrap()
+}
+
+/// What is wrong with a commit of `source`, beside what others have in force; `before` is what its own source has.
+fn check(source: &str, text: &str, before: &str, others: &[(&str, &str)], expected: Expect) {
+    let others: Vec<_> = others.iter().map(|(source, text)| Part::of(&tree(source, text))).collect();
+    let others: Vec<_> = others.iter().flat_map(Part::placed).collect();
+    let before = Part::of(&tree(source, before));
+    let problems = judge(&tree(source, text), &ownership(), &others, before.placed());
+    let lines = problems.iter().map(|one| {
+        let Problem { file, line, column, message, help } = one;
+        format!("{file}:{line}:{column}: {message}\n  {}\n", help.as_deref().unwrap_or("-"))
+    });
+    expected.assert_eq(&lines.collect::<String>());
+}
+
+/// A policy at a Service of the shop's: what refers across.
+fn traffic(namespace: &str, target: &str) -> String {
+    format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: TrafficPolicy\nmetadata: {{ name: calm, namespace: {namespace} }}\n\
+         spec:\n  targetRefs: [{{ group: \"\", kind: Service, name: {target}, namespace: shop }}]\n"
+    )
+}
+
+#[test]
+fn a_source_says_what_it_owns_and_nothing_else() {
+    check("shop", SERVICE, "", &[("platform", MESH)], expect![""]);
+    let foreign = format!("{SERVICE}---\n{}", traffic("till", "reviews"));
+    check(
+        "shop",
+        &foreign,
+        "",
+        &[("platform", MESH)],
+        expect![[r#"
+        shop.yaml:8:36: namespace `till` is owned by source `till`
+          commit it there, or let the settings of the control plane give the namespace to this source
+    "#]],
+    );
+    let system = "apiVersion: weft.mesh/v1alpha1
+kind: PeerAuthentication
+metadata: { name: open, namespace: weft-system }
+spec: { mtls: DISABLE }
+---
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop }
+";
+    check(
+        "shop",
+        system,
+        "",
+        &[("platform", MESH)],
+        expect![[r#"
+        shop.yaml:3:36: namespace `weft-system` is owned by source `platform`
+          commit it there
+        shop.yaml:7:7: what a `Namespace` says is mesh-wide, and owned by source `platform`
+          commit it there
+    "#]],
+    );
+    let both = format!("{MESH}---\n{SERVICE}");
+    check(
+        "platform",
+        &both,
+        "",
+        &[],
+        expect![[r#"
+        platform.yaml:13:39: namespace `shop` is owned by source `shop`
+          commit it there, or let the settings of the control plane give the namespace to this source
+    "#]],
+    );
+}
+
+#[test]
+fn nothing_is_in_force_without_a_mesh() {
+    check(
+        "shop",
+        SERVICE,
+        "",
+        &[("till", "")],
+        expect![[r#"
+        .:0:0: no `Mesh` is in force yet, which source `platform` says
+          it is judged again as soon as that source has a good commit
+    "#]],
+    );
+}
+
+#[test]
+fn references_lead_from_source_to_source() {
+    let shop = [("platform", MESH), ("shop", SERVICE)];
+    check("till", &traffic("till", "reviews"), "", &shop, expect![""]);
+    check(
+        "till",
+        &traffic("till", "review"),
+        "",
+        &shop,
+        expect![[r#"
+        till.yaml:5:50: there is no Service `shop/review`
+          did you mean `reviews`?
+    "#]],
+    );
+}
+
+#[test]
+fn what_a_commit_takes_from_another_source_is_its_mistake() {
+    let other = SERVICE.replace("name: reviews,", "name: ratings,");
+    let relied = traffic("till", "reviews");
+    let till = [("platform", MESH), ("till", relied.as_str())];
+    check(
+        "shop",
+        &other,
+        SERVICE,
+        &till,
+        expect![[r#"
+        source till: till.yaml:5:50: there is no Service `shop/reviews`
+          it relies on what this commit changes: let it be changed first
+    "#]],
+    );
+    // What was wrong with the other before is not.
+    check("shop", &other, &other, &till, expect![""]);
+}
+
+#[test]
+fn a_directory_is_judged_by_what_is_known_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let placed = format!(
+        "{SERVICE}---\n{}---\n{}---\n{}",
+        traffic("shop", "rewiews"),
+        traffic("till", "reviews"),
+        traffic("shop", "reviews")
+            .replace("name: calm", "name: placed, labels: { weft.mesh/clusters: east }")
+    );
+    std::fs::write(dir.path().join("shop.yaml"), placed).unwrap();
+    let own = BTreeSet::from(["shop".parse().unwrap()]);
+    let told: Vec<_> =
+        check_dir(dir.path(), Some(&own)).iter().map(|one| (one.line, one.message.clone())).collect();
+    assert_eq!(
+        told,
+        [
+            (10, "there is no Service `shop/rewiews`".to_owned()),
+            (14, "namespace `till` is owned by another source".to_owned())
+        ]
+    );
+    // References into what others own may hold.
+    let own = BTreeSet::from(["till".parse().unwrap()]);
+    std::fs::write(dir.path().join("shop.yaml"), traffic("till", "reviews")).unwrap();
+    let told = check_dir(dir.path(), Some(&own));
+    assert!(told.is_empty(), "{told:?}");
+}

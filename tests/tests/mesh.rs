@@ -31,6 +31,8 @@ mod restore;
 mod robust;
 #[path = "mesh/rule.rs"]
 mod rule;
+#[path = "mesh/sources.rs"]
+mod sources;
 #[path = "mesh/stops.rs"]
 mod stops;
 

@@ -58,7 +58,7 @@ fn complaints(status: &Status) -> BTreeSet<(String, String)> {
     let mut say = |what: &str, whom: &str| {
         said.insert((what.to_owned(), whom.to_owned()));
     };
-    if status.source.as_ref().is_some_and(|source| source.trouble.is_some()) {
+    if status.sources.iter().any(|source| source.trouble.is_some()) {
         say("repository away", "git");
     }
     for cluster in &status.clusters {

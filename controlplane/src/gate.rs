@@ -12,7 +12,7 @@ use api::{
     admin::Problem,
     head::CommitId,
     link::{self, Extent},
-    manifest::{self, Code, Diagnostic, Parsed, Placed},
+    manifest::{self, Code, Diagnostic, MAX_OBJECTS, Parsed, Placed},
     name::{Namespace, SourceName},
     resource::{
         AuthorizationPolicy, Kind, Object, Service,
@@ -75,6 +75,10 @@ impl Tree {
 pub fn judge(tree: &Tree, ownership: &Ownership, others: &[&Placed], before: &[Placed]) -> Vec<Problem> {
     if tree.source != *ownership.rest() && others.iter().all(|other| other.resource.kind() != Kind::Mesh) {
         return vec![no_mesh(ownership.rest())];
+    }
+    if others.len() + tree.placed().len() > MAX_OBJECTS {
+        let message = format!("more than {MAX_OBJECTS} objects in all sources together: remove some");
+        return vec![problem(".", message)];
     }
     let mut wrong = mistakes(&tree.parsed, others, Extent::Whole);
     let foreign: HashSet<&str> = others.iter().map(|other| &*other.origin.file).collect();

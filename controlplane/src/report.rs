@@ -366,36 +366,37 @@ fn judge_one(plane: &Plane, commit: &CommitId, known: &Commits, lineage: &impl L
         gone: Vec::new(),
     };
     let mut is_known = false;
+    let mut last = None;
     for (source, history) in &known.sources {
         let seen = history.commits.iter().find(|one| one.commit == commit.as_str());
         let exact = known.place(source, |published| published == commit);
         if exact.is_none() && seen.is_none() && !lineage.is_on_branch(source) {
             continue;
         }
+        is_known = true;
         let place = exact.or_else(|| {
             let behind = |one: &Published| {
                 one.commit_of(source).is_some_and(|published| lineage.is_behind(source, published))
             };
             known.published.iter().position(behind)
         });
-        is_known = true;
-        let missing = place.is_none();
-        // Where another source refuses it, that is what is told.
-        if missing || answer.state.is_none() {
+        // Where one source has it in force and another refuses it, that is what is told.
+        if place.is_none() || answer.state.is_none() {
             answer.state = seen.map(|one| one.state);
             answer.errors.extend(seen.iter().flat_map(|one| one.errors.clone()));
         }
         match place {
-            Some(at) => {
-                let (lagging, gone) = lagging(plane, &known.published, at);
-                answer.lagging.extend(lagging);
-                answer.gone.extend(gone);
-            }
+            Some(place) => last = last.max(Some(place)),
             None => answer.lagging.push(unpublished(plane, seen.map(|one| one.state))),
         }
     }
     if !is_known {
         answer.lagging.push(unpublished(plane, None));
+    }
+    if let Some(at) = last {
+        let (lagging, gone) = lagging(plane, &known.published, at);
+        answer.lagging.extend(lagging);
+        answer.gone.extend(gone);
     }
     answer.effective = answer.lagging.is_empty();
     answer

@@ -161,6 +161,18 @@ fn what_a_commit_takes_from_another_source_is_its_mistake() {
 }
 
 #[test]
+fn all_sources_together_are_bounded() {
+    let (mesh, shop) = (Part::of(&tree("platform", MESH)), tree("shop", SERVICE));
+    let others = vec![&mesh.placed()[0]; MAX_OBJECTS];
+    let problems = judge(&shop, &ownership(), &others, &[]);
+    assert_eq!(problems.len(), 1);
+    assert!(
+        problems[0].message.starts_with("more than 100000 objects in all sources together"),
+        "{problems:?}"
+    );
+}
+
+#[test]
 fn a_directory_is_judged_by_what_is_known_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let placed = format!(

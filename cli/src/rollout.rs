@@ -40,7 +40,7 @@ pub(crate) async fn run(rollout: Rollout, global: &Global, output: &Output) -> a
     let Verb::Accept { commit } = rollout.verb;
     let mesh = Mesh::find(global)?;
     let client = mesh.client(None)?;
-    let commit = resolve(&commit, &client).await?;
+    let commit = resolve(&commit, &mesh, &client).await?;
     client.tell(&format!("/rollout/accept?commit={}", escape(&commit))).await?;
     output.answer(&json!({ "commit": commit, "accepted": true }), |_, _| {
         format!("{} may pass", short_commit(&commit))

@@ -43,7 +43,7 @@ pub(crate) struct Wait {
 pub(crate) async fn run(wait: Wait, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let mesh = Mesh::find(global)?;
     let client = mesh.client(None)?;
-    let commit = resolve(&wait.revision, &client).await?;
+    let commit = resolve(&wait.revision, &mesh, &client).await?;
     let progress = Progress::new();
     progress.at(&format!("waiting for {} …", short_commit(&commit)));
     let path = format!(
@@ -65,10 +65,14 @@ pub(crate) async fn run(wait: Wait, global: &Global, output: &Output) -> anyhow:
 }
 
 /// Git knows what HEAD is before the control plane has seen it.
-pub(crate) async fn resolve(revision: &str, client: &Client) -> anyhow::Result<String> {
+pub(crate) async fn resolve(revision: &str, mesh: &Mesh, client: &Client) -> anyhow::Result<String> {
     let full = matches!(revision.len(), 40 | 64) && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
     if full {
         return Ok(revision.to_owned());
+    }
+    let here = std::env::current_dir().unwrap_or_default();
+    if let Some(up) = mesh.up.as_ref().filter(|up| here.starts_with(&up.descriptor.repository)) {
+        return repository::resolve(&up.descriptor.repository, revision);
     }
     let status: api::admin::Status = client.get("/status").await?;
     match status.sources.as_slice() {

@@ -44,12 +44,13 @@ async fn without_the_primary_requests_joins_and_restarts_go_on() {
         mesh.beside(&["controlplane", "--config", config.to_str().unwrap()]);
     }
     eventually("the control planes answer", SOON, async || {
-        let status = mesh.try_weft(&["status", "--cluster", "west"]).await;
-        if status.status.success() {
-            Ok(())
-        } else {
-            Err(String::from_utf8_lossy(&status.stderr).into_owned())
+        for cluster in ["east", "west"] {
+            let status = mesh.try_weft(&["status", "--cluster", cluster]).await;
+            if !status.status.success() {
+                return Err(String::from_utf8_lossy(&status.stderr).into_owned());
+            }
         }
+        Ok(())
     })
     .await;
     mesh.weft(&["wait", "HEAD", "--timeout", "40s"]).await;

@@ -60,6 +60,8 @@ async fn a_repository_is_split_and_each_half_rules_its_own() {
     a_mistake_of_the_shop_holds_up_nobody(&mesh, &origin).await;
     all_are(403, &prober.after(Instant::now(), AGREEING).await, "the shop's last good commit stays");
 
+    what_the_shop_relies_on_stays_until_it_lets_go(&mesh, &origin).await;
+
     let closed_again = closed_while_a_primary_dies(&mesh, &origin, &mut server).await;
     all_are(403, &prober.after(Instant::now(), AGREEING).await, "in force by the stored head");
     eventually("the log names the source and its commit", SOON, async || {
@@ -166,6 +168,44 @@ async fn a_mistake_of_the_shop_holds_up_nobody(mesh: &Mesh, origin: &Origin) {
     assert!(
         status.commit.is_some_and(|all| all == format!("platform@{} shop@{}", platform.id, good.unwrap()))
     );
+    let healed = origin.push("shop", FILE, &policy("front"));
+    mesh.weft(&["wait", &healed, "--timeout", "30s"]).await;
+}
+
+async fn what_the_shop_relies_on_stays_until_it_lets_go(mesh: &Mesh, origin: &Origin) {
+    let service = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: other }}\n\
+             spec: {{ selector: {{ app: {name} }}, ports: [{{ name: http, port: 8080 }}] }}\n"
+        )
+    };
+    let relies_on = |name: &str| {
+        format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: TrafficPolicy\nmetadata: {{ name: calm, namespace: shop }}\n\
+             spec:\n  targetRefs: [{{ group: \"\", kind: Service, name: {name}, namespace: other }}]\n"
+        )
+    };
+    mesh.repository().write("other.yaml", &format!("{}---\n{}", service("old"), service("new")));
+    mesh.commit("two services of another namespace").await;
+    let relying = origin.push("shop", "traffic/other.yaml", &relies_on("old"));
+    mesh.weft(&["wait", &relying, "--timeout", "30s"]).await;
+
+    mesh.repository().write("other.yaml", &service("new"));
+    let taken_away = mesh.repository().commit("the old one goes").await;
+    let waited = mesh.try_weft(&["wait", "HEAD", "--timeout", "20s"]).await;
+    let said = String::from_utf8_lossy(&waited.stderr).into_owned();
+    assert!(!waited.status.success(), "{said}");
+    assert!(said.contains("source shop: traffic/other.yaml:5:50: there is no Service `other/old`"), "{said}");
+
+    // Nobody pushes it again.
+    let lets_go = origin.push("shop", "traffic/other.yaml", &relies_on("new"));
+    mesh.weft(&["wait", &lets_go, "--timeout", "30s"]).await;
+    mesh.status_tells("east", "what was refused is in force", SOON, |status| {
+        let platform = source(status, "platform");
+        let is_so = platform.commit.as_ref() == Some(&taken_away.id);
+        if is_so { Ok(()) } else { Err(format!("{platform:?}")) }
+    })
+    .await;
 }
 
 /// The shop says the same in another commit. Then its server is away and the primary is killed: both commits stay in

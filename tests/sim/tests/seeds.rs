@@ -15,7 +15,7 @@ fn failures(
     let failures = Mutex::new(Vec::new());
     let judged = many(Path::new(SIMULATE), seeds, processes, options, |seed, failure| {
         if let Some(failure) = failure {
-            failures.lock().unwrap().push(format!("`weft-simulate --seed {seed}`: {failure}"));
+            failures.lock().unwrap().push(format!("`tests/sim/simulate --seed {seed}`: {failure}"));
         }
     });
     (failures.into_inner().unwrap(), judged)
@@ -41,9 +41,12 @@ fn a_seed_is_the_same_again() {
 #[test]
 fn whatever_is_broken_on_purpose_is_noticed() {
     for sabotage in Sabotage::ALL {
-        let (failures, _) = failures(0..40, Options { sabotage: Some(sabotage) });
-        let noticed =
-            |invariant: &str| failures.iter().any(|failure| failure.contains(&format!(": {invariant}: ")));
-        assert!(sabotage.breaks().iter().any(|invariant| noticed(invariant)), "{sabotage:?}: {failures:?}");
+        // Most of it shows in every seed; an old bundle only where there was a newer one before a restart.
+        let look = |from| failures(from..from + 8, Options { sabotage: Some(sabotage) }).0;
+        let noticed = (0..40).step_by(8).map(look).find(|failures| !failures.is_empty()).unwrap_or_default();
+        let is_right = |failure: &String| {
+            sabotage.breaks().iter().any(|invariant| failure.contains(&format!(": {invariant}: ")))
+        };
+        assert!(!noticed.is_empty() && noticed.iter().all(is_right), "{sabotage:?}: {noticed:?}");
     }
 }

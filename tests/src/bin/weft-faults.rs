@@ -39,7 +39,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// Loses each part of a mesh in each way, under load, and tells what it cost
 ///
 /// Takes root, `ip`, `nft` and `setpriv` (`scripts/setup lab`), etcd and sshd (`scripts/setup test`), and the release
-/// builds of both binaries. A cell takes half a minute, all of them about half an hour. Fails when a rule is broken.
+/// builds of both binaries. A cell takes some 20 seconds, all of them about a quarter of an hour. Fails when a rule is broken.
 #[derive(Parser)]
 #[command(name = "weft-faults")]
 struct Arguments {

@@ -77,6 +77,7 @@ pub(crate) mod tests {
             effective: true,
             primary_away_since: None,
             store_away_since: None,
+            proxies_unknown_until: None,
             away_since: None,
             reported: 1000.0,
             intermediate_not_after: 7_777_000.0,

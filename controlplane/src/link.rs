@@ -24,16 +24,58 @@ pub(crate) const QUEUE: usize = 32;
 /// Several changes at once make one message.
 pub(crate) const GATHER: Duration = Duration::from_millis(2);
 
-/// Takes another cluster's catalogue into use.
+/// Takes the catalogue of a cluster that itself says it (primary).
 pub(crate) fn learn(plane: &Plane, catalogue: wire::Catalogue) {
-    let Ok(cluster) = ClusterName::new(&catalogue.cluster) else { return };
+    let now_ms = (plane.now() * 1000.0) as u64;
+    take(plane, catalogue, |held, said| heard(held, said, now_ms));
+}
+
+/// Takes the catalogue of another cluster that the primary passes on (remote).
+pub(crate) fn learn_by_primary(plane: &Plane, catalogue: wire::Catalogue) {
+    take(plane, catalogue, passed_on);
+}
+
+fn take(
+    plane: &Plane,
+    said: wire::Catalogue,
+    judge: impl FnOnce(Option<&wire::Catalogue>, wire::Catalogue) -> wire::Catalogue,
+) {
+    let Ok(cluster) = ClusterName::new(&said.cluster) else { return };
     plane.peers.send_if_modified(|peers| {
-        if peers.get(&cluster).is_some_and(|held| **held == catalogue) {
-            return false;
+        let held = peers.get(&cluster);
+        let next = judge(held.map(|held| &**held), said);
+        let news = held.is_none_or(|held| **held != next);
+        if news {
+            Arc::make_mut(peers).insert(cluster, Arc::new(next));
         }
-        Arc::make_mut(peers).insert(cluster, Arc::new(catalogue));
-        true
+        news
     });
+}
+
+/// What its own cluster says is the truth. It is numbered in order: by the time of day, which goes on from where it was
+/// when this control plane begins again with less than it had known, and in any case by more than before.
+fn heard(held: Option<&wire::Catalogue>, said: wire::Catalogue, now_ms: u64) -> wire::Catalogue {
+    let said = wire::Catalogue { stale_since: 0, version: 0, ..said };
+    match held {
+        Some(held) if wire::Catalogue { stale_since: 0, version: 0, ..held.clone() } == said => {
+            wire::Catalogue { version: held.version, ..said }
+        }
+        held => {
+            let version = held.map_or(0, |held| held.version + 1).max(now_ms);
+            wire::Catalogue { version, ..said }
+        }
+    }
+}
+
+/// What the primary heard of the cluster itself is the truth. What it only remembers may be older than what is known
+/// here: it was kept before the primary was killed, or before another control plane took over.
+fn passed_on(held: Option<&wire::Catalogue>, said: wire::Catalogue) -> wire::Catalogue {
+    match held {
+        Some(held) if said.stale_since != 0 && held.version > said.version => {
+            wire::Catalogue { stale_since: said.stale_since, ..held.clone() }
+        }
+        _ => said,
+    }
 }
 
 /// Marks the catalogues of `clusters` stale from now on, where they are not already.
@@ -52,4 +94,56 @@ pub(crate) fn grow_stale(plane: &Plane, clusters: impl Fn(&ClusterName) -> bool)
         }
         !fresh.is_empty()
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalogue(gateway: &str, version: u64, stale_since: i64) -> wire::Catalogue {
+        wire::Catalogue {
+            cluster: "west".into(),
+            gateways: vec![gateway.into()],
+            version,
+            stale_since,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_a_cluster_says_of_itself_is_numbered_in_order() {
+        let first = heard(None, catalogue("a", 0, 0), 1_000);
+        assert_eq!(first, catalogue("a", 1_000, 0));
+        let stale = wire::Catalogue { stale_since: 7, ..first };
+        assert_eq!(
+            heard(Some(&stale), catalogue("a", 0, 0), 2_000),
+            catalogue("a", 1_000, 0),
+            "the same again"
+        );
+        assert_eq!(heard(Some(&stale), catalogue("b", 0, 0), 2_000), catalogue("b", 2_000, 0));
+        assert_eq!(
+            heard(Some(&stale), catalogue("b", 0, 0), 500),
+            catalogue("b", 1_001, 0),
+            "a clock set back"
+        );
+        assert_eq!(
+            heard(Some(&stale), catalogue("b", 9_999, 5), 2_000).version,
+            2_000,
+            "a number of its own"
+        );
+    }
+
+    #[test]
+    fn what_the_primary_only_remembers_replaces_nothing_newer() {
+        let held = catalogue("new", 2_000, 0);
+        let older = passed_on(Some(&held), catalogue("old", 1_000, 60));
+        assert_eq!(older, catalogue("new", 2_000, 60), "it ages, and stays");
+        assert_eq!(
+            passed_on(Some(&held), catalogue("old", 1_000, 0)),
+            catalogue("old", 1_000, 0),
+            "heard now"
+        );
+        assert_eq!(passed_on(Some(&held), catalogue("newer", 3_000, 60)), catalogue("newer", 3_000, 60));
+        assert_eq!(passed_on(None, catalogue("old", 1_000, 60)), catalogue("old", 1_000, 60));
+    }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use api::{
@@ -15,7 +15,7 @@ use api::{
 };
 use federation::token::TokenId;
 use process::world::SharedWorld;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     authority::Authority,
@@ -59,6 +59,8 @@ pub struct Plane {
     pub vault: Arc<Vault>,
     /// Who lives in its cluster.
     pub registry: Registry,
+    /// From when all that live there are known, by their coming back or by the end of their leases.
+    pub known_from: Instant,
     /// The configuration in force; see [`Plane::bring_into_force`].
     pub configuration: watch::Sender<Arc<Configuration>>,
     /// The head that it is of.
@@ -87,6 +89,11 @@ impl Plane {
     /// Seconds since the epoch.
     pub fn now(&self) -> f64 {
         seconds(self.world.now())
+    }
+
+    /// For how long there may be proxies in this cluster that its registry does not know.
+    pub fn unknown_for(&self) -> Duration {
+        self.known_from.saturating_duration_since(self.world.moment().counted)
     }
 
     /// Obeys the configuration of head `seq`, unless that of a later one is in force already: the publisher, the link

@@ -31,6 +31,8 @@ pub async fn run(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut proxies = plane.registry.proxies();
     let mut away = plane.primary_away.subscribe();
     let mut store = plane.store.away();
+    let known = tokio::time::sleep(plane.unknown_for());
+    tokio::pin!(known);
     loop {
         let status = Arc::new(own(&plane));
         plane.own.send_replace(status);
@@ -41,6 +43,7 @@ pub async fn run(plane: Arc<Plane>, shutdown: Shutdown) {
             changed = proxies.changed() => if changed.is_err() { return },
             changed = away.changed() => if changed.is_err() { return },
             changed = store.changed() => if changed.is_err() { return },
+            () = &mut known, if !known.is_elapsed() => {}
         }
         tokio::time::sleep(GATHER).await;
         snapshots.mark_unchanged();
@@ -72,6 +75,7 @@ pub fn unknown(config: &Config) -> ClusterStatus {
         effective: false,
         primary_away_since: None,
         store_away_since: None,
+        proxies_unknown_until: None,
         away_since: None,
         reported: 0.0,
         intermediate_not_after: 0.0,
@@ -87,6 +91,7 @@ fn own(plane: &Plane) -> ClusterStatus {
     let proxies: Vec<ProxyStatus> =
         plane.registry.proxies().borrow().values().map(|proxy| proxy_status(proxy, &snapshot)).collect();
     let commit = Some(snapshot.commit().to_owned()).filter(|commit| !commit.is_empty());
+    let unknown = plane.unknown_for();
     ClusterStatus {
         name: plane.config.cluster.clone(),
         role: plane.config.duty.role(),
@@ -94,10 +99,12 @@ fn own(plane: &Plane) -> ClusterStatus {
         network: snapshot.place.network.to_string(),
         version: env!("CARGO_PKG_VERSION").into(),
         effective: commit.is_some()
+            && unknown.is_zero()
             && proxies.iter().all(|proxy| proxy.effective || proxy.state == ProxyState::Gone),
         commit,
         primary_away_since: *plane.primary_away.borrow(),
         store_away_since: plane.store.away().borrow().map(seconds),
+        proxies_unknown_until: (!unknown.is_zero()).then(|| plane.now() + unknown.as_secs_f64()),
         away_since: None,
         reported: plane.now(),
         intermediate_not_after: plane.authority.intermediate_not_after().as_secs() as f64,
@@ -284,6 +291,12 @@ fn lagging(plane: &Plane, published: &[Published], at: usize) -> (Vec<Laggard>, 
             late(format!("partitioned: no word from this cluster since {}", ago(plane, since)));
         } else if !obeys(&status.commit) {
             late("slow: its control plane does not serve the commit yet".into());
+        }
+        if let Some(until) = status.proxies_unknown_until {
+            late(format!(
+                "unknown: it began without its store, and proxies that live there may come back for {:.0} s",
+                (until - plane.now()).max(1.0)
+            ));
         }
         for proxy in status.proxies.iter().filter(|proxy| !obeys(&proxy.commit) || !proxy.refused.is_empty())
         {

@@ -8,6 +8,7 @@ use process::{
     admin::{Readiness, Routes},
     metrics::Registry as Metrics,
     shutdown::Shutdown,
+    tls::Identity,
     world::{Machine, SharedWorld},
 };
 use tokio::{net::TcpListener, sync::watch};
@@ -216,11 +217,12 @@ async fn begin_primary(
             (mesh.trust_domain, mesh.certificates)
         }
     };
+    let bereft = bereft(config, head.as_ref())?;
     let authority =
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
     keep_first(&vault).await;
     let in_force = head.map(|head| head.seq());
-    Ok((Begun { authority, configuration, in_force, commits, vault }, followed))
+    Ok((Begun { authority, configuration, in_force, commits, vault, bereft }, followed))
 }
 
 async fn begin_remote(
@@ -231,13 +233,19 @@ async fn begin_remote(
     (head, configuration): Held,
     vault: Arc<Vault>,
 ) -> Result<Begun> {
+    let bereft = bereft(config, head.as_ref())?;
     let authority = match Authority::rejoin(&config.state_dir, &config.cluster, world.unix())? {
         Some(authority) => authority,
         None => join(world, config, primaries, token).await?,
     };
     keep_first(&vault).await;
     let in_force = head.map(|head| head.seq());
-    Ok(Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault })
+    Ok(Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault, bereft })
+}
+
+/// Keys without a head: the store was lost, and with it who lives here.
+fn bereft(config: &Config, head: Option<&Head>) -> Result<bool> {
+    Ok(head.is_none() && Identity::load(&config.state_dir)?.is_some())
 }
 
 /// Keys are kept before anybody has a certificate by them; if the store fails now, upkeep tries again.

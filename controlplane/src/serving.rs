@@ -57,6 +57,8 @@ pub struct Begun {
     pub commits: watch::Sender<Commits>,
     /// What it shares with other control planes of its cluster.
     pub vault: Arc<Vault>,
+    /// Whether its store was lost, and with it who lives in its cluster.
+    pub bereft: bool,
 }
 
 /// The plane, as its store and its state directory remember it.
@@ -80,7 +82,9 @@ pub async fn assemble(
         bundle,
         now: now as u64,
     };
+    let known_from = world.moment().counted + if begun.bereft { config.lease } else { Duration::ZERO };
     let plane = Plane {
+        known_from,
         world,
         authority: Arc::new(begun.authority),
         registry,

@@ -142,6 +142,10 @@ pub struct ClusterStatus {
     /// Since when its store does not answer: it serves what it has, and commits wait. Absent when it is there.
     #[serde(default)]
     pub store_away_since: Option<f64>,
+    /// Until when proxies may live here of which it does not know: it began without its store, and they have one lease
+    /// to come back. Absent when all are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxies_unknown_until: Option<f64>,
     /// Since when the control plane that answers has not heard from this cluster; absent when the link is up.
     pub away_since: Option<f64>,
     /// When this word was given.

@@ -274,7 +274,7 @@ impl Link {
             from_remote::Message::Catalogue(catalogue) => {
                 // A cluster speaks for itself alone.
                 if catalogue.cluster == self.hub.cluster.as_str() {
-                    learn(&self.plane, wire::Catalogue { stale_since: 0, ..catalogue });
+                    learn(&self.plane, catalogue);
                 }
             }
             from_remote::Message::Want(want) => self.send_blobs(&want.hashes).await?,

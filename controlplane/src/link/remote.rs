@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn, primary::catalogue_digest};
+use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn_by_primary, primary::catalogue_digest};
 use crate::{
     authority::Authority,
     plane::{Heard, Plane, load},
@@ -290,7 +290,7 @@ impl Link {
             to_remote::Message::Bundle(signed) => self.trust(signed),
             to_remote::Message::Catalogue(catalogue) => {
                 if catalogue.cluster != self.plane.config.cluster.as_str() {
-                    learn(&self.plane, catalogue);
+                    learn_by_primary(&self.plane, catalogue);
                 }
                 Ok(())
             }

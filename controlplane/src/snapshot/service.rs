@@ -425,6 +425,7 @@ pub(super) fn catalogue(
         gateways: gateways(inputs, &inputs.cluster),
         services: exported.collect(),
         stale_since: 0,
+        version: 0,
     }
 }
 

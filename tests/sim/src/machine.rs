@@ -179,7 +179,8 @@ impl ControlPlane {
         };
         let in_force = held.map(|head| head.seq());
         let vault = Arc::new(Vault::alone(&self.dir));
-        let begun = Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault };
+        let commits = watch::Sender::default();
+        let begun = Begun { authority, configuration, in_force, commits, vault, bereft: false };
         let plane = serving::assemble(config, shared, store, begun).await?;
         serving::begin(&plane, &shutdown).await?;
         mesh.oracle.borrow_mut().plane_begins(&self.name, mesh.network.elapsed());

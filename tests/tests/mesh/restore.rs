@@ -42,6 +42,10 @@ async fn a_lost_primary_comes_back_from_its_keys() {
         }
     })
     .await;
+    // It does not know who lives in its cluster, so it waits as long as any of them may take to come back.
+    let early = mesh.try_weft(&["wait", "HEAD", "--timeout", "2s"]).await;
+    let told = String::from_utf8_lossy(&early.stderr) + String::from_utf8_lossy(&early.stdout);
+    assert!(!early.status.success() && told.contains("it began without its store"), "{told}");
     mesh.weft(&["wait", "HEAD", "--timeout", "40s"]).await;
     eventually("both trust what the restored one says", SOON, async || {
         let [now_east, now_west] = sequences(&mesh).await;

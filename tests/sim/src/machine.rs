@@ -185,13 +185,13 @@ impl ControlPlane {
         serving::begin(&plane, &shutdown).await?;
         mesh.oracle.borrow_mut().plane_begins(&self.name, mesh.network.elapsed());
         mesh.introduce(&self.name, plane.authority.identity().credentials().chain());
-        match plane.config.duty {
+        match &plane.config.duty {
             Duty::Primary { .. } => {
                 let branch = mesh.repository.borrow().watch();
                 shutdown.spawn("publisher", publisher(plane.clone(), branch, leading, shutdown.clone()));
             }
-            Duty::Remote { primary, .. } => {
-                let link = link::remote::run(plane.clone(), primary, leading, shutdown.clone());
+            Duty::Remote { primaries, .. } => {
+                let link = link::remote::run(plane.clone(), primaries.clone(), leading, shutdown.clone());
                 shutdown.spawn("link", link);
             }
         }

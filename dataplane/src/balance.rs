@@ -28,6 +28,7 @@ pub use choice::{Ask, Tried};
 pub use endpoint::{BadEndpoint, Endpoint};
 pub use gateway::{Gateway, Gateways, Network, TRIAL};
 pub use live::Outcome;
+pub use probe::Limits;
 pub use retry::{Budget, backoff};
 pub use runtime::locality::Place;
 pub use table::Input;

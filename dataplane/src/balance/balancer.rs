@@ -17,6 +17,7 @@ use super::{
     endpoint::{BadEndpoint, Endpoint, Grade},
     live::{Outcome, Probing, Streak},
     outlier,
+    probe::Limits,
     table::{Input, Table},
 };
 
@@ -58,8 +59,8 @@ pub struct Picked {
     endpoint: Arc<Endpoint>,
     balancer: Arc<Balancer>,
     /// This try probes the endpoint: go elsewhere, if it may be sent again, when no connection or no response head has
-    /// come after this time.
-    pub probe: Option<Duration>,
+    /// come in this time.
+    pub probe: Option<Limits>,
     probing: Option<Probing>,
     sent: Moment,
     connecting: bool,
@@ -127,7 +128,7 @@ impl Balancer {
         Picked {
             endpoint,
             balancer: Arc::clone(self),
-            probe: probe.map(|probe| probe.limit),
+            probe: probe.map(|probe| probe.limits),
             probing: probe.map(|probe| probe.of),
             sent: now,
             connecting: false,

@@ -1,11 +1,8 @@
 //! One pick: the tier by its share of the load, the fittest in it, the less loaded of two.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use api::{endpoint::EndpointId, wire::LoadBalancing};
@@ -15,6 +12,7 @@ use super::{
     endpoint::{Endpoint, Grade},
     live::Probing,
     mix,
+    probe::Limits,
     table::{Survey, Table},
     unit,
 };
@@ -59,8 +57,7 @@ enum End {
 /// A try that finds out how an endpoint is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Probe {
-    /// What connecting and the response head may take, each.
-    pub limit: Duration,
+    pub limits: Limits,
     pub of: Probing,
 }
 
@@ -104,12 +101,12 @@ impl<'a> Choice<'a> {
     fn claim(&self, endpoint: &Endpoint, grade: Grade) -> Option<Probe> {
         let Ask { now, may_repeat, .. } = *self.ask;
         let (patience, live) = (self.table.patience(), &endpoint.live);
-        let (limit, of) = match grade {
+        let (limits, of) = match grade {
             Grade::Suspect => (live.claim_probe(now, patience, may_repeat)?, Probing::Silent),
             Grade::Ejected => (live.claim_trial(now, patience, may_repeat)?, Probing::Refusing),
             Grade::Fine | Grade::Unfit => return None,
         };
-        Some(Probe { limit, of })
+        Some(Probe { limits, of })
     }
 
     /// The fittest that was not tried, in the tier that the shares gave if it can be had there; then one

@@ -85,6 +85,11 @@ impl Network {
         self.gateways.load().iter().any(|gateway| gateway.alive())
     }
 
+    /// Whether there is more than one.
+    pub fn has_siblings(&self) -> bool {
+        self.gateways.load().len() > 1
+    }
+
     /// The address to connect to: a living one that was not tried yet, else any not tried yet; none when all
     /// were tried.
     pub fn choose(&self, chance: u64, tried: &[SocketAddr]) -> Option<Arc<Gateway>> {
@@ -170,6 +175,7 @@ mod tests {
 
         let first = west.choose(0, &[]).unwrap();
         first.lost(at(0));
+        assert!(west.reachable() && west.has_siblings());
         for chance in 0..4 {
             assert_ne!(west.choose(chance, &[]).unwrap().address, first.address);
         }

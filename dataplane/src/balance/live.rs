@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Moment,
-    probe::Turn,
+    probe::{Limits, Turn},
     silence::{Patience, Silence},
 };
 
@@ -19,6 +19,10 @@ const BUSY_DECAY: Duration = Duration::from_secs(10);
 
 /// How often what was ejected while it refused is asked whether it still does.
 const TRIAL: Duration = Duration::from_secs(1);
+
+/// What such a trial may take to connect, if the endpoint is usually no slower. A host that is gone refuses nothing, and
+/// a real request waits; an application that is just back may take longer to answer.
+const TRIAL_CONNECT: Duration = Duration::from_millis(400);
 
 /// The part of its weight that an endpoint starts with.
 const SLOWEST_START: f64 = 0.1;
@@ -190,9 +194,12 @@ impl Live {
         now: Moment,
         patience: Patience<'_>,
         may_repeat: bool,
-    ) -> Option<Duration> {
+    ) -> Option<Limits> {
         let due = self.silence.claim_probe(now, patience.after, may_repeat);
-        due.then(|| patience.probe(self.peak()))
+        due.then(|| {
+            let usual = patience.probe(self.peak());
+            Limits { connect: usual, head: usual }
+        })
     }
 
     // Ejection.
@@ -225,9 +232,12 @@ impl Live {
         now: Moment,
         patience: Patience<'_>,
         may_repeat: bool,
-    ) -> Option<Duration> {
+    ) -> Option<Limits> {
         let due = self.refusing.load(Relaxed) && self.trial.claim(now, TRIAL, may_repeat);
-        due.then(|| TRIAL.max(patience.probe(self.peak())))
+        due.then(|| {
+            let usual = patience.probe(self.peak());
+            Limits { connect: TRIAL_CONNECT.max(usual), head: TRIAL.max(usual) }
+        })
     }
 
     /// How a trial ended: with an answer the ejection does too; after a refusal the next trial will tell; whatever else

@@ -10,6 +10,15 @@ use super::Moment;
 /// A request that must not be sent twice takes a turn only after so many of the usual intervals: it may hang.
 const BY_ANY: u32 = 10;
 
+/// How long the request that has the turn waits, since there are others to go to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// For a connection, where there is none.
+    pub connect: Duration,
+    /// For the response head.
+    pub head: Duration,
+}
+
 /// One turn at a time, an interval after the last.
 #[derive(Debug, Default)]
 pub(super) struct Turn {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     account::Exchange,
-    balance::{Endpoint, Outcome, Picked},
+    balance::{Endpoint, Limits, Outcome, Picked},
     body::Body,
     dial::{self, DialError, Route},
     failure::Failure,
@@ -123,8 +123,7 @@ impl Call<'_> {
         Some(Attempt { end, picked, span, got })
     }
 
-    /// A connection to the endpoint: one that stands, or a new one. A probe may take no longer to connect than to be
-    /// answered.
+    /// A connection to the endpoint: one that stands, or a new one.
     async fn lease(&self, picked: &mut Picked, wait: &mut Wait<'_>) -> Result<Lease, NoLease> {
         let endpoint = picked.endpoint();
         let slot = self.worker.pool.endpoint(endpoint);
@@ -156,9 +155,9 @@ impl Call<'_> {
         let connecting = slot.connect(self.worker, route, h2, room);
         let lease = match picked.probe {
             None => connecting.await?,
-            Some(limit) => tokio::time::timeout(limit, connecting)
+            Some(Limits { connect, .. }) => tokio::time::timeout(connect, connecting)
                 .await
-                .unwrap_or(Err(DialError::Slow(endpoint.address, limit)))?,
+                .unwrap_or(Err(DialError::Slow(endpoint.address, connect)))?,
         };
         Ok(self.meant(&endpoint, lease)?)
     }
@@ -197,7 +196,7 @@ impl Call<'_> {
         let timeouts = self.traffic.timeouts.as_ref();
         let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
         let first_byte = first_byte.filter(|_| may.repeat() && self.on(RetryOn::FirstByte));
-        let probe = picked.probe.filter(|_| may.repeat());
+        let probe = picked.probe.map(|limits| limits.head).filter(|_| may.repeat());
         [first_byte, probe, self.backend_timeout].into_iter().flatten().min()
     }
 

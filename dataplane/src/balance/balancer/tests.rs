@@ -195,6 +195,12 @@ fn what_refused_is_back_as_soon_as_it_takes_a_request() {
     tale.kill("a", 1);
     assert_eq!((tale.state("a", 2), tale.taken(900)), ("ejected", "w".into()));
     let trial = tale.probe(1001);
+    let (connect, head) = (Duration::from_millis(400), Duration::from_millis(1000));
+    assert_eq!(
+        trial.probe,
+        Some(Limits { connect, head }),
+        "one that is gone does not refuse, and a request waits"
+    );
     assert_eq!(trial.endpoint().wire.workload, "a");
     assert!(!tale.is_probed(1990), "one at a time");
     trial.finished(Outcome::ConnectFailure, at(1999));
@@ -360,7 +366,8 @@ fn one_probe_finds_out_whether_the_silent_are_back() {
     };
     let mut first = probes(&mut tale, 2300);
     assert_eq!(first.len(), 1);
-    assert_eq!(first[0].probe, Some(Duration::from_millis(100)));
+    let least = Duration::from_millis(100);
+    assert_eq!(first[0].probe, Some(Limits { connect: least, head: least }));
     let mut probe = first.remove(0);
     probe.head(at(2310));
     probe.finished(Outcome::Success, at(2310));

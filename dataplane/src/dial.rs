@@ -149,8 +149,7 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
 }
 
 /// A gateway's own failure counts against its address; its sibling is tried at once. One that has siblings gets half of the
-/// time, so that one which is silent does not use up what another one could have. Those that are known to be lost are not
-/// asked after others failed: they are where nobody else is left when this begins.
+/// time, so that one which is silent does not use up what another one could have.
 async fn through_gateway(
     worker: &Worker,
     network: &crate::balance::Network,
@@ -158,12 +157,8 @@ async fn through_gateway(
     limit: Duration,
 ) -> Result<(TcpStream, Arc<Gateway>), DialError> {
     let mut tried = Vec::new();
-    let some_live = network.reachable();
     let limit = if network.has_siblings() { limit / 2 } else { limit };
     while let Some(gateway) = network.choose(worker.chance(), &tried) {
-        if some_live && !gateway.alive() {
-            break;
-        }
         match tcp(worker, gateway.address, limit).await {
             Ok(stream) => {
                 gateway.connected();

@@ -13,6 +13,18 @@ const REQUESTS: usize = 50;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_is_unheard_of_since_the_restart_is_named() {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
+    // Who has never called a host does not know it, and without a control plane does not come to know it.
+    let ingress = mesh.ingress("west");
+    eventually("west's own fronts have called all services", SOON, async || {
+        for _ in 0..REQUESTS {
+            let hops = ingress.get("/").await?.served_by();
+            if let Some(other) = hops.iter().find(|hop| hop.cluster != "west") {
+                return Err(format!("{} was served by {}", other.service, other.cluster));
+            }
+        }
+        Ok(())
+    })
+    .await;
     for cluster in ["east", "west"] {
         mesh.kill(mesh.cluster(cluster).controlplane_pid);
     }
@@ -29,7 +41,6 @@ async fn a_cluster_that_is_unheard_of_since_the_restart_is_named() {
     let text = mesh.weft(&["status", "--cluster", "east"]).await;
     let row = text.lines().find(|line| line.trim_start().starts_with("west ")).unwrap_or_default();
     assert!(row.contains("away for"), "{text}");
-    let ingress = mesh.ingress("west");
     assert_eq!(ingress.get("/").await.unwrap().status, 200, "west goes on all the same");
 
     mesh.weft(&["controlplane", "start", "west"]).await;

@@ -89,7 +89,7 @@ impl Call<'_> {
                 continue;
             };
             let end = attempt.end;
-            let again = end.again(May { probe: attempt.is_probe(), ..self.may(retries) });
+            let again = end.again(May { limited: attempt.is_limited(), ..self.may(retries) });
             if again == Again::Never {
                 return attempt.close(self.worker);
             }
@@ -133,7 +133,7 @@ impl Call<'_> {
             idempotent: self.outgoing.idempotent,
             on_refused: self.on(RetryOn::Refused),
             on_reset: self.on(RetryOn::Reset),
-            probe: false,
+            limited: false,
         }
     }
 

@@ -58,9 +58,9 @@ pub enum NoEndpoint {
 pub struct Picked {
     endpoint: Arc<Endpoint>,
     balancer: Arc<Balancer>,
-    /// This try probes the endpoint: go elsewhere, if it may be sent again, when no connection or no response head has
-    /// come in this time.
-    pub probe: Option<Limits>,
+    /// Go elsewhere, if it may be sent again, when no connection or no response head has come in this time: this try
+    /// probes the endpoint, or there is reason to doubt that it answers.
+    pub limits: Option<Limits>,
     probing: Option<Probing>,
     sent: Moment,
     connecting: bool,
@@ -106,11 +106,11 @@ impl Balancer {
             return Pick::None(NoEndpoint::Empty);
         }
         let mut choice = Choice::new(&table, &self.turn, ask);
-        let probe = choice.probe().map(|(endpoint, probe)| (endpoint, Some(probe)));
-        match probe.or_else(|| choice.best().map(|endpoint| (endpoint, None))) {
-            Some((endpoint, probe)) => Pick::Endpoint(self.begin(Arc::clone(endpoint), probe, ask.now)),
-            None => Pick::None(NoEndpoint::Exhausted),
+        if let Some((endpoint, Probe { limits, of })) = choice.probe() {
+            return Pick::Endpoint(self.begin(Arc::clone(endpoint), Some(limits), Some(of), ask.now));
         }
+        let Some(endpoint) = choice.best() else { return Pick::None(NoEndpoint::Exhausted) };
+        Pick::Endpoint(self.begin(Arc::clone(endpoint), choice.doubt(endpoint), None, ask.now))
     }
 
     /// This endpoint and no other, whatever is held against it, unless it was tried already.
@@ -119,17 +119,23 @@ impl Balancer {
         match table.endpoints.iter().find(|endpoint| endpoint.id == *id) {
             None => Pick::None(NoEndpoint::Empty),
             Some(_) if ask.tried.has(id) => Pick::None(NoEndpoint::Exhausted),
-            Some(endpoint) => Pick::Endpoint(self.begin(Arc::clone(endpoint), None, ask.now)),
+            Some(endpoint) => Pick::Endpoint(self.begin(Arc::clone(endpoint), None, None, ask.now)),
         }
     }
 
-    fn begin(self: &Arc<Self>, endpoint: Arc<Endpoint>, probe: Option<Probe>, now: Moment) -> Picked {
+    fn begin(
+        self: &Arc<Self>,
+        endpoint: Arc<Endpoint>,
+        limits: Option<Limits>,
+        probing: Option<Probing>,
+        now: Moment,
+    ) -> Picked {
         endpoint.live.start(now);
         Picked {
             endpoint,
             balancer: Arc::clone(self),
-            probe: probe.map(|probe| probe.limits),
-            probing: probe.map(|probe| probe.of),
+            limits,
+            probing,
             sent: now,
             connecting: false,
             answered: false,
@@ -289,7 +295,7 @@ impl Picked {
     fn silent(&self, outcome: Outcome, now: Moment) {
         let live = &self.endpoint.live;
         live.suspect(now, self.balancer.table.load().patience());
-        if self.probe.is_some() && matches!(outcome, Outcome::Late { .. }) {
+        if self.limits.is_some() && matches!(outcome, Outcome::Late { .. }) {
             live.suspect_again(now);
         }
     }

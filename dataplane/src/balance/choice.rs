@@ -109,6 +109,23 @@ impl<'a> Choice<'a> {
         Some(Probe { limits, of })
     }
 
+    /// What a first try at `endpoint` may take while one beside it is suspected: what hangs seldom hangs alone, and one
+    /// that was not asked since would hold each request that comes to it until it is suspected too. Only where somebody
+    /// else is left to go to.
+    pub fn doubt(&self, endpoint: &Endpoint) -> Option<Limits> {
+        let Ask { now, tried, may_repeat, .. } = *self.ask;
+        if !may_repeat || !tried.is_empty() || self.surveys.iter().map(|survey| survey.fine).sum::<u64>() < 2
+        {
+            return None;
+        }
+        let (_, survey) = self.surveys.iter().enumerate().find(|(tier, survey)| {
+            let graded = self.members(*tier).iter().zip(&survey.grades);
+            graded.clone().any(|(one, grade)| one.id == endpoint.id && *grade == Grade::Fine)
+        })?;
+        let beside = survey.grades.contains(&Grade::Suspect);
+        beside.then(|| endpoint.live.doubted(now, self.table.patience())).flatten()
+    }
+
     /// The fittest that was not tried, in the tier that the shares gave if it can be had there; then one
     /// that was reached before, which is still better than nothing.
     pub fn best(&mut self) -> Option<&'a Arc<Endpoint>> {

@@ -109,6 +109,11 @@ impl Live {
         self.latency.read(now, LATENCY_DECAY)
     }
 
+    /// Whether it has answered in the last `time`.
+    fn heard_within(&self, time: Duration, now: Moment) -> bool {
+        now.after(Moment::from_nanos(self.latency.at.load(Relaxed))) < time
+    }
+
     /// How often it said lately that it is too busy; fades.
     pub(super) fn busy(&self, now: Moment) -> f64 {
         self.busy.read(now, BUSY_DECAY)
@@ -196,10 +201,17 @@ impl Live {
         may_repeat: bool,
     ) -> Option<Limits> {
         let due = self.silence.claim_probe(now, patience.after, may_repeat);
-        due.then(|| {
-            let usual = patience.probe(self.peak());
-            Limits { connect: usual, head: usual }
-        })
+        due.then(|| self.probe_limits(patience))
+    }
+
+    /// What a try may take, unless it has answered lately: the time of a probe.
+    pub(super) fn doubted(&self, now: Moment, patience: Patience<'_>) -> Option<Limits> {
+        (!self.heard_within(patience.after, now)).then(|| self.probe_limits(patience))
+    }
+
+    fn probe_limits(&self, patience: Patience<'_>) -> Limits {
+        let usual = patience.probe(self.peak());
+        Limits { connect: usual, head: usual }
     }
 
     // Ejection.

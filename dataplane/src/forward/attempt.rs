@@ -32,9 +32,9 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
-    /// Whether it was made to find out how the endpoint is.
-    pub fn is_probe(&self) -> bool {
-        self.picked.probe.is_some()
+    /// Whether it had less time than the policy gives: going elsewhere is then no retry that must be paid for.
+    pub fn is_limited(&self) -> bool {
+        self.picked.limits.is_some()
     }
 
     /// What it brought is what the request gets.
@@ -153,7 +153,7 @@ impl Call<'_> {
         }
         let room = Room { load: &self.callee.load, limit: self.traffic.limit_connections };
         let connecting = slot.connect(self.worker, route, h2, room);
-        let lease = match picked.probe {
+        let lease = match picked.limits {
             None => connecting.await?,
             Some(Limits { connect, .. }) => tokio::time::timeout(connect, connecting)
                 .await
@@ -196,8 +196,8 @@ impl Call<'_> {
         let timeouts = self.traffic.timeouts.as_ref();
         let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
         let first_byte = first_byte.filter(|_| may.repeat() && self.on(RetryOn::FirstByte));
-        let probe = picked.probe.map(|limits| limits.head).filter(|_| may.repeat());
-        [first_byte, probe, self.backend_timeout].into_iter().flatten().min()
+        let limits = picked.limits.map(|limits| limits.head).filter(|_| may.repeat());
+        [first_byte, limits, self.backend_timeout].into_iter().flatten().min()
     }
 
     fn answered(

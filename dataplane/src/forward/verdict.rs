@@ -51,9 +51,10 @@ pub struct May {
     pub on_refused: bool,
     /// Likewise.
     pub on_reset: bool,
-    /// It was a probe: the proxy's own choice, and at most one a second at each endpoint. The request that it was made
-    /// with does not pay for going on, least of all when a hang has just used the budget up.
-    pub probe: bool,
+    /// It had less time than the policy gives, by the proxy's own choice: once a second at each suspected endpoint, or
+    /// for a moment at one beside it. The request does not pay for going on, least of all when a hang has just used the
+    /// budget up.
+    pub limited: bool,
 }
 
 impl May {
@@ -94,7 +95,7 @@ impl End {
 
     /// Whether the request is sent again.
     pub fn again(self, may: May) -> Again {
-        let silent = if may.probe { Again::Try } else { Again::Budget };
+        let silent = if may.limited { Again::Try } else { Again::Budget };
         let (may_be, cost) = match self {
             End::Unconnected(_) | End::Unprocessed => (may.whole && may.on_refused, Again::Free),
             End::Broken => (may.repeat() && may.on_reset, silent),
@@ -128,7 +129,7 @@ mod tests {
     const PASSED: End = End::Answered(Outcome::GatewayError, Word::None);
 
     const ALL: May =
-        May { whole: true, tries: true, idempotent: true, on_refused: true, on_reset: true, probe: false };
+        May { whole: true, tries: true, idempotent: true, on_refused: true, on_reset: true, limited: false };
 
     #[test]
     fn what_may_be_sent_again_and_at_whose_cost() {
@@ -143,8 +144,12 @@ mod tests {
         let post = May { idempotent: false, ..ALL };
         check("a POST", post, [Free, Free, Never, Never, Never, Never, Budget, Never, Never]);
         let last = May { tries: false, ..ALL };
-        let probe = May { probe: true, ..ALL };
-        check("a probe", probe, [Free, Free, Try, Try, Budget, Budget, Budget, Never, Never]);
+        let limited = May { limited: true, ..ALL };
+        check(
+            "with less time than the policy gives",
+            limited,
+            [Free, Free, Try, Try, Budget, Budget, Budget, Never, Never],
+        );
         check("the last try", last, [Free, Free, Never, Never, Never, Never, Never, Never, Never]);
         check("a long body", May { whole: false, ..ALL }, [Never; 9]);
         let no_reset = May { on_reset: false, ..ALL };

@@ -134,7 +134,7 @@ impl Tale {
     fn begin(&mut self, workload: &str, now: u64) -> Picked {
         let table = self.balancer.table.load_full();
         let endpoint = table.endpoints.iter().find(|e| e.wire.workload == workload).unwrap();
-        self.balancer.begin(endpoint.clone(), None, at(now))
+        self.balancer.begin(endpoint.clone(), None, None, at(now))
     }
 
     fn kill(&mut self, workload: &str, now: u64) {
@@ -149,13 +149,13 @@ impl Tale {
     }
 
     fn is_probed(&mut self, now: u64) -> bool {
-        matches!(self.ask(now, &Tried::default(), true), Pick::Endpoint(picked) if picked.probe.is_some())
+        matches!(self.ask(now, &Tried::default(), true), Pick::Endpoint(picked) if picked.probing.is_some())
     }
 
     /// The next probe, which must be due.
     fn probe(&mut self, now: u64) -> Picked {
         match self.ask(now, &Tried::default(), true) {
-            Pick::Endpoint(picked) if picked.probe.is_some() => picked,
+            Pick::Endpoint(picked) if picked.probing.is_some() => picked,
             other => panic!("no probe: {other:?}"),
         }
     }
@@ -197,7 +197,7 @@ fn what_refused_is_back_as_soon_as_it_takes_a_request() {
     let trial = tale.probe(1001);
     let (connect, head) = (Duration::from_millis(400), Duration::from_millis(1000));
     assert_eq!(
-        trial.probe,
+        trial.limits,
         Some(Limits { connect, head }),
         "one that is gone does not refuse, and a request waits"
     );
@@ -359,7 +359,7 @@ fn one_probe_finds_out_whether_the_silent_are_back() {
         picks
             .into_iter()
             .filter_map(|pick| match pick {
-                Pick::Endpoint(picked) if picked.probe.is_some() => Some(picked),
+                Pick::Endpoint(picked) if picked.probing.is_some() => Some(picked),
                 _ => None,
             })
             .collect::<Vec<_>>()
@@ -367,11 +367,41 @@ fn one_probe_finds_out_whether_the_silent_are_back() {
     let mut first = probes(&mut tale, 2300);
     assert_eq!(first.len(), 1);
     let least = Duration::from_millis(100);
-    assert_eq!(first[0].probe, Some(Limits { connect: least, head: least }));
+    assert_eq!(first[0].limits, Some(Limits { connect: least, head: least }));
     let mut probe = first.remove(0);
     probe.head(at(2310));
     probe.finished(Outcome::Success, at(2310));
     assert_eq!(tale.state("a", 2311), "fine");
+}
+
+#[test]
+fn beside_a_suspect_only_those_heard_lately_have_their_time() {
+    let mut policy = policy();
+    policy.set_load_balancing(wire::LoadBalancing::Random);
+    let mut tale = Tale::with(policy, &["a", "b", "c"], &["w"]);
+    ["a", "b", "c", "w"].iter().for_each(|name| tale.answer(name, 10, 100));
+    let limits = |tale: &mut Tale, workload: &str, tried: &Tried, may_repeat| {
+        let picks = (0..1000).map(|_| tale.ask(1300, tried, may_repeat));
+        let found = picks.into_iter().find_map(|pick| match pick {
+            Pick::Endpoint(picked) if picked.endpoint().wire.workload == workload => Some(picked.limits),
+            _ => None,
+        });
+        found.unwrap_or_else(|| panic!("{workload} is never picked"))
+    };
+    let (nobody, least) = (Tried::default(), Duration::from_millis(100));
+    let mut w = Tried::default();
+    w.failed(tale.begin("w", 200).endpoint());
+    assert_eq!(limits(&mut tale, "c", &nobody, true), None, "nobody is suspected");
+
+    let _hanging = tale.begin("a", 200);
+    tale.answer("b", 10, 1100);
+    let c = limits(&mut tale, "c", &nobody, true);
+    assert_eq!(c, Some(Limits { connect: least, head: least }), "what hangs seldom hangs alone");
+    assert_eq!(limits(&mut tale, "b", &nobody, true), None, "it spoke 200 ms ago");
+    assert_eq!(limits(&mut tale, "c", &nobody, false), None, "nobody else could have what is sent once");
+    assert_eq!(limits(&mut tale, "c", &w, true), None, "a second try waits");
+    ["b", "w"].iter().for_each(|name| tale.set_health(name, Health::Unhealthy, 1300));
+    assert_eq!(limits(&mut tale, "c", &nobody, true), None, "nobody else is left");
 }
 
 /// Endpoints that never answered this caller, and one that did.

@@ -6,14 +6,19 @@
 //! answered by somebody else within the 3 s that such a loss may cost.
 //!
 //! A gateway between here and the peer acknowledges for itself: a connection that dies on the way to it tells of the
-//! gateway, so that neither new connections nor others that idle are tried through it one after the other.
+//! gateway, so that neither new connections nor others that idle are tried through it one after the other. That gateway
+//! watches both sockets of its flows likewise: whose endpoint is gone is reset, which tells the caller as soon as if
+//! nothing were between.
 
 use std::{
     collections::HashMap,
     io,
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -28,7 +33,10 @@ use crate::balance::{Gateway, Moment};
 /// How long data may stay unacknowledged.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// The upstream connections of one worker.
+/// How often that is looked at.
+pub const SWEEP: Duration = Duration::from_millis(250);
+
+/// Connections that one worker looks after.
 #[derive(Debug, Default)]
 pub struct Liveness(Mutex<HashMap<RawFd, Connection>>);
 
@@ -38,6 +46,17 @@ struct Connection {
     seen: Seen,
     /// Who is at the other end of TCP, when that is not the peer.
     gateway: Option<Arc<Gateway>>,
+    /// Of half a flow.
+    sign: Option<Arc<Sign>>,
+}
+
+/// What half a flow and who sweeps tell each other.
+#[derive(Debug, Default)]
+struct Sign {
+    /// It was written to since it was last looked at: what idles need not be asked about, of which there may be many.
+    spoke: AtomicBool,
+    /// That it has ended is no proper end.
+    dead: AtomicBool,
 }
 
 /// Since when nothing of what was sent has been acknowledged, and how much had been then.
@@ -61,11 +80,31 @@ pub struct Watched {
     watch: Arc<Liveness>,
 }
 
+/// Half of a flow that is watched until this is dropped.
+#[derive(Debug)]
+pub struct Half<'a> {
+    stream: &'a TcpStream,
+    watch: &'a Liveness,
+    sign: Arc<Sign>,
+}
+
 impl Liveness {
     /// Watches a stream, to this gateway if it goes through one.
     pub fn watch(self: &Arc<Self>, stream: TcpStream, gateway: Option<Arc<Gateway>>) -> Watched {
-        self.lock().insert(stream.as_raw_fd(), Connection { seen: Seen::default(), gateway });
+        self.insert(&stream, gateway, None);
         Watched { stream, watch: self.clone() }
+    }
+
+    /// Watches half of a flow.
+    pub fn half<'a>(&'a self, stream: &'a TcpStream) -> Half<'a> {
+        let sign = Arc::<Sign>::default();
+        self.insert(stream, None, Some(sign.clone()));
+        Half { stream, watch: self, sign }
+    }
+
+    fn insert(&self, stream: &TcpStream, gateway: Option<Arc<Gateway>>, sign: Option<Arc<Sign>>) {
+        let connection = Connection { seen: Seen::default(), gateway, sign };
+        self.lock().insert(stream.as_raw_fd(), connection);
     }
 
     /// Looks at all connections; shuts down the dead ones, whose owners then see them closed. How many there were.
@@ -73,12 +112,13 @@ impl Liveness {
         let mut dead = 0;
         // Under the lock no stream is dropped, so every descriptor in the map is still the one that was put there.
         for (descriptor, connection) in self.lock().iter_mut() {
+            if connection.idles() {
+                continue;
+            }
             let Ok(acks) = acks(*descriptor) else { continue };
             if connection.seen.judge(acks, now) {
                 dead += 1;
-                if let Some(gateway) = &connection.gateway {
-                    gateway.lost(now);
-                }
+                connection.dead(now);
                 let _ = nix::sys::socket::shutdown(*descriptor, nix::sys::socket::Shutdown::Both);
             }
         }
@@ -87,6 +127,43 @@ impl Liveness {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<RawFd, Connection>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Connection {
+    /// Whether all that was said had been acknowledged when this was last asked, and nothing was said since.
+    fn idles(&self) -> bool {
+        let spoke = self.sign.as_ref().is_none_or(|sign| sign.spoke.swap(false, Relaxed));
+        !spoke && self.seen.stuck.is_none()
+    }
+
+    fn dead(&self, now: Moment) {
+        if let Some(gateway) = &self.gateway {
+            gateway.lost(now);
+        }
+        if let Some(sign) = &self.sign {
+            sign.dead.store(true, Relaxed);
+        }
+    }
+}
+
+impl Half<'_> {
+    /// Something was written.
+    pub fn spoke(&self) {
+        if !self.sign.spoke.load(Relaxed) {
+            self.sign.spoke.store(true, Relaxed);
+        }
+    }
+
+    /// Whether it was shut down because its other end is gone.
+    pub fn is_dead(&self) -> bool {
+        self.sign.dead.load(Relaxed)
+    }
+}
+
+impl Drop for Half<'_> {
+    fn drop(&mut self) {
+        self.watch.lock().remove(&self.stream.as_raw_fd());
     }
 }
 

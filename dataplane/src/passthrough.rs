@@ -44,6 +44,11 @@ use reach::Outcome;
 use sources::Sources;
 use table::Table;
 
+use crate::{
+    balance::Moment,
+    liveness::{self, Liveness},
+};
+
 pub use table::BadTarget;
 
 /// What a ClientHello may take, with its record headers. Those with post-quantum keys take under 2 KiB.
@@ -115,6 +120,9 @@ pub struct Passthrough {
     settings: Settings,
     permits: Arc<Semaphore>,
     sources: Sources,
+    liveness: Liveness,
+    /// What moments count from.
+    start: Instant,
     metrics: Metrics,
 }
 
@@ -150,6 +158,8 @@ impl Passthrough {
             table: ArcSwap::default(),
             permits: Arc::new(Semaphore::new(settings.max_flows)),
             sources: Sources::default(),
+            liveness: Liveness::default(),
+            start: Instant::now(),
             settings,
             metrics: Metrics::new(registry),
         })
@@ -160,6 +170,22 @@ impl Passthrough {
         let (table, bad) = self.table.load().next(wire, tokio::time::Instant::now());
         self.table.store(Arc::new(table));
         bad
+    }
+
+    /// Ends flows one side of which is gone, until `shutdown`.
+    pub async fn tend(self: Arc<Self>, shutdown: Shutdown) {
+        let mut ticks = tokio::time::interval(liveness::SWEEP);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let dead = self.liveness.sweep(Moment::since(self.start, Instant::now()));
+            if dead > 0 {
+                tracing::warn!(flows = dead, "nothing was acknowledged for 2 s: given up");
+            }
+        }
     }
 }
 

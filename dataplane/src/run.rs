@@ -208,6 +208,7 @@ impl Threads {
             answers.recv().await.context("a worker ended at once")?.context("a listener cannot be opened")?;
         }
         if let Some(gateway) = gateway.into_inner() {
+            threads.stop.spawn("passthrough flows", gateway.clone().tend(threads.stop.clone()));
             threads.stop.spawn("passthrough table", follow(proxy.clone(), gateway, threads.stop.clone()));
         }
         Ok(threads)

@@ -2,14 +2,7 @@
 //!
 //! Nothing in it is shared with another thread, so nothing in it needs a lock.
 
-use std::{
-    cell::Cell,
-    future::Future,
-    io,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, future::Future, io, rc::Rc, sync::Arc, time::Instant};
 
 use http::HeaderValue;
 use process::{
@@ -19,10 +12,13 @@ use process::{
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-use crate::{account::Handles, balance, dial, liveness::Liveness, pool::Pool, proxy::Proxy};
-
-/// How often connections are looked at.
-const SWEEP: Duration = Duration::from_millis(250);
+use crate::{
+    account::Handles,
+    balance, dial,
+    liveness::{self, Liveness},
+    pool::Pool,
+    proxy::Proxy,
+};
 
 /// One worker.
 pub struct Worker {
@@ -84,7 +80,7 @@ impl Worker {
 
     /// Looks after connections, and after gateways that were lost, until `shutdown`.
     pub async fn tend(self: Rc<Self>, shutdown: Shutdown) {
-        let mut ticks = tokio::time::interval(SWEEP);
+        let mut ticks = tokio::time::interval(liveness::SWEEP);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -133,6 +129,8 @@ where
 mod tests {
     use hyper::rt::Executor;
     use tokio::sync::oneshot;
+
+    use std::time::Duration;
 
     use super::*;
 

@@ -63,12 +63,13 @@ impl Flow {
     pub async fn run(self, gateway: &Passthrough, pipes: &Pipes) -> io::Result<()> {
         let Flow { client, server, first, open } = self;
         let quiet = Quiet::new();
+        let [near, far] = [&client, &server].map(|stream| gateway.liveness.half(stream));
         let (settings, metrics) = (&gateway.settings, &gateway.metrics);
         let ended = tokio::select! {
             biased;
             ended = exchange(&client, &server, first, pipes, [
-                Tally { bytes: &metrics.to_endpoint, spliced: &metrics.spliced, quiet: &quiet },
-                Tally { bytes: &metrics.to_client, spliced: &metrics.spliced, quiet: &quiet },
+                Tally { bytes: &metrics.to_endpoint, spliced: &metrics.spliced, quiet: &quiet, halves: [&near, &far] },
+                Tally { bytes: &metrics.to_client, spliced: &metrics.spliced, quiet: &quiet, halves: [&far, &near] },
             ]) => ended,
             never = keep_alive_if_lasting(&client, &server) => match never {},
             () = quiet.lasts(settings.idle, settings.total) => Err(over("it was silent, or went on, for too long")),

@@ -19,6 +19,7 @@ use super::{
     flow::Quiet,
     pipes::{Pipe, Pipes},
 };
+use crate::liveness::Half;
 
 /// What is read at once: more than a TLS record.
 const COPY_BYTES: usize = 32 * 1024;
@@ -40,6 +41,8 @@ pub(super) struct Tally<'a> {
     pub bytes: &'a Counter,
     pub spliced: &'a Counter,
     pub quiet: &'a Quiet,
+    /// Who is read from, and who is written to.
+    pub halves: [&'a Half<'a>; 2],
 }
 
 /// The state of one direction.
@@ -146,11 +149,14 @@ impl<'a> Pump<'a> {
         })
     }
 
-    /// So much was read; nothing is the end, which is passed on.
+    /// So much was read; nothing is the end, which is passed on if it is a proper one.
     fn seen(&mut self, count: usize, to: &TcpStream) -> io::Result<()> {
         if count > 0 {
             self.bulk.see(count);
             return Ok(());
+        }
+        if self.tally.halves[0].is_dead() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was acknowledged"));
         }
         self.state = State::Ended;
         match SockRef::from(to).shutdown(Shutdown::Write) {
@@ -170,6 +176,7 @@ impl<'a> Pump<'a> {
             self.tally.spliced.inc_by(count as u64);
         }
         self.tally.quiet.broken();
+        self.tally.halves[1].spoke();
         Ok(())
     }
 }

@@ -24,6 +24,11 @@ spec: { selector: { app: echo }, ports: [{ name: http, port: 8080 }] }
 apiVersion: multicluster.x-k8s.io/v1alpha1
 kind: ServiceExport
 metadata: { name: echo, namespace: shop }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: in-turn, namespace: shop }
+spec: { loadBalancing: { policy: ROUND_ROBIN } }
 ";
 
 /// Who answered a request of the front in east.
@@ -110,4 +115,18 @@ async fn one_gateway_of_two_that_cannot_be_reached_costs_no_request() {
     let lossy = mesh.lab.partition("east-front-1", "west-gateway-2").lossy(20);
     all_answered(front, 50, "west-echo-1", LATE).await;
     drop((late, lossy));
+}
+
+#[tokio::test]
+async fn a_workload_that_vanishes_behind_a_gateway_is_replaced_as_soon() {
+    let mut mesh = shop(&["west"]).await;
+    mesh.workload("west", &Workload::of("echo").serving(8080), |host| name_yourself(host, 8080)).await;
+    let front = &mesh.lab["east-front-1"];
+    for one in ["west-echo-2", "west-echo-1"] {
+        let told = async || ask(front).await.and_then(|who| if who == one { Ok(()) } else { Err(who) });
+        eventually("each of the two has a connection and answers", SOON, told).await;
+    }
+    let silent = mesh.lab.cut_off(&["west-echo-1".to_owned()]).drop();
+    all_answered(front, 50, "west-echo-2", LATE).await;
+    silent.heal();
 }

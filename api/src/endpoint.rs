@@ -93,11 +93,19 @@ pub enum ServerName {
         /// `namespace/name`.
         service: String,
     },
+    /// Nothing: whether the gateway itself is there.
+    Gateway,
 }
 
+/// The server name that asks for the gateway itself. One that is older refuses it likewise.
+pub const GATEWAY_NAME: &str = "gateway.weft.internal";
+
 impl ServerName {
-    /// Reads a server name; `None` when it is not one of the mesh's two forms.
+    /// Reads a server name; `None` when it is none of the mesh's forms.
     pub fn parse(sni: &str) -> Option<Self> {
+        if sni == GATEWAY_NAME {
+            return Some(ServerName::Gateway);
+        }
         if let Some(label) = sni.strip_suffix(ENDPOINT_DOMAIN) {
             return EndpointId::parse(label).ok().map(ServerName::Endpoint);
         }
@@ -129,6 +137,7 @@ mod tests {
             ServerName::parse("8080.reviews.shop.svc.weft.internal"),
             Some(ServerName::Service { port: 8080, service: "shop/reviews".into() })
         );
+        assert_eq!(ServerName::parse(GATEWAY_NAME), Some(ServerName::Gateway));
         for other in [
             "ABC.ep",
             "+8080.reviews.shop.svc",

@@ -238,6 +238,7 @@ async fn inbound_tls(worker: &Rc<Worker>, stream: TcpStream, caller: Caller) -> 
 /// The application's port that a server name asks for.
 fn port_of(runtime: &Runtime, sni: &str) -> Option<u16> {
     match ServerName::parse(sni)? {
+        ServerName::Gateway => None,
         ServerName::Endpoint(id) => runtime.inbound_at(&id).map(|inbound| inbound.port),
         ServerName::Service { port, service } => {
             let own = runtime.workload.guarded.services.iter().any(|own| own.to_string() == service);

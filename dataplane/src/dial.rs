@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use api::identity::{SpiffeId, Verified};
+use api::{
+    endpoint::GATEWAY_NAME,
+    identity::{SpiffeId, Verified},
+};
 use process::{
     limits,
     tls::{self, Expect},
@@ -138,10 +141,11 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
     };
     let broken = |reason: String| DialError::Tls(route.address, reason);
     let name = ServerName::try_from(endpoint.id.sni()).map_err(|error| broken(error.to_string()))?;
+    let overdue = Overdue { worker, gateway: gateway.clone() };
     let shaken = timeout(route.timeout, TlsConnector::from(config.clone()).connect(name, stream)).await;
-    let stream = shaken
-        .map_err(|_| DialError::Slow(route.address, route.timeout))?
-        .map_err(|e| broken(e.to_string()))?;
+    let shaken = shaken.map_err(|_| DialError::Slow(route.address, route.timeout))?;
+    overdue.over(shaken.as_ref().err().is_none_or(|error| tls::alert_of(error).is_some()));
+    let stream = shaken.map_err(|error| broken(error.to_string()))?;
     let connection = stream.get_ref().1;
     let peer = worker.proxy.identity.peer_of(connection).map_err(|error| broken(error.to_string()))?;
     let h2 = connection.alpn_protocol() == Some(b"h2");
@@ -160,10 +164,7 @@ async fn through_gateway(
     let limit = if network.has_siblings() { limit / 2 } else { limit };
     while let Some(gateway) = network.choose(worker.chance(), &tried) {
         match tcp(worker, gateway.address, limit).await {
-            Ok(stream) => {
-                gateway.connected();
-                return Ok((stream, gateway));
-            }
+            Ok(stream) => return Ok((stream, gateway)),
             Err(error) => {
                 tracing::debug!(%error, "a gateway cannot be reached");
                 gateway.lost(worker.proxy.now());
@@ -174,11 +175,49 @@ async fn through_gateway(
     Err(DialError::Gateway(name.to_owned()))
 }
 
-/// Finds out whether a gateway that was lost is there again.
+/// An answer that is awaited, perhaps through a gateway: if it is given up, that may be who is silent.
+struct Overdue<'a> {
+    worker: &'a Worker,
+    gateway: Option<Arc<Gateway>>,
+}
+
+impl Overdue<'_> {
+    /// No longer; it came, or the connection broke, of which others tell.
+    fn over(mut self, answered: bool) {
+        if let Some(gateway) = self.gateway.take().filter(|_| answered) {
+            gateway.answered(self.worker.proxy.now());
+        }
+    }
+}
+
+impl Drop for Overdue<'_> {
+    fn drop(&mut self) {
+        if let Some(gateway) = &self.gateway {
+            gateway.doubt(self.worker.proxy.now());
+        }
+    }
+}
+
+/// Finds out whether a gateway that was lost, or is doubted, is there.
 pub async fn try_gateway(worker: &Worker, gateway: &Gateway) {
-    match tcp(worker, gateway.address, TRIAL).await {
-        Ok(_) => gateway.connected(),
-        Err(_) => gateway.tried_in_vain(worker.proxy.now()),
+    match ask_gateway(worker, gateway).await {
+        Ok(()) => gateway.answered(worker.proxy.now()),
+        Err(error) => {
+            tracing::debug!(%error, "a gateway does not answer");
+            gateway.tried_in_vain(worker.proxy.now());
+        }
+    }
+}
+
+/// Whatever it says to a name that it cannot forward to is an answer.
+async fn ask_gateway(worker: &Worker, gateway: &Gateway) -> Result<(), DialError> {
+    let (connect, answer) = TRIAL;
+    let stream = tcp(worker, gateway.address, connect).await?;
+    let nobody = tls::client(&worker.proxy.identity, Expect { ids: Vec::new(), cluster: None }, &[]);
+    let name = ServerName::try_from(GATEWAY_NAME).expect("it is a name");
+    match timeout(answer, TlsConnector::from(nobody).connect(name, stream)).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(DialError::Slow(gateway.address, answer)),
     }
 }
 

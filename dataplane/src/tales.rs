@@ -449,6 +449,63 @@ async fn east_reaches_west_through_its_gateway_and_fails_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_hangs_is_found_out_and_asked_until_it_answers() {
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let far = endpoint("west", "reviews-there", "reviews", free());
+    let mut caller = sidecar("front").calling("reviews", vec![far]);
+    caller.gateways.push(("west".into(), hung.local_addr().unwrap().to_string()));
+    let front = caller.start().await;
+    let west = front.proxy.gateways.network("west");
+    assert_ne!(ask(front.outbound, Request::get("http://reviews/")).await.0, 200);
+    while west.reachable() {
+        tokio::task::yield_now().await;
+    }
+    let _answering = tokio::spawn(async move {
+        loop {
+            drop(hung.accept().await);
+        }
+    });
+    while !west.reachable() {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_may_be_sent_twice_leaves_a_gateway_that_is_lost() {
+    let app = App::start("reviews-there").await;
+    let west =
+        sidecar("reviews-there").in_cluster("west").serving(app.address, MtlsMode::Strict).start().await;
+    let far = endpoint("west", "reviews-there", "reviews", west.inbound);
+    let mut gateway = sidecar("gateway").in_cluster("west");
+    gateway.passthrough = vec![api::wire::PassthroughEndpoint {
+        id: far.id.clone(),
+        address: far.address.clone(),
+        services: vec!["shop/reviews".into()],
+    }];
+    let listen = free();
+    let gateway = gateway.start_as(Role::EastWest { listen, public: listen }).await;
+    let mut caller = sidecar("front").calling("reviews", vec![far]);
+    caller.gateways.push(("west".into(), gateway.inbound.to_string()));
+    caller.services[0].0.traffic.as_mut().unwrap().timeouts.as_mut().unwrap().first_byte_ms = 0;
+    let front = caller.start().await;
+    let ask_hung = |request| tokio::spawn(ask(front.outbound, request));
+    let get = ask_hung(Request::get("http://reviews/hang"));
+    let post = ask_hung(Request::post("http://reviews/hang"));
+    while app.requests() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let network = front.proxy.gateways.network("west");
+    network.choose(0, &[]).unwrap().lost(front.proxy.now());
+    while app.requests() < 3 {
+        tokio::task::yield_now().await;
+    }
+    assert!(
+        !get.is_finished() && !post.is_finished(),
+        "only its answer can tell whether an order was executed"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn plaintext_passes_only_where_it_may() {
     let app = App::start("reviews-0").await;
     let strict = app.sidecar().start().await;

@@ -78,7 +78,7 @@ impl Worker {
         spawn(task);
     }
 
-    /// Looks after connections, and after gateways that were lost, until `shutdown`.
+    /// Looks after connections, and after gateways that are lost or doubted, until `shutdown`.
     pub async fn tend(self: Rc<Self>, shutdown: Shutdown) {
         let mut ticks = tokio::time::interval(liveness::SWEEP);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

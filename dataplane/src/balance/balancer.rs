@@ -142,12 +142,17 @@ impl Balancer {
         }
     }
 
-    /// Once a second or so: at each interval of the policy, forgives and judges success rates.
+    /// Once a second or so: suspects the silent, which may be the gateways before them; at each interval of the policy,
+    /// forgives and judges success rates.
     pub fn sweep(&self, now: Moment) {
         let table = self.table.load();
-        table.endpoints.iter().for_each(|endpoint| {
-            endpoint.live.suspect(now, table.patience());
-        });
+        for endpoint in &table.endpoints {
+            if endpoint.live.suspect(now, table.patience())
+                && let Some(network) = &endpoint.gateway
+            {
+                network.doubt(now);
+            }
+        }
         let interval = Duration::from_millis(table.rules.outlier.interval_ms);
         let last = self.swept_at.load(Relaxed);
         let due = last == 0 || now.after(Moment::from_nanos(last)) >= interval;

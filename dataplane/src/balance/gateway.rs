@@ -1,8 +1,11 @@
 //! East-west gateways as seen from a client: which address of a network to connect to, and whether any lives.
 //!
 //! A failed connect counts against the gateway address, never the endpoint behind it; so does the silence of a
-//! connection to it. Whether one that is away has come back is found out by connects that no request waits for: one that
+//! connection to it. Whether one that is away has come back is found out by questions that no request waits for: one that
 //! is silent would delay each request that asks by the whole time of a connect.
+//!
+//! A kernel accepts connections for a gateway that hangs, and acknowledges what is sent to it. When an answer from behind a
+//! gateway is overdue, nothing tells whose silence that is, so the gateway is asked as well.
 
 use std::{
     collections::BTreeMap,
@@ -16,6 +19,7 @@ use std::{
 
 use api::wire;
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use super::Moment;
 
@@ -25,8 +29,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest that an address is left alone.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
 
-/// What a trial may take; as long, nobody else begins one.
-pub const TRIAL: Duration = Duration::from_secs(2);
+/// What the connect of a trial may take, and what the answer.
+pub const TRIAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(1));
+
+/// One that has answered so lately is not doubted: else whatever hangs behind it had it asked again and again.
+const BELIEVED: Duration = Duration::from_secs(2);
 
 /// All networks that are reached through gateways. One for the whole proxy.
 #[derive(Debug, Default)]
@@ -90,6 +97,11 @@ impl Network {
         self.gateways.load().len() > 1
     }
 
+    /// Something is overdue that was to come from there.
+    pub fn doubt(&self, now: Moment) {
+        self.gateways.load().iter().for_each(|gateway| gateway.doubt(now));
+    }
+
     /// The address to connect to: a living one that was not tried yet, else any not tried yet; none when all
     /// were tried.
     pub fn choose(&self, chance: u64, tried: &[SocketAddr]) -> Option<Arc<Gateway>> {
@@ -109,13 +121,18 @@ pub struct Gateway {
     pub address: SocketAddr,
     /// From its loss on, which counts as one, the trials in vain; 0: it is alive.
     failures: AtomicU32,
-    /// When the next trial is due, while it is lost.
+    /// When the next trial is due; 0: none is.
     trial_at: AtomicU64,
+    /// When it last answered.
+    answered_at: AtomicU64,
+    /// Told to whoever waits, when it is lost.
+    gone: Notify,
 }
 
 impl Gateway {
     fn new(address: SocketAddr) -> Self {
-        Gateway { address, failures: AtomicU32::new(0), trial_at: AtomicU64::new(0) }
+        let (failures, trial_at, answered_at) = Default::default();
+        Gateway { address, failures, trial_at, answered_at, gone: Notify::new() }
     }
 
     /// Whether connects to it are sensible now.
@@ -123,9 +140,24 @@ impl Gateway {
         self.failures.load(Relaxed) == 0
     }
 
-    /// A TCP connection to it stands.
-    pub fn connected(&self) {
+    /// Something came from it, or through it.
+    pub fn answered(&self, now: Moment) {
+        self.answered_at.store(now.as_nanos(), Relaxed);
         self.failures.store(0, Relaxed);
+        self.trial_at.store(0, Relaxed);
+    }
+
+    /// Something is overdue that was to come through it.
+    pub fn doubt(&self, now: Moment) {
+        let silent = now.after(Moment::from_nanos(self.answered_at.load(Relaxed)));
+        if self.alive() && silent >= BELIEVED {
+            let _ = self.trial_at.compare_exchange(0, now.as_nanos(), Relaxed, Relaxed);
+        }
+    }
+
+    /// Ends when it is lost from now on.
+    pub async fn gone(&self) {
+        self.gone.notified().await;
     }
 
     /// A connect to it failed or timed out, or a connection that stood has died: nothing was acknowledged. Many do so at
@@ -139,6 +171,9 @@ impl Gateway {
     /// A trial has failed.
     pub fn tried_in_vain(&self, now: Moment) {
         let failures = self.failures.fetch_add(1, Relaxed).min(16);
+        if failures == 0 {
+            self.gone.notify_waiters();
+        }
         let wait = FIRST_BACKOFF.saturating_mul(1 << failures).min(LONGEST_BACKOFF);
         self.trial_at.store((now + wait).as_nanos(), Relaxed);
     }
@@ -146,9 +181,8 @@ impl Gateway {
     /// Takes the place of the one who tries it, if that is due.
     fn claim_trial(&self, now: Moment) -> bool {
         let due = self.trial_at.load(Relaxed);
-        let end = (now + TRIAL).as_nanos();
-        !self.alive()
-            && due <= now.as_nanos()
+        let end = (now + TRIAL.0 + TRIAL.1).as_nanos();
+        (1..=now.as_nanos()).contains(&due)
             && self.trial_at.compare_exchange(due, end, Relaxed, Relaxed).is_ok()
     }
 }
@@ -202,10 +236,32 @@ mod tests {
             gateways.due(at(3499)).is_empty() && gateways.due(at(3500)).len() == 1,
             "the wait has doubled"
         );
-        trial.connected();
+        trial.answered(at(4000));
         assert!(west.reachable() && gateways.due(at(60_000)).is_empty());
         (0..40).for_each(|_| trial.tried_in_vain(at(60_000)));
         assert!(gateways.due(at(70_000)).len() == 1, "the wait is bounded");
+    }
+
+    #[test]
+    fn what_is_overdue_has_the_gateway_asked() {
+        let gateways = Gateways::default();
+        gateways.update(&wire(&["127.2.0.2:1"]));
+        let gateway = gateways.network("west").choose(0, &[]).unwrap();
+        gateway.answered(at(1000));
+        gateway.doubt(at(2999));
+        assert!(gateways.due(at(2999)).is_empty(), "it answered a moment ago");
+        (0..40).for_each(|_| gateway.doubt(at(3000)));
+        assert_eq!(gateways.due(at(3000)).len(), 1, "once");
+        gateway.doubt(at(3001));
+        assert!(gateways.due(at(3500)).is_empty() && gateway.alive(), "it has its time");
+        gateway.answered(at(3501));
+        assert!(gateways.due(at(60_000)).is_empty());
+
+        gateway.doubt(at(60_000));
+        gateways.due(at(60_000)).remove(0).tried_in_vain(at(61_000));
+        assert!(!gateway.alive());
+        gateway.doubt(at(61_001));
+        assert!(gateways.due(at(61_002)).is_empty(), "that it is lost is known");
     }
 
     #[test]
@@ -216,7 +272,7 @@ mod tests {
         let gateway = west.choose(0, &[]).unwrap();
         (0..40).for_each(|_| gateway.lost(at(0)));
         assert!(gateways.due(at(499)).is_empty() && gateways.due(at(501)).len() == 1);
-        gateway.connected();
+        gateway.answered(at(600));
         assert!(west.reachable());
     }
 

@@ -1,6 +1,6 @@
 //! One try: a connection to the endpoint that was picked, the request over it, and how that ended.
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
 use api::wire::{RetryOn, TrafficPolicy};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     account::Exchange,
-    balance::{Endpoint, Limits, Outcome, Picked},
+    balance::{Endpoint, Gateway, Limits, Outcome, Picked},
     body::Body,
     dial::{self, DialError, Route},
     failure::Failure,
@@ -107,18 +107,25 @@ impl Call<'_> {
         exchange.tries += 1;
         let (request, span) = self.request(exchange, &picked, &lease);
         picked.sent(self.worker.proxy.now());
-        let sent = match self.limit(&picked, may) {
-            None => Ok(lease.send(request).await),
-            Some(limit) => tokio::time::timeout(limit, lease.send(request)).await,
+        let gone = lease.facts.gateway.clone().filter(|_| may.repeat());
+        let sent = tokio::select! {
+            biased;
+            sent = lease.send(request) => Some(sent),
+            () = overdue(self.limit(&picked, may), gone.as_deref()) => None,
         };
         exchange.upstream = Some(exchange.started().elapsed());
         let (end, got) = match sent {
-            Ok(Ok(response)) => {
+            Some(Ok(response)) => {
                 picked.head(self.worker.proxy.now());
                 self.answered(response, lease)
             }
-            Ok(Err(unsent)) => self.unsent(unsent, &lease),
-            Err(_) => (End::Late, Err(Failure::upstream(504, "late", "no response head came in time"))),
+            Some(Err(unsent)) => self.unsent(unsent, &lease),
+            None => {
+                if let Some(gateway) = &lease.facts.gateway {
+                    gateway.doubt(self.worker.proxy.now());
+                }
+                (End::Late, Err(Failure::upstream(504, "late", "no response head came in time")))
+            }
         };
         Some(Attempt { end, picked, span, got })
     }
@@ -263,6 +270,24 @@ impl Call<'_> {
         if tries > 1 {
             span.set("http.request.resend_count", i64::from(tries - 1));
         }
+    }
+}
+
+/// Ends when a response head is not to be waited for any longer: its limit has passed, or the gateway that it would come
+/// through is lost.
+async fn overdue(limit: Option<Duration>, gateway: Option<&Gateway>) {
+    let passed = async {
+        match limit {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => pending().await,
+        }
+    };
+    match gateway {
+        None => passed.await,
+        Some(gateway) => tokio::select! {
+            () = passed => {}
+            () = gateway.gone() => {}
+        },
     }
 }
 

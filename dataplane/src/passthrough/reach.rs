@@ -37,6 +37,8 @@ pub(super) enum Outcome {
     Slow,
     /// The endpoint is gone, not exported, or no name was given.
     Unknown,
+    /// It asked for nothing but an answer.
+    Asked,
     Unreachable,
 }
 
@@ -47,7 +49,7 @@ impl Outcome {
             Outcome::Forwarded | Outcome::Crowded | Outcome::NotTls | Outcome::Slow => None,
             Outcome::Malformed => Some(50),
             Outcome::Unreachable => Some(80),
-            Outcome::Unknown => Some(112),
+            Outcome::Unknown | Outcome::Asked => Some(112),
         }
     }
 }
@@ -64,6 +66,9 @@ pub(super) async fn reach(
         Ok(Err(refused)) => return Err((client, refused)),
         Err(_) => return Err((client, Outcome::Slow)),
     };
+    if name == Some(ServerName::Gateway) {
+        return Err((client, Outcome::Asked));
+    }
     let targets = name.map(|name| gateway.table.load().find(&name)).unwrap_or_default();
     if targets.is_empty() {
         return Err((client, Outcome::Unknown));

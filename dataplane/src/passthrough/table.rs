@@ -106,6 +106,7 @@ impl Table {
     /// The endpoints to try for `name`, those with the fewest connections first; none when it is not known.
     pub fn find(&self, name: &ServerName) -> Vec<Arc<Target>> {
         match name {
+            ServerName::Gateway => Vec::new(),
             ServerName::Endpoint(id) => self.endpoints.get(id).cloned().into_iter().collect(),
             ServerName::Service { port, service } => {
                 let (namespace, name) = service.split_once('/').unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::{io, sync::atomic::Ordering::Relaxed, time::Instant};
 
-use api::endpoint::{EndpointId, ServerName};
+use api::endpoint::{EndpointId, GATEWAY_NAME, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig, pki_types::PrivatePkcs8KeyDer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -193,6 +193,7 @@ async fn what_cannot_be_forwarded_is_refused_at_once() {
     check("not exported", client_hello("80.cart.shop.svc.weft.internal", None), &alert(112)).await;
     check("not of the mesh", client_hello("www.example", None), &alert(112)).await;
     check("no name", client_hello("127.0.0.1", None), &alert(112)).await;
+    check("the gateway itself", client_hello(GATEWAY_NAME, None), &alert(112)).await;
     check("no handshake", vec![22, 3, 1, 0, 1, 9], &alert(50)).await;
     check("too long", [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc][..], &[0; 20_000]].concat(), &alert(50)).await;
     check("garbage", b"GET / HTTP/1.1\r\n\r\n".to_vec(), b"").await;
@@ -200,6 +201,7 @@ async fn what_cannot_be_forwarded_is_refused_at_once() {
     let text = tale.registry.text().unwrap();
     for line in [
         "weft_eastwest_connections_total{result=\"Unknown\"} 4",
+        "weft_eastwest_connections_total{result=\"Asked\"} 1",
         "weft_eastwest_connections_total{result=\"Unreachable\"} 1",
         "weft_eastwest_connections_total{result=\"Malformed\"} 2",
         "weft_eastwest_connections_total{result=\"NotTls\"} 1",

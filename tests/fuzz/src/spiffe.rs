@@ -17,6 +17,7 @@ pub(crate) fn run(bytes: &[u8]) {
         }
     }
     match ServerName::parse(text) {
+        Some(ServerName::Gateway) => assert_eq!(api::endpoint::GATEWAY_NAME, text),
         Some(ServerName::Endpoint(id)) => assert_eq!(id.sni(), text),
         Some(ServerName::Service { port, service }) => {
             let (namespace, name) = service.split_once('/').expect("namespace/name");

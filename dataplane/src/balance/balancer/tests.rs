@@ -502,7 +502,7 @@ fn behind_dead_gateways_nobody_is_healthy() {
     assert_eq!(tale.state("w", 4), "unfit");
     assert_eq!(tale.taken(4), "a", "an ejected endpoint is nearer to life than one without a way to it");
     assert_eq!(tale.taken(503), "a", "whether the gateway is back, no request has to find out");
-    gateway.connected();
+    gateway.answered(at(4));
     assert_eq!(tale.taken(504), "w");
 }
 

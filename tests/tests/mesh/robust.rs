@@ -112,6 +112,12 @@ async fn connections_never_take_the_last_file_descriptors() {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
     let workload = mesh.workload("east-ratings-1");
     mesh.kill(workload.sidecar_pid);
+    let stat = format!("/proc/{}/stat", workload.sidecar_pid);
+    eventually("the sidecar has closed its listeners", SOON, async || match fs::read_to_string(&stat) {
+        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+        Ok(_) | Err(_) => Ok(()),
+    })
+    .await;
     let proxy = Path::new(mesh.binary()).with_file_name("weft-proxy");
     let start = format!(
         "ulimit -n 256; exec {} --config {}/config.json 2>{}/restarted.log",

@@ -9,9 +9,9 @@ use crate::BLOCKS;
 
 const GETS_PER_SECOND: u32 = 200;
 const ORDERS_PER_SECOND: u32 = 50;
-/// Only what is sent within this time may be late: a second until the first are suspected, half of one until
-/// connects to those hang for too long that got nothing before, and half of one for a machine with less to give than it has to do.
-const SUSPICION: Duration = Duration::from_millis(1000 + 500 + 500);
+/// Only what is sent within this time may be late: a second until the first are suspected, and half of one until connects
+/// to those hang for too long that got nothing before.
+const SUSPICION: Duration = Duration::from_millis(1000 + 500);
 /// What was sent so shortly before may be under way still, and hang as well.
 const UNDER_WAY: Duration = Duration::from_millis(200);
 /// What no healthy request takes here; below the shortest time in which a hung endpoint could matter.

@@ -124,8 +124,8 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     }
     if !answer.authorization.is_empty() {
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, "authorization"));
-        let mut table =
-            Table::new(["AT", "VERDICT", "POLICY", "RULE", "WHERE", "COMMIT"]).without(["COMMIT", "AT"]);
+        let mut table = Table::new(["AT", "VERDICT", "POLICY", "RULE", "WHERE", "COMMIT"])
+            .without(["COMMIT", "RULE", "AT"]);
         for verdict in &answer.authorization {
             let place = match verdict.file.as_str() {
                 "" => "-".to_owned(),

@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
 
 use crate::{
-    balance::{Endpoint, Gateway},
+    balance::{Endpoint, Gateway, Moment},
     body::Body,
     dial::{self, DialError, Dialled, Route},
     http1::HEAD_BYTES,
@@ -134,12 +134,14 @@ pub struct Facts {
     pub proven: Cell<bool>,
     /// When the peer was verified. That its certificate expires later does not end the connection.
     pub verified_at: UnixTime,
+    made: Moment,
     place: Place,
 }
 
 impl Facts {
-    fn new(peer: Option<Arc<Verified>>, gateway: Option<Arc<Gateway>>, place: Place) -> Rc<Self> {
-        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now(), place })
+    fn new(dialled: &Dialled, place: Place, made: Moment) -> Rc<Self> {
+        let (peer, gateway) = (dialled.peer.clone(), dialled.gateway.clone());
+        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now(), made, place })
     }
 
     /// Whether who is at the other end of TCP is not known to be away. A gateway may fall silent while its connections
@@ -204,7 +206,8 @@ impl Pool {
         self.endpoints.borrow().values().flatten().any(|one| one.slot.give_up_idle(load))
     }
 
-    /// Closes what idles too long, and what is no longer believed.
+    /// Closes what idles too long, what is no longer believed, and what another gateway is to have its share of; what is
+    /// under way ends by itself.
     pub fn sweep(&self, worker: &Worker, now: Instant) {
         self.endpoints.borrow_mut().retain(|_, all| {
             all.retain(|one| one.slot.sweep(worker, now));
@@ -331,7 +334,7 @@ impl Slot {
     ) -> Result<Lease, DialError> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES * 4);
-        let facts = Facts::new(dialled.peer, dialled.gateway, place);
+        let facts = Facts::new(&dialled, place, worker.proxy.now());
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
         worker.spawn(async move {
@@ -354,7 +357,7 @@ impl Slot {
             .initial_connection_window_size(WINDOW * 4)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
-        let facts = Facts::new(dialled.peer, dialled.gateway, place);
+        let facts = Facts::new(&dialled, place, worker.proxy.now());
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
         worker.spawn(async move {
@@ -393,15 +396,20 @@ impl Slot {
             let bundle = worker.proxy.identity.bundle();
             facts.peer.as_ref().is_none_or(|peer| peer.still_holds(&bundle, facts.verified_at).is_ok())
         };
+        let moment = worker.proxy.moment(now);
+        let stays = |facts: &Facts| {
+            let outgrown = facts.gateway.as_ref().is_some_and(|gateway| gateway.outgrown(facts.made, moment));
+            !outgrown && believed(facts)
+        };
         // Where connections are limited another worker may want the place of one that idles here.
         let kept = |since: Instant, facts: &Facts| fresh(since) && !facts.place.is_wanted();
         self.idle
             .borrow_mut()
-            .retain(|one| !one.sender.is_closed() && kept(one.since, &one.facts) && believed(&one.facts));
+            .retain(|one| !one.sender.is_closed() && kept(one.since, &one.facts) && stays(&one.facts));
         self.shared.borrow_mut().retain(|one| {
             !one.sender.is_closed()
                 && (one.active.get() > 0 || kept(one.since.get(), &one.facts))
-                && believed(&one.facts)
+                && stays(&one.facts)
         });
         let empty = self.idle.borrow().is_empty() && self.shared.borrow().is_empty();
         if !empty || Rc::strong_count(self) > 1 {

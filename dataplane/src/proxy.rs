@@ -115,7 +115,7 @@ impl Proxy {
         } else if let Err(error) = self.identity.store(&self.config.state_dir) {
             tracing::error!(error = logs::causes(&error), "the trust bundle cannot be kept on disk");
         }
-        self.gateways.update(&runtime.networks);
+        self.gateways.update(&runtime.networks, self.now());
         let callees = self.balance(&runtime);
         self.state.store(Some(Arc::new(State { runtime, callees })));
         self.hosts.learnt();

@@ -35,6 +35,9 @@ pub const TRIAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_
 /// One that has answered so lately is not doubted: else whatever hangs behind it had it asked again and again.
 const BELIEVED: Duration = Duration::from_secs(2);
 
+/// Over how long connections are made anew when a gateway has joined.
+const SPREAD: Duration = Duration::from_secs(60);
+
 /// All networks that are reached through gateways. One for the whole proxy.
 #[derive(Debug, Default)]
 pub struct Gateways {
@@ -44,13 +47,14 @@ pub struct Gateways {
 impl Gateways {
     /// Takes over the gateways as they are now; addresses that stay keep what is known of them. An address
     /// that cannot be read is left out.
-    pub fn update(&self, wire: &wire::Networks) {
+    pub fn update(&self, wire: &wire::Networks, now: Moment) {
         let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         for name in wire.networks.keys() {
             networks.entry(name.clone()).or_default();
         }
         for (name, network) in networks.iter() {
-            network.update(wire.networks.get(name).map_or(&[], |gateways| &gateways.addresses[..]));
+            let addresses = wire.networks.get(name).map_or(&[][..], |gateways| &gateways.addresses);
+            network.update(addresses, now);
         }
         // A handle outside may still ask a network that is gone; one without handles is forgotten.
         networks.retain(|name, network| wire.networks.contains_key(name) || Arc::strong_count(network) > 1);
@@ -74,14 +78,22 @@ impl Gateways {
 #[derive(Debug, Default)]
 pub struct Network {
     gateways: ArcSwap<Vec<Arc<Gateway>>>,
+    joined: Arc<Joined>,
 }
 
+/// When a gateway of a network was last there that had not been.
+#[derive(Debug, Default)]
+struct Joined(AtomicU64);
+
 impl Network {
-    fn update(&self, addresses: &[String]) {
+    fn update(&self, addresses: &[String], now: Moment) {
         let old = self.gateways.load();
         let keep = |address: SocketAddr| {
             let known = old.iter().find(|gateway| gateway.address == address).cloned();
-            known.unwrap_or_else(|| Arc::new(Gateway::new(address)))
+            known.unwrap_or_else(|| {
+                self.joined.0.store(now.as_nanos(), Relaxed);
+                Arc::new(Gateway::new(address, self.joined.clone()))
+            })
         };
         let new = addresses.iter().filter_map(|text| text.parse().ok()).map(keep).collect();
         self.gateways.store(Arc::new(new));
@@ -127,12 +139,13 @@ pub struct Gateway {
     answered_at: AtomicU64,
     /// Told to whoever waits, when it is lost.
     gone: Notify,
+    joined: Arc<Joined>,
 }
 
 impl Gateway {
-    fn new(address: SocketAddr) -> Self {
+    fn new(address: SocketAddr, joined: Arc<Joined>) -> Self {
         let (failures, trial_at, answered_at) = Default::default();
-        Gateway { address, failures, trial_at, answered_at, gone: Notify::new() }
+        Gateway { address, failures, trial_at, answered_at, gone: Notify::new(), joined }
     }
 
     /// Whether connects to it are sensible now.
@@ -143,8 +156,17 @@ impl Gateway {
     /// Something came from it, or through it.
     pub fn answered(&self, now: Moment) {
         self.answered_at.store(now.as_nanos(), Relaxed);
-        self.failures.store(0, Relaxed);
+        if self.failures.swap(0, Relaxed) > 0 {
+            self.joined.0.store(now.as_nanos(), Relaxed);
+        }
         self.trial_at.store(0, Relaxed);
+    }
+
+    /// Whether a connection that was made through it at `made` is to be made anew by now, since the choice was smaller then.
+    pub fn outgrown(&self, made: Moment, now: Moment) -> bool {
+        let joined = Moment::from_nanos(self.joined.0.load(Relaxed));
+        let turn = Duration::from_nanos(made.as_nanos() % SPREAD.as_nanos() as u64);
+        joined > made && now.after(joined) >= turn
     }
 
     /// Something is overdue that was to come through it.
@@ -205,7 +227,7 @@ mod tests {
         let gateways = Gateways::default();
         let west = gateways.network("west");
         assert!(!west.reachable(), "no gateway is known yet");
-        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.3:1", "nonsense"]));
+        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.3:1", "nonsense"]), at(0));
 
         let first = west.choose(0, &[]).unwrap();
         first.lost(at(0));
@@ -223,7 +245,7 @@ mod tests {
     #[test]
     fn one_trial_at_a_time_until_it_answers() {
         let gateways = Gateways::default();
-        gateways.update(&wire(&["127.2.0.2:1"]));
+        gateways.update(&wire(&["127.2.0.2:1"]), at(0));
         let west = gateways.network("west");
         assert!(gateways.due(at(0)).is_empty(), "one that lives is not tried");
         west.choose(0, &[]).unwrap().lost(at(0));
@@ -245,7 +267,7 @@ mod tests {
     #[test]
     fn what_is_overdue_has_the_gateway_asked() {
         let gateways = Gateways::default();
-        gateways.update(&wire(&["127.2.0.2:1"]));
+        gateways.update(&wire(&["127.2.0.2:1"]), at(0));
         let gateway = gateways.network("west").choose(0, &[]).unwrap();
         gateway.answered(at(1000));
         gateway.doubt(at(2999));
@@ -267,7 +289,7 @@ mod tests {
     #[test]
     fn connections_that_die_together_count_once() {
         let gateways = Gateways::default();
-        gateways.update(&wire(&["127.2.0.2:1"]));
+        gateways.update(&wire(&["127.2.0.2:1"]), at(0));
         let west = gateways.network("west");
         let gateway = west.choose(0, &[]).unwrap();
         (0..40).for_each(|_| gateway.lost(at(0)));
@@ -277,16 +299,35 @@ mod tests {
     }
 
     #[test]
+    fn connections_move_one_by_one_when_a_gateway_joins() {
+        let gateways = Gateways::default();
+        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.3:1"]), at(0));
+        let west = gateways.network("west");
+        let (a, b) = (west.choose(0, &[]).unwrap(), west.choose(1, &[]).unwrap());
+        let moved = |now| (1..6000).filter(|n| a.outgrown(at(n * 10), now)).count();
+        assert_eq!(moved(at(600_000)), 0, "all were made since");
+        b.lost(at(61_000));
+        assert_eq!(moved(at(600_000)), 0, "there is nothing to gain");
+        b.answered(at(100_000));
+        assert_eq!(moved(at(100_000)), 0);
+        assert!((2900..3100).contains(&moved(at(130_000))), "{}", moved(at(130_000)));
+        assert_eq!(moved(at(160_000)), 5999);
+        assert!(!a.outgrown(at(100_001), at(600_000)), "that one had the choice");
+        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.3:1", "127.2.0.4:1"]), at(700_000));
+        assert!(a.outgrown(at(100_001), at(760_000)), "another one was added");
+    }
+
+    #[test]
     fn an_update_keeps_what_is_known() {
         let gateways = Gateways::default();
-        gateways.update(&wire(&["127.2.0.2:1"]));
+        gateways.update(&wire(&["127.2.0.2:1"]), at(0));
         let west = gateways.network("west");
         west.choose(0, &[]).unwrap().lost(at(0));
-        gateways.update(&wire(&["127.2.0.2:1"]));
+        gateways.update(&wire(&["127.2.0.2:1"]), at(0));
         assert!(!west.reachable());
-        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.9:1"]));
+        gateways.update(&wire(&["127.2.0.2:1", "127.2.0.9:1"]), at(0));
         assert!(west.reachable(), "the handle follows");
-        gateways.update(&wire::Networks::default());
+        gateways.update(&wire::Networks::default(), at(0));
         assert!(!west.reachable());
     }
 }

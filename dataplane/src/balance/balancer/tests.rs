@@ -67,8 +67,10 @@ impl Tale {
         endpoints.extend(west.iter().map(|name| endpoint(name, "west")));
         let gateways = Gateways::default();
         let addresses = vec!["127.2.0.2:15443".to_owned()];
-        gateways
-            .update(&wire::Networks { networks: [("west".to_owned(), wire::Gateways { addresses })].into() });
+        gateways.update(
+            &wire::Networks { networks: [("west".to_owned(), wire::Gateways { addresses })].into() },
+            at(0),
+        );
         let mut tale = Tale { balancer: Arc::default(), gateways, policy, endpoints, chance: 0 };
         tale.update(0);
         tale

@@ -21,8 +21,8 @@ use crate::{
 };
 
 /// At each of the two ingresses.
-const GETS_PER_SECOND: u32 = 100;
-const ORDERS_PER_SECOND: u32 = 25;
+const GETS_PER_SECOND: u32 = 200;
+const ORDERS_PER_SECOND: u32 = 50;
 /// Until connections stand that are kept.
 const WARM: Duration = Duration::from_secs(3);
 /// How long it is lost; a commit comes in the middle.

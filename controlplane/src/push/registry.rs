@@ -5,7 +5,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -100,6 +103,9 @@ pub struct Registry {
     workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
     proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
     asked: watch::Sender<Asked>,
+    /// Streams until now. No number comes twice: the late end of one would be that of another, also where the proxy was
+    /// forgotten in between.
+    streams: AtomicU64,
     /// Who takes workloads out has it alone: one that comes back meanwhile would be taken out of the store, and of
     /// what callers are told, although its stream is up.
     coming: RwLock<()>,
@@ -128,6 +134,7 @@ impl Registry {
             workloads: watch::Sender::new(Arc::new(workloads)),
             proxies: watch::Sender::new(Arc::new(proxies)),
             asked: watch::Sender::default(),
+            streams: AtomicU64::default(),
             coming: RwLock::default(),
         })
     }
@@ -218,12 +225,9 @@ impl Registry {
         self.put(&registered, now.of_day).await?;
         self.take_out(earlier).await?;
         self.set_workload(registered.clone());
-        let mut stream = 0;
-        self.proxies.send_modify(|proxies| {
-            let proxies = Arc::make_mut(proxies);
-            stream = proxies.get(&instance).map_or(0, |held| held.stream) + 1;
-            proxies.insert(instance, Proxy { version, stream, ..Proxy::new(registered, now, true) });
-        });
+        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
+        let proxy = Proxy { version, stream, ..Proxy::new(registered, now, true) };
+        self.proxies.send_modify(|proxies| drop(Arc::make_mut(proxies).insert(instance, proxy)));
         Ok(stream)
     }
 

@@ -68,6 +68,18 @@ async fn the_late_end_of_an_old_stream_says_nothing_of_the_new_one() {
 }
 
 #[tokio::test]
+async fn nor_does_it_where_an_operator_deregistered_the_workload_in_between() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let name: InstanceId = "reviews-a".parse().unwrap();
+    let old = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    registry.forget(vec![name.clone()]).await.unwrap();
+    connect(&registry, instance("reviews", "reviews-a"), 5).await.unwrap();
+    assert!(!registry.disconnect(&name, old, at(6)));
+    assert_eq!(state(&registry, "reviews-a"), (true, false));
+}
+
+#[tokio::test]
 async fn a_workload_outlives_its_stream_by_its_lease() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
@@ -131,4 +143,228 @@ async fn whoever_comes_back_while_its_lease_is_judged_stays() {
     assert_eq!(state(&registry, "reviews-v1-a1"), (true, false));
     let kept = registry.store.registrations().await.unwrap();
     assert!(kept.iter().any(|one| one.instance == name));
+}
+
+fn account(name: &str) -> Account {
+    ("shop".parse().unwrap(), name.parse().unwrap())
+}
+
+#[tokio::test]
+async fn what_one_asked_for_is_told_once_to_all_of_its_account() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let mut asked = registry.asked();
+    // What is new in this, if anything is.
+    let mut note = |name: &str, hosts: &[&str]| {
+        registry.note_asked(&account(name), hosts.iter().map(|host| (*host).to_owned()));
+        let is_news = asked.has_changed().unwrap();
+        let all = asked.borrow_and_update().get(&account(name)).cloned().unwrap_or_default();
+        is_news.then(|| all.into_iter().collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(note("front", &[]), None);
+    assert_eq!(note("front", &["ratings", "reviews"]), Some("ratings reviews".into()));
+    assert_eq!(note("front", &["ratings"]), None);
+    assert_eq!(note("front", &["ratings", "catalogue"]), Some("catalogue ratings reviews".into()));
+    assert_eq!(note("reviews", &["ratings"]), Some("ratings".into()));
+}
+
+#[tokio::test]
+async fn an_account_has_only_so_many_hosts_noted() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let mut asked = registry.asked();
+    let front = account("front");
+    registry.note_asked(&front, (0..MAX_HOSTS - 1).map(|n| n.to_string()));
+    registry.note_asked(&front, ["last".to_owned(), "too many".to_owned()]);
+    let known = asked.borrow_and_update()[&front].clone();
+    assert_eq!(known.len(), MAX_HOSTS);
+    assert!(known.contains("last"));
+    registry.note_asked(&front, ["too many".to_owned()]);
+    assert!(!asked.has_changed().unwrap());
+}
+
+fn enrolled(name: &str, leaf: &str) -> Enrolled {
+    let one = instance(name, &format!("{name}-a"));
+    Enrolled {
+        workload: one.workload,
+        namespace: one.namespace,
+        service_account: one.service_account,
+        labels: one.labels,
+        leaves: vec![Hash::of(leaf.as_bytes())],
+    }
+}
+
+#[tokio::test]
+async fn a_workload_is_known_by_the_leaves_that_were_signed_for_it_lately() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = registry(&dir).await;
+    let leaf = |name: &str| Hash::of(name.as_bytes());
+    assert_eq!(first.by_leaf(&leaf("0")), None);
+    let unknown = first.renewed(&leaf("0"), leaf("1")).await;
+    assert!(matches!(unknown, Err(RegistryError::Unknown)));
+    first.enrol(enrolled("reviews", "0")).await.unwrap();
+    first.enrol(enrolled("ratings", "r")).await.unwrap();
+    assert_eq!(first.by_leaf(&leaf("0")), Some(enrolled("reviews", "0")));
+    for n in 0..KEPT_LEAVES {
+        first.renewed(&leaf(&n.to_string()), leaf(&(n + 1).to_string())).await.unwrap();
+    }
+    drop(first);
+    let second = registry(&dir).await;
+    assert_eq!(second.by_leaf(&leaf("0")), None, "so many are known at a time");
+    for n in 1..=KEPT_LEAVES {
+        assert_eq!(second.by_leaf(&leaf(&n.to_string())).unwrap().workload.as_str(), "reviews");
+    }
+    assert_eq!(second.by_leaf(&leaf("r")).unwrap().workload.as_str(), "ratings");
+    assert!(second.workloads().borrow().is_empty(), "who enrolled has not come yet");
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_told_to_callers_and_what_is_new_in_it_to_people() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let name: InstanceId = "reviews-a".parse().unwrap();
+    let mut one = instance("reviews", "reviews-a");
+    one.app_ready = false;
+    connect(&registry, one, 0).await.unwrap();
+    let beat = |app_ready, draining, bad: &[&str]| {
+        let bad = bad.iter().map(|endpoint| api::wire::EndpointHealth {
+            endpoint: (*endpoint).into(),
+            reason: "it answers 503".into(),
+        });
+        let certificate_not_after = 7;
+        api::wire::Heartbeat { app_ready, draining, certificate_not_after, ejected: bad.collect() }
+    };
+    let told = || {
+        let one = registry.workloads().borrow()[&name].clone();
+        (one.app_ready, one.draining)
+    };
+    assert_eq!(registry.beat(&name, beat(true, false, &[])), ["its application answers"]);
+    assert_eq!(told(), (true, false));
+    assert_eq!(registry.proxies().borrow()[&name].certificate_not_after, 7);
+    let mut workloads = registry.workloads();
+    workloads.mark_unchanged();
+    assert!(registry.beat(&name, beat(true, false, &[])).is_empty());
+    assert!(!workloads.has_changed().unwrap());
+    assert_eq!(registry.beat(&name, beat(true, false, &["x"])), ["holds x to be bad: it answers 503"]);
+    assert!(!workloads.has_changed().unwrap(), "what one holds of another is told to people alone");
+    assert_eq!(
+        registry.beat(&name, beat(true, false, &["y"])),
+        ["holds y to be bad: it answers 503", "takes x to be good again"]
+    );
+    assert_eq!(registry.beat(&name, beat(false, false, &["y"])), ["its application does not answer"]);
+    assert_eq!(told(), (false, false));
+    assert_eq!(registry.beat(&name, beat(false, true, &["y"])), ["drains"]);
+    assert_eq!(told(), (false, true));
+    assert!(registry.beat(&name, beat(false, true, &["y"])).is_empty());
+    assert!(registry.beat(&name, beat(false, false, &["y"])).is_empty());
+    assert_eq!(told(), (false, false));
+    assert!(registry.beat(&"nobody-a".parse().unwrap(), beat(true, true, &[])).is_empty());
+    assert_eq!(registry.workloads().borrow().len(), 1);
+}
+
+#[tokio::test]
+async fn a_gateway_has_no_application_that_could_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let gateway = crate::snapshot::fixture::gateway("ingress", Role::Ingress, 9);
+    let name = gateway.instance.clone();
+    let gateway = Registered { app_ready: false, ..gateway };
+    connect(&registry, gateway, 0).await.unwrap();
+    let heartbeat = api::wire::Heartbeat { app_ready: true, ..Default::default() };
+    assert!(registry.beat(&name, heartbeat).is_empty());
+}
+
+#[tokio::test]
+async fn a_refusal_is_shown_until_the_next_commit_is_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let name: InstanceId = "reviews-a".parse().unwrap();
+    connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    let mut proxies = registry.proxies();
+    let mut shown = |is_news: bool| {
+        assert_eq!(proxies.has_changed().unwrap(), is_news);
+        let all = proxies.borrow_and_update();
+        (all[&name].reached.clone(), all[&name].refused.clone())
+    };
+    shown(false);
+    registry.reached(&name, "one".into());
+    assert_eq!(shown(true), (Some("one".into()), vec![]));
+    registry.reached(&name, "one".into());
+    shown(false);
+    registry.refused(&name, vec!["no".into()]);
+    assert_eq!(shown(true), (Some("one".into()), vec!["no".into()]));
+    registry.reached(&name, "two".into());
+    assert_eq!(shown(true), (Some("two".into()), vec![]));
+    assert_eq!(proxies.borrow()[&name].version, "1");
+}
+
+#[tokio::test]
+async fn who_says_farewell_is_forgotten_by_everybody() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    connect(&registry, instance("reviews", "reviews-b"), 0).await.unwrap();
+    connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
+    let of = |name: &str| registry.instances_of(&name.parse().unwrap());
+    assert_eq!(of("reviews"), ["reviews-a", "reviews-b"].map(|name| name.parse().unwrap()));
+    assert_eq!(of("nobody"), []);
+    registry.forget(of("reviews")).await.unwrap();
+    assert_eq!(of("reviews"), []);
+    let left: Vec<String> = registry.proxies().borrow().keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["ratings-a"]);
+    let kept = registry.store.registrations().await.unwrap();
+    assert_eq!(kept.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["ratings-a"]);
+    let (proxies, workloads) = (registry.proxies(), registry.workloads());
+    registry.forget(vec![]).await.unwrap();
+    assert!(!proxies.has_changed().unwrap() && !workloads.has_changed().unwrap());
+}
+
+#[tokio::test]
+async fn who_is_gone_is_shown_for_ten_minutes() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
+    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(0));
+    let workloads = registry.workloads();
+    registry.expire(at(14)).await.unwrap();
+    assert!(!workloads.has_changed().unwrap());
+    assert_eq!(registry.expire(at(15)).await.unwrap(), ["reviews".parse().unwrap()]);
+    assert!(workloads.has_changed().unwrap());
+    assert!(
+        registry.store.registrations().await.unwrap().iter().all(|one| one.instance.as_str() != "reviews-a")
+    );
+    assert_eq!(registry.expire(at(15 + 599)).await.unwrap(), []);
+    assert_eq!(state(&registry, "reviews-a"), (false, true));
+    let workloads = registry.workloads();
+    assert_eq!(registry.expire(at(15 + 600)).await.unwrap(), []);
+    let left: Vec<String> = registry.proxies().borrow().keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["ratings-a"]);
+    assert!(!workloads.has_changed().unwrap(), "callers were told before");
+}
+
+#[tokio::test]
+async fn a_store_that_forgot_who_lives_here_is_told_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    registry.enrol(enrolled("reviews", "0")).await.unwrap();
+    connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    let stream = connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
+    registry.disconnect(&"ratings-a".parse().unwrap(), stream, at(1));
+    let before = registry.store.registrations().await.unwrap();
+    registry.beat_all(at(5).of_day).await.unwrap();
+    let beats = |all: &[Registration]| -> Vec<(String, u64)> {
+        all.iter().map(|one| (one.instance.to_string(), one.beat_ms)).collect()
+    };
+    let named = |name: &str, beat| (name.to_owned(), beat);
+    assert_eq!(
+        beats(&registry.store.registrations().await.unwrap()),
+        [named("enrolled.reviews", 0), named("ratings-a", 0), named("reviews-a", 5_000)]
+    );
+    let all = before.iter().map(|one| one.instance.clone()).collect();
+    registry.store.remove_registrations(all).await.unwrap();
+    registry.beat_all(at(6).of_day).await.unwrap();
+    let after = registry.store.registrations().await.unwrap();
+    assert_eq!(beats(&after), [named("enrolled.reviews", 0), named("reviews-a", 6_000)]);
+    assert_eq!((&after[0].bytes, &after[1].bytes), (&before[0].bytes, &before[2].bytes));
 }

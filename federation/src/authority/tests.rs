@@ -98,7 +98,33 @@ fn requests_without_proof_or_with_another_kind_of_key_are_refused() {
     refused(CertificateParams::default().serialize_request(&key).unwrap().der());
     refused(b"");
     refused(b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n");
-    refused(&[0x30; 20_000]);
+}
+
+#[test]
+fn a_request_of_16_kib_is_read_and_a_longer_one_is_not() {
+    const LIMIT: usize = 16 * 1024;
+    let east = intermediate(&root(), "east");
+    let key = KeyPair::generate().unwrap();
+    let mut pem = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap().into_bytes();
+    pem.resize(LIMIT, b'\n');
+    east.sign_leaf(&pem, &id(FRONT), LEAF_LIFETIME, at(NOW)).unwrap();
+    pem.push(b'\n');
+    let result = east.sign_leaf(&pem, &id(FRONT), LEAF_LIFETIME, at(NOW));
+    assert!(matches!(result, Err(AuthorityError::Request(why)) if why.contains("16 KiB")));
+}
+
+/// Some readers refuse a number that is negative, zero or shorter than it says (RFC 5280, 4.1.2.2).
+#[test]
+fn serial_numbers_are_random_positive_and_of_16_bytes() {
+    let serial = || request::params(None, &[], at(NOW), at(NOW)).unwrap().serial_number.unwrap().to_bytes();
+    let serials: std::collections::BTreeSet<_> = (0..100).map(|_| serial()).collect();
+    assert_eq!(serials.len(), 100);
+    for serial in &serials {
+        assert!(serial.len() == 16 && (0x40..0x80).contains(&serial[0]), "{serial:x?}");
+    }
+    // Each of the other six bits of the first byte is drawn.
+    let bits = |combine: fn(u8, u8) -> u8| serials.iter().map(|serial| serial[0]).reduce(combine).unwrap();
+    assert_eq!((bits(|a, b| a | b), bits(|a, b| a & b)), (0x7f, 0x40));
 }
 
 #[test]
@@ -201,6 +227,15 @@ fn a_sealed_root_opens_under_its_own_key_and_is_never_replaced() {
     assert!(matches!(open(&seal("a")), Err(AuthorityError::File { .. })));
     std::fs::write(dir.path().join("root.sealed"), sealed).unwrap();
     assert_eq!(open(&seal("a")).unwrap().hash(), root.hash());
+}
+
+#[test]
+fn what_cannot_be_read_is_not_taken_for_what_is_not_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("seal.key");
+    assert!(SealKey::load(&path).unwrap().is_none());
+    std::fs::create_dir(&path).unwrap();
+    assert!(matches!(SealKey::load(&path), Err(AuthorityError::Io { .. })));
 }
 
 #[test]

@@ -97,8 +97,38 @@ fn a_ledger_forgets_only_what_has_long_expired() {
     ledger.redeem(one, NOW + 10, at(NOW)).unwrap();
     ledger.redeem(two, NOW + 10, at(NOW + 3600)).unwrap();
     assert!(matches!(ledger.redeem(one, NOW + 10, at(NOW)), Err(BadToken::Used)));
+    assert!(matches!(ledger.redeem(one, NOW + 10, at(NOW + 10 + GRACE - 1)), Err(BadToken::Used)));
     ledger.redeem(one, NOW + 10, at(NOW + 10 + GRACE)).unwrap();
     assert_eq!(ledger.used(), 1);
+}
+
+#[test]
+fn a_full_ledger_is_read_whole_and_takes_no_more_until_some_are_forgotten() {
+    const MAX_USED: u32 = 100_000;
+    let dir = tempfile::tempdir().unwrap();
+    let used: BTreeMap<_, _> = (0..MAX_USED).map(|n| (format!("{n:032x}"), NOW)).collect();
+    let json = serde_json::json!({ "used": used });
+    std::fs::write(dir.path().join("tokens.json"), json.to_string()).unwrap();
+    let mut west = redeemer(dir.path());
+    let text = west.key().issue(&workload());
+    assert!(matches!(west.redeem::<WorkloadToken>(&text, at(NOW)), Err(BadToken::Full)));
+
+    let mut ledger: Ledger = serde_json::from_value(json).unwrap();
+    assert_eq!(ledger.used(), MAX_USED as usize);
+    ledger.redeem(TokenId::random().unwrap(), NOW + 2 * GRACE, at(NOW + GRACE)).unwrap();
+    assert_eq!(ledger.used(), 1);
+}
+
+#[test]
+fn a_text_over_the_limit_is_not_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let west = redeemer(dir.path());
+    let of = |bytes: usize| format!("weftw1.{}.AAAA", "A".repeat(bytes - "weftw1..AAAA".len()));
+    let check = |text: &str| west.key().check::<WorkloadToken>(text, at(NOW)).unwrap_err();
+    assert!(matches!(check(&of(MAX_TOKEN_BYTES)), BadToken::Forged));
+    assert!(matches!(check(&of(MAX_TOKEN_BYTES + 1)), BadToken::Malformed));
+    let long = WorkloadToken { labels: [("note".into(), "x".repeat(5_000))].into(), ..workload() };
+    assert_eq!(west.key().check::<WorkloadToken>(&west.key().issue(&long), at(NOW)).unwrap(), long);
 }
 
 const GRACE: u64 = 24 * 60 * 60;

@@ -123,27 +123,58 @@ impl Commits {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::Arc;
+
     use api::digest::Hash;
 
     use super::*;
+    use crate::git::{Checkout, File};
 
-    fn commit(digit: char) -> CommitId {
+    /// The commit whose name is this digit, over and over.
+    pub(crate) fn commit(digit: char) -> CommitId {
         String::from_iter([digit; 40]).parse().unwrap()
     }
 
-    /// Heads of two sources, each with the digits of its commits; a dot where a source has none.
+    /// A revision of two sources, `platform` and `shop`: the digit of each one's commit, a dot where one has none.
+    pub(crate) fn revision(digits: &str) -> Revision {
+        let of = |(name, digit): (&str, char)| (name.parse().unwrap(), commit(digit));
+        let named = ["platform", "shop"].into_iter().zip(digits.chars());
+        let commits = named.filter(|(_, digit)| *digit != '.').map(of).collect();
+        Revision { commits, manifest: Hash::of(digits.as_bytes()), positions: None }
+    }
+
+    /// Heads, each with the digits of its revision.
     fn published(heads: &[&str]) -> Commits {
         let mut commits = Commits::default();
         for (n, head) in (1..).zip(heads) {
-            let of = |(name, digit): (&str, char)| (name.parse().unwrap(), commit(digit));
-            let named = ["platform", "shop"].into_iter().zip(head.chars());
-            let commits_of = named.filter(|(_, digit)| *digit != '.').map(of).collect();
-            let revision =
-                Revision { commits: commits_of, manifest: Hash::of(head.as_bytes()), positions: None };
-            commits.publish(Seq { epoch: 1, n }, &revision);
+            commits.publish(Seq { epoch: 1, n }, &revision(head));
         }
         commits
+    }
+
+    /// A commit of `shop`, whose files do not matter here.
+    fn tree(commit: CommitId) -> Tree {
+        Tree::read(&Checkout {
+            source: "shop".parse().unwrap(),
+            commit,
+            files: vec![File { path: "a.yaml".into(), text: Arc::from("") }],
+            refusals: vec![],
+            author: "Ada <ada@shop.example>".into(),
+            time: 0,
+            subject: "a change".into(),
+            rewrote: false,
+        })
+    }
+
+    fn problem(message: &str) -> Problem {
+        Problem { file: "a.yaml".into(), line: 1, column: 1, message: message.into(), help: None }
+    }
+
+    /// What is known of the commits of `shop`, oldest first: the first digit of each, and its state.
+    fn states(commits: &Commits) -> Vec<(&str, CommitState)> {
+        let seen = &commits.sources["shop"].commits;
+        seen.iter().map(|one| (&one.commit[..1], one.state)).collect()
     }
 
     #[test]
@@ -155,5 +186,90 @@ mod tests {
         assert_eq!(place("shop", '2'), Some(3));
         assert_eq!(place("platform", 'a'), Some(4), "it was returned to");
         assert_eq!(place("shop", 'a'), None);
+    }
+
+    #[test]
+    fn a_head_that_is_told_of_twice_came_into_force_once() {
+        let mut commits = published(&["a1", "a2"]);
+        commits.publish(Seq { epoch: 1, n: 2 }, &revision("a2"));
+        assert_eq!(commits.published.len(), 2);
+        commits.publish(Seq { epoch: 1, n: 3 }, &revision("a2"));
+        assert_eq!(commits.published.len(), 3, "it was put into force anew");
+    }
+
+    #[test]
+    fn the_oldest_revisions_and_commits_are_forgotten() {
+        let mut commits = Commits::default();
+        for n in 0..=MAX_PUBLISHED as u64 {
+            commits.publish(Seq { epoch: 1, n }, &revision("a1"));
+        }
+        let kept: Vec<u64> = commits.published.iter().map(|one| one.seq.n).collect();
+        assert_eq!(kept, (1..=MAX_PUBLISHED as u64).collect::<Vec<_>>());
+
+        for n in 0..=MAX_SEEN {
+            let commit = format!("{n:040x}").parse().unwrap();
+            commits.note(&tree(commit), CommitState::Refused, vec![]);
+        }
+        let seen = &commits.sources["shop"].commits;
+        assert_eq!(seen.len(), MAX_SEEN);
+        assert_eq!(seen[0].commit, format!("{:040x}", 1));
+    }
+
+    #[test]
+    fn what_rolls_takes_the_place_of_what_was_on_its_way_and_of_nothing_else() {
+        use CommitState::{Accepted, Effective, Held, Refused, Rolling, Superseded};
+        let mut commits = Commits::default();
+        for (digit, state) in
+            [('1', Accepted), ('2', Rolling), ('3', Accepted), ('4', Refused), ('5', Held), ('6', Effective)]
+        {
+            assert!(commits.note(&tree(commit(digit)), state, vec![]));
+        }
+        assert_eq!(states(&commits)[1..3], [("2", Rolling), ("3", Accepted)], "who is read replaces nobody");
+        commits.note(&tree(commit('3')), Rolling, vec![]);
+        assert_eq!(
+            states(&commits),
+            [
+                ("1", Superseded),
+                ("2", Superseded),
+                ("4", Refused),
+                ("5", Held),
+                ("6", Effective),
+                ("3", Rolling)
+            ]
+        );
+    }
+
+    #[test]
+    fn it_is_news_when_a_commit_has_another_state_or_other_errors_and_it_was_seen_when_it_was_first_seen() {
+        let mut commits = Commits::default();
+        let mut note = |state, errors: &[&str]| {
+            let errors = errors.iter().map(|error| problem(error)).collect();
+            let is_news = commits.note(&tree(commit('1')), state, errors);
+            // As if it had been long ago.
+            let seen = &mut commits.sources.get_mut("shop").unwrap().commits;
+            assert_eq!(seen.len(), 1);
+            (is_news, std::mem::replace(&mut seen[0].seen, 7.0))
+        };
+        let (is_news, first_seen) = note(CommitState::Refused, &["no"]);
+        assert!(is_news && first_seen > 1_000_000_000.0);
+        assert_eq!(note(CommitState::Refused, &["no"]), (false, 7.0));
+        assert_eq!(note(CommitState::Refused, &["no", "nor this"]), (true, 7.0));
+        assert_eq!(note(CommitState::Accepted, &["no", "nor this"]), (true, 7.0));
+    }
+
+    #[test]
+    fn a_trouble_lasts_since_it_began_however_its_reason_changes() {
+        let mut commits = Commits::default();
+        let source: SourceName = "shop".parse().unwrap();
+        let away = Trouble::Away { path: "/config".into(), reason: "not mounted".into() };
+        let lost = Trouble::BranchGone { path: "/config".into(), branch: "main".into() };
+        assert!(!commits.trouble(&source, None));
+        assert!(commits.trouble(&source, Some(&away)));
+        commits.sources.get_mut(&source).unwrap().trouble.as_mut().unwrap().1 = 7.0;
+        assert!(!commits.trouble(&source, Some(&away)));
+        assert!(commits.trouble(&source, Some(&lost)));
+        assert_eq!(commits.sources[&source].trouble, Some((lost.to_string(), 7.0)));
+        assert!(commits.trouble(&source, None));
+        assert_eq!(commits.sources[&source].trouble, None);
     }
 }

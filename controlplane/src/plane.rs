@@ -1,5 +1,8 @@
 //! What the parts of one control plane share: each thing has one owner, everybody else watches.
 
+#[cfg(test)]
+pub(crate) mod fixture;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},

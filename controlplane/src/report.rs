@@ -19,7 +19,7 @@ use crate::{
     git::Source,
     plane::{Heard, Plane, seconds},
     push::Proxy,
-    snapshot::{Reach, Snapshot},
+    snapshot::Snapshot,
 };
 
 /// Several proxies acknowledge at once: one report tells of them all.
@@ -146,12 +146,8 @@ fn proxy_status(proxy: &Proxy, snapshot: &Snapshot) -> ProxyStatus {
 }
 
 fn services(snapshot: &Snapshot) -> Vec<ServiceStatus> {
-    let entries = snapshot
-        .services
-        .values()
-        .filter(|entry| entry.reach != Reach::ClusterSet || entry.service != entry.name);
     let mut by_service: BTreeMap<_, ServiceStatus> = BTreeMap::new();
-    for entry in entries {
+    for entry in snapshot.services.values() {
         let status = by_service.entry(entry.service.clone()).or_insert_with(|| ServiceStatus {
             service: entry.service.clone(),
             exported: false,
@@ -426,3 +422,6 @@ fn unpublished(plane: &Plane, state: Option<CommitState>) -> Laggard {
     };
     Laggard { cluster: plane.config.cluster.clone(), workload: None, why: why.into() }
 }
+
+#[cfg(test)]
+mod tests;

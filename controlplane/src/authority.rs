@@ -318,3 +318,6 @@ fn own_credentials(
     let chain = intermediate.sign_leaf(&key.request()?, &id, lifetime, now)?;
     Ok(key.certified(chain)?)
 }
+
+#[cfg(test)]
+mod tests;

@@ -363,3 +363,6 @@ fn registered(enrolled: Enrolled, hello: wire::Hello) -> Result<Registered, Stri
         draining: false,
     })
 }
+
+#[cfg(test)]
+mod tests;

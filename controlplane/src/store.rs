@@ -23,6 +23,8 @@ pub(crate) mod etcd;
 mod leading;
 mod revision;
 #[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
 mod suite;
 
 pub use backed::Backed;

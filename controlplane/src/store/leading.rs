@@ -79,3 +79,50 @@ async fn stand(store: Arc<dyn Store>, leads: watch::Sender<Option<Arc<Election>>
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::store::scripted::Scripted;
+
+    /// More than any task needs to have heard of something.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+    }
+
+    #[tokio::test]
+    async fn a_leadership_is_known_to_all_who_wait_for_it_and_one_that_is_lost_to_nobody() {
+        let (store, shutdown) = (Scripted::new(), Shutdown::new());
+        let mut leading = lead(store.clone(), &shutdown);
+        assert!(leading.now().is_none());
+        assert!(leading.changed().now_or_never().is_none());
+        assert!(leading.begun().now_or_never().is_none());
+        let lost = store.elect();
+        let won = soon("it leads", leading.begun()).await;
+        assert_eq!(leading.now().map(|election| election.term()), Some(won.term()));
+        assert!(soon("that it leads is a change", leading.changed()).now_or_never().is_none());
+        drop(won);
+        lost.cancel();
+        soon("it leads no more", leading.changed()).await;
+        assert!(leading.now().is_none());
+        store.elect();
+        let again = soon("it stands again", leading.begun()).await;
+        assert_eq!((again.term(), store.resigned()), (2, 0));
+        shutdown.drain(PATIENCE).await.unwrap();
+        assert_eq!(store.resigned(), 1, "who ends says so to the others");
+        assert!(leading.changed().now_or_never().is_none(), "nobody stands any more");
+    }
+
+    #[tokio::test]
+    async fn who_ends_without_a_leadership_has_none_to_resign() {
+        let (store, shutdown) = (Scripted::new(), Shutdown::new());
+        let leading = lead(store.clone(), &shutdown);
+        shutdown.drain(PATIENCE).await.unwrap();
+        assert!(leading.now().is_none());
+        assert_eq!(store.resigned(), 0);
+    }
+}

@@ -131,8 +131,10 @@ async fn workloads_register_beat_and_go(store: &dyn Store) {
     assert_eq!(store.registrations().await.unwrap()[0].beat_ms, 9, "a heartbeat never goes back");
     store.remove_registrations(vec![name("a"), name("gone")]).await.unwrap();
     assert_eq!(store.registrations().await.unwrap(), [workload("b", "new", 2)]);
-    let large = Registration { bytes: vec![0; MAX_REGISTRATION_BYTES + 1].into(), ..workload("c", "", 0) };
-    assert!(matches!(store.put_registration(large).await, Err(StoreError::TooLarge { .. })));
+    let of = |size: usize| Registration { bytes: vec![0; size].into(), ..workload("c", "", 0) };
+    store.put_registration(of(64 * 1024)).await.unwrap();
+    let large = store.put_registration(of(64 * 1024 + 1)).await;
+    assert!(matches!(large, Err(StoreError::TooLarge { .. })));
 }
 
 async fn a_revision_is_read_as_it_was_written(store: &dyn Store) {

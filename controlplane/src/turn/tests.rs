@@ -5,7 +5,9 @@ use process::shutdown::Shutdown;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{Backed, Embedded, Etcd, EtcdSettings, etcd::tests::real::EtcdServer, lead};
+use crate::store::{
+    Backed, Embedded, Etcd, EtcdSettings, etcd::tests::real::EtcdServer, lead, scripted::Scripted,
+};
 
 const IP: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 100, 0, 3));
 /// A lease of the leadership, and what a busy machine makes of it.
@@ -95,4 +97,123 @@ async fn one_serves_also_while_the_servers_are_away_until_another_one_does() {
     soon("it learns of the other one", first.turn.ends()).await;
     assert!(first.waits());
     assert!(!first.vault.served_last().unwrap(), "it does not serve without servers any more");
+}
+
+/// What one process knows of who leads, told by a test.
+struct Told {
+    store: Arc<Scripted>,
+    home: TempDir,
+    turn: Turn,
+    vault: Arc<Vault>,
+}
+
+impl Told {
+    fn new(store: &Arc<Scripted>, leading: Leading) -> Self {
+        let home = TempDir::new().unwrap();
+        let vault = Arc::new(Vault::shared(home.path(), store.clone(), leading.clone()));
+        Told { store: store.clone(), turn: Turn::new(store.clone(), leading, vault.clone()), vault, home }
+    }
+
+    /// The one that leads.
+    fn leads(store: &Arc<Scripted>) -> Self {
+        Told::new(store, Leading::by(store.election()))
+    }
+
+    /// As if it had served last.
+    fn served_last(self) -> Self {
+        std::fs::write(self.home.path().join("term"), "1").unwrap();
+        self
+    }
+
+    fn serves(&mut self) -> bool {
+        self.turn.comes().now_or_never().is_some_and(|comes| comes.is_ok())
+    }
+}
+
+#[tokio::test]
+async fn while_nobody_leads_who_served_last_serves_once_the_store_is_away() {
+    let store = Scripted::new();
+    let mut never = Told::new(&store, Leading::none());
+    let mut last = Told::new(&store, Leading::none()).served_last();
+    assert!(!never.serves() && !last.serves(), "the store is there: somebody can lead");
+    store.set_away(true);
+    assert!(!never.serves());
+    assert!(last.serves());
+    store.set_rival(Some("another"));
+    assert_eq!(last.turn.rival().borrow().as_deref(), Some("another"));
+    assert!(!last.serves());
+    store.set_rival(None);
+    assert!(!last.serves(), "it was told that another one served after it");
+    assert!(!last.vault.served_last().unwrap());
+}
+
+#[tokio::test]
+async fn who_leads_serves_with_what_another_one_left_and_says_that_it_succeeds() {
+    let store = Scripted::new();
+    let mut first = Told::leads(&store);
+    assert!(first.serves());
+    std::fs::write(first.home.path().join("token.key"), "of the first").unwrap();
+    first.vault.keep().await.unwrap();
+    assert!(first.serves());
+    assert_eq!(store.succeeded(), 0, "nobody else has served");
+    let seal = std::fs::read(first.home.path().join("seal.key")).unwrap();
+    drop(first);
+
+    let mut second = Told::leads(&store);
+    std::fs::write(second.home.path().join("seal.key"), seal).unwrap();
+    assert!(second.serves());
+    assert_eq!(std::fs::read(second.home.path().join("token.key")).unwrap(), b"of the first");
+    assert_eq!(second.store.succeeded(), 1);
+}
+
+#[tokio::test]
+async fn who_cannot_open_what_another_one_left_does_not_serve() {
+    let store = Scripted::new();
+    let first = Told::leads(&store);
+    first.vault.keep().await.unwrap();
+    drop(first);
+    let mut second = Told::leads(&store);
+    let comes = second.turn.comes().now_or_never();
+    assert!(matches!(comes, Some(Err(VaultError::Sealed(_)))));
+}
+
+#[tokio::test]
+async fn a_turn_ends_with_a_rival_and_with_a_new_term_after_one() {
+    let store = Scripted::new();
+    let shutdown = Shutdown::new();
+    let mut leading = lead(store.clone(), &shutdown);
+    let lost = store.elect();
+    soon("it leads", leading.begun()).await;
+    let mut one = Told::new(&store, leading.clone());
+    assert!(one.serves());
+    one.vault.keep().await.unwrap();
+    assert!(one.turn.ends().now_or_never().is_none());
+    store.set_rival(Some("another"));
+    assert!(one.turn.ends().now_or_never().is_some());
+    store.set_rival(None);
+
+    // It loses the election and wins the next one: nobody has served in between.
+    let mut ends = std::pin::pin!(one.turn.ends());
+    assert!(ends.as_mut().now_or_never().is_none());
+    lost.cancel();
+    leading.changed().await;
+    assert!(ends.as_mut().now_or_never().is_none());
+    let lost = store.elect();
+    soon("it leads again", leading.begun()).await;
+    assert!(ends.as_mut().now_or_never().is_none());
+
+    // And again, but now somebody has.
+    lost.cancel();
+    leading.changed().await;
+    assert!(ends.as_mut().now_or_never().is_none());
+    let other = Told::leads(&store);
+    let seal = std::fs::read(one.home.path().join("seal.key")).unwrap();
+    std::fs::write(other.home.path().join("seal.key"), seal).unwrap();
+    other.vault.begin().await.unwrap();
+    other.vault.keep().await.unwrap();
+    drop(other);
+    store.elect();
+    soon("it leads once more", leading.begun()).await;
+    assert!(ends.now_or_never().is_some());
+    shutdown.drain(SOON).await.unwrap();
 }

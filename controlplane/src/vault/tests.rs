@@ -40,7 +40,9 @@ async fn who_serves_next_begins_with_the_files_of_who_served_last() {
     let first = cluster.lead(&a).await;
     assert!(!first.begin().await.unwrap(), "nobody has served yet");
     write(&a, "token.key", "key");
-    write(&a, "catalogues.bin", "of west");
+    // Those of many clusters.
+    let catalogues = "of west ".repeat(250_000);
+    write(&a, "catalogues.bin", &catalogues);
     first.keep().await.unwrap();
     write(&a, "tokens.json", "one is used");
     first.keep().await.unwrap();
@@ -57,7 +59,7 @@ async fn who_serves_next_begins_with_the_files_of_who_served_last() {
     assert!(second.begin().await.unwrap());
     assert_eq!(
         [read(&b, "token.key"), read(&b, "tokens.json"), read(&b, "catalogues.bin")],
-        ["key", "one is used", "of west"]
+        ["key", "one is used", &catalogues]
     );
     write(&b, "tokens.json", "two are used");
     second.keep().await.unwrap();
@@ -118,4 +120,48 @@ async fn without_a_leadership_nothing_is_kept_and_who_retired_did_not_serve_last
     idle.retire().unwrap();
     idle.retire().unwrap();
     assert!(!idle.served_last().unwrap());
+}
+
+#[tokio::test]
+async fn who_is_alone_has_its_files_and_no_copies() {
+    let (cluster, a) = (Cluster::new(), home());
+    let alone = Vault::alone(a.path());
+    assert!(!alone.begin().await.unwrap());
+    alone.keep().await.unwrap();
+    assert!(alone.is_own().await.unwrap());
+    assert!(!alone.served_last().unwrap());
+    assert_eq!(cluster.0.document(TRUST).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_not_kept_anew_in_the_same_term() {
+    let (cluster, a) = (Cluster::new(), home());
+    let vault = cluster.lead(&a).await;
+    write(&a, "token.key", "key");
+    write(&a, "catalogues.bin", "of west");
+    vault.keep().await.unwrap();
+    // Each sealing draws another nonce.
+    let copies = async || {
+        let [catalogues, trust] = DOCUMENTS.map(|(document, _)| cluster.0.document(document));
+        (catalogues.await.unwrap(), trust.await.unwrap())
+    };
+    let first = copies().await;
+    vault.keep().await.unwrap();
+    assert_eq!(copies().await, first);
+    write(&a, "token.key", "new");
+    vault.keep().await.unwrap();
+    let second = copies().await;
+    assert_eq!(second.0, first.0);
+    assert_ne!(second.1, first.1);
+    drop(vault);
+    cluster.lead(&a).await.keep().await.unwrap();
+    let third = copies().await;
+    assert!(third.0 != second.0 && third.1 != second.1, "they bear the new term");
+}
+
+#[tokio::test]
+async fn who_cannot_note_that_another_one_serves_says_so() {
+    let a = home();
+    std::fs::create_dir(a.path().join(TERM_FILE)).unwrap();
+    assert!(matches!(Vault::alone(a.path()).retire(), Err(VaultError::File(..))));
 }

@@ -18,6 +18,8 @@ use crate::{
     },
 };
 
+/// More than any task needs to have heard of something.
+const SOON: Duration = Duration::from_secs(10);
 /// Longer than any test lasts.
 const LONG: Duration = Duration::from_secs(600);
 
@@ -524,14 +526,14 @@ async fn the_word_of_a_cluster_follows_what_becomes_of_it() {
     let mut words = mesh.plane.own.subscribe();
     let until = async |words: &mut tokio::sync::watch::Receiver<Arc<ClusterStatus>>, effective| {
         let is = |status: &Arc<ClusterStatus>| status.proxies.len() == 1 && status.effective == effective;
-        tokio::time::timeout(LONG / 10, words.wait_for(is)).await.unwrap().unwrap();
+        tokio::time::timeout(SOON, words.wait_for(is)).await.unwrap().unwrap();
     };
     until(&mut words, false).await;
     mesh.plane.registry.reached(&instance("front-1"), one);
     until(&mut words, true).await;
     let mut commits = mesh.plane.commits.subscribe();
     let settled = commits.wait_for(|commits| states(commits, "shop")[0].0 == CommitState::Effective);
-    tokio::time::timeout(LONG / 10, settled).await.unwrap().unwrap();
+    tokio::time::timeout(SOON, settled).await.unwrap().unwrap();
     shutdown.drain(LONG).await.unwrap();
 }
 
@@ -548,7 +550,7 @@ async fn a_commit_is_settled_by_another_clusters_word() {
     assert_eq!(mesh.states("shop")[0].0, CommitState::Rolling);
     let mut commits = mesh.plane.commits.subscribe();
     mesh.hear("west", &one, vec![], None);
-    tokio::time::timeout(LONG / 10, commits.changed()).await.unwrap().unwrap();
+    tokio::time::timeout(SOON, commits.changed()).await.unwrap().unwrap();
     assert_eq!(mesh.states("shop")[0].0, CommitState::Effective);
     shutdown.drain(LONG).await.unwrap();
 }

@@ -206,3 +206,121 @@ async fn of_the_hosts_that_a_proxy_asks_for_those_that_mean_a_service_are_told_t
     assert_eq!(of("shop"), ["ratings", "reviews.shop"]);
     assert_eq!(of("bank"), ["reviews.shop"]);
 }
+
+/// A proxy's stream without its network: what the server would send lies in `sent`.
+struct Stream {
+    follower: Follower,
+    sent: mpsc::Receiver<wire::ToProxy>,
+    view: api::delta::View,
+}
+
+impl Stream {
+    async fn begin(east: &East, said: wire::Hello) -> Result<Self, Status> {
+        let (sender, sent) = mpsc::channel(1_000);
+        let mut follower = Follower::begin(east.plane.clone(), enrolled("shop"), said, sender).await?;
+        let actions = std::mem::take(&mut follower.actions);
+        assert!(follower.act(actions).await.is_ok());
+        Ok(Stream { follower, sent, view: api::delta::View::default() })
+    }
+
+    /// Whether the stream goes on after this.
+    async fn says(&mut self, message: from_proxy::Message) -> bool {
+        self.follower.on_message(message).await.is_ok()
+    }
+
+    /// What was sent since.
+    fn heard(&mut self) -> Vec<wire::to_proxy::Message> {
+        std::iter::from_fn(|| self.sent.try_recv().ok()).filter_map(|one| one.message).collect()
+    }
+
+    /// Takes the push that was sent; gives its version.
+    fn takes(&mut self) -> u64 {
+        let mut gathering = api::delta::Gathering::default();
+        let pushes = self.heard().into_iter().filter_map(|message| match message {
+            wire::to_proxy::Message::Frame(frame) => gathering.take(frame),
+            wire::to_proxy::Message::Unknown(_) => None,
+        });
+        let push = pushes.last().expect("there is a push");
+        self.view = api::delta::apply(std::mem::take(&mut self.view), push.delta);
+        push.version
+    }
+
+    fn ack(&self, version: u64) -> from_proxy::Message {
+        let digests = self.view.digests();
+        let (config_digest, endpoint_digest) = (digests.config.0.to_vec(), digests.endpoint.0.to_vec());
+        from_proxy::Message::Ack(wire::Ack { version, config_digest, endpoint_digest })
+    }
+}
+
+impl East {
+    /// Has this commit in force, and all who are registered in its snapshot.
+    fn obey(&self, label: &str) {
+        let mut inputs = crate::snapshot::fixture::inputs("east");
+        inputs.configuration = Arc::new(fixture::configuration(label));
+        inputs.workloads = self.plane.registry.workloads().borrow().clone();
+        self.plane.snapshot.send_replace(Arc::new(crate::snapshot::build(&inputs)));
+    }
+
+    fn proxy(&self) -> Option<super::super::Proxy> {
+        self.plane.registry.proxies().borrow().get(&"front-1-a".parse::<InstanceId>().unwrap()).cloned()
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_obeys_what_it_has_acknowledged_and_nothing_before() {
+    let east = East::new().await;
+    east.obey("one");
+    let mut stream = Stream::begin(&east, hello(wire::Role::Sidecar)).await.unwrap();
+    assert!(east.proxy().is_some_and(|proxy| proxy.connected && proxy.reached.is_none()));
+    let version = stream.takes();
+    assert!(stream.says(stream.ack(version + 1)).await);
+    assert_eq!(east.proxy().unwrap().reached, None, "that was no answer to this push");
+    assert!(stream.says(stream.ack(version)).await);
+    assert_eq!(east.proxy().unwrap().reached.as_deref(), Some("one"));
+
+    let hosts = vec!["ratings".into(), "nobody".into()];
+    let subscribe = wire::Subscribe { hosts, drop: vec![] };
+    assert!(stream.says(from_proxy::Message::Subscribe(subscribe)).await);
+    let account = ("shop".parse().unwrap(), "front".parse().unwrap());
+    let asked = east.plane.registry.asked().borrow()[&account].clone();
+    assert_eq!(asked.into_iter().collect::<Vec<_>>(), ["ratings"]);
+    let version = stream.takes();
+    assert!(stream.view.items.contains_key("service/shop/ratings"));
+    let reasons = vec![wire::Reason { resource: "service/shop/ratings".into(), message: "no".into() }];
+    assert!(stream.says(from_proxy::Message::Nack(wire::Nack { version, reasons })).await);
+    assert_eq!(east.proxy().unwrap().refused, ["service/shop/ratings: no"]);
+
+    let heartbeat = wire::Heartbeat { app_ready: true, ..Default::default() };
+    assert!(stream.says(from_proxy::Message::Heartbeat(heartbeat)).await);
+    assert!(east.proxy().unwrap().registered.app_ready);
+    assert!(!stream.says(from_proxy::Message::Hello(hello(wire::Role::Sidecar))).await);
+    assert!(!stream.says(from_proxy::Message::Farewell(wire::Farewell {})).await);
+    assert!(east.proxy().is_none());
+}
+
+#[tokio::test]
+async fn who_comes_back_goes_on_from_what_it_holds_and_what_its_like_have_asked_for() {
+    let east = East::new().await;
+    east.obey("one");
+    let hosts = vec!["ratings".into()];
+    let mut first = Stream::begin(&east, wire::Hello { hosts, ..hello(wire::Role::Sidecar) }).await.unwrap();
+    let version = first.takes();
+    assert!(first.says(first.ack(version)).await);
+    // Without asking for the host again.
+    let held = first.view.held().0.into_iter().map(|(name, hash)| wire::Item {
+        name: name.to_string(),
+        hash: hash.0.to_vec(),
+        ..Default::default()
+    });
+    let said = wire::Hello { held: held.collect(), ..hello(wire::Role::Sidecar) };
+    let mut again = Stream::begin(&east, said.clone()).await.unwrap();
+    assert!(again.heard().is_empty());
+    assert_eq!(east.proxy().unwrap().reached.as_deref(), Some("one"));
+
+    let short = wire::Item { name: "a".into(), hash: vec![0; 31], ..Default::default() };
+    let wrong = Stream::begin(&east, wire::Hello { held: vec![short], ..said.clone() }).await.err().unwrap();
+    assert_eq!(wrong.code(), tonic::Code::InvalidArgument);
+    let other = wire::Hello { instance: "reviews-a".into(), ..said };
+    let wrong = Stream::begin(&east, other).await.err().unwrap();
+    assert_eq!(wrong.code(), tonic::Code::PermissionDenied);
+}

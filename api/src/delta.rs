@@ -254,6 +254,59 @@ mod tests {
         let items = (0..3).map(|i| (format!("service/s/{i}").into(), Item::from_bytes(1, body.clone())));
         let view = View { items: items.collect() };
         let frames = frames(1, diff(&Held::default(), &view), view.digests(), "");
-        assert_eq!(frames.iter().map(|f| f.close).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(
+            frames.iter().map(|f| (f.version, f.close)).collect::<Vec<_>>(),
+            [(1, false), (1, false), (1, true)]
+        );
+    }
+
+    #[test]
+    fn a_frame_is_filled_up_to_its_size() {
+        let items = |sizes: &[usize]| -> Vec<usize> {
+            let item =
+                |(i, size)| (format!("service/s/{i}").into(), Item::from_bytes(1, vec![0; size].into()));
+            let changed = sizes.iter().copied().enumerate().map(item).collect();
+            let delta = Delta { changed, removed: vec![] };
+            let frames = frames(1, delta, View::default().digests(), "");
+            frames.iter().map(|frame| frame.changed.len()).collect()
+        };
+        assert_eq!(items(&[]), [0], "the frame that closes");
+        assert_eq!(items(&[FRAME_BYTES - 1, 1, 1]), [2, 1]);
+        assert_eq!(items(&[1, FRAME_BYTES, FRAME_BYTES + 1]), [1, 1, 1]);
+        assert_eq!(items(&[FRAME_BYTES + 1]), [1]);
+    }
+
+    #[test]
+    fn a_push_that_another_one_cuts_off_leaves_nothing() {
+        let mut gathering = Gathering::default();
+        let frame = |version, name: &str, close| wire::Frame {
+            version,
+            changed: vec![wire::Item { name: name.into(), ..Default::default() }],
+            removed: vec![format!("not {name}")],
+            close,
+            ..Default::default()
+        };
+        assert_eq!(gathering.take(frame(1, "a", false)), None);
+        assert_eq!(gathering.take(frame(2, "b", false)), None);
+        let Delta { changed, removed } = gathering.take(frame(2, "c", true)).unwrap().delta;
+        assert_eq!(changed.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["b", "c"]);
+        assert_eq!(removed.iter().map(|name| &**name).collect::<Vec<_>>(), ["not b", "not c"]);
+    }
+
+    #[test]
+    fn what_lives_counts_to_one_digest_and_what_git_rules_to_the_other() {
+        let empty = View::default().digests();
+        for (name, lives) in [
+            ("endpoints/shop/a", true),
+            ("networks", true),
+            ("passthrough", true),
+            ("service/shop/endpoints", false),
+            ("workload", false),
+        ] {
+            let mut view = View::default();
+            view.insert(name, &wire::Resource::default());
+            let Digests { config, endpoint } = view.digests();
+            assert_eq!((config == empty.config, endpoint == empty.endpoint), (lives, !lives), "{name}");
+        }
     }
 }

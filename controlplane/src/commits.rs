@@ -189,6 +189,13 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_source_is_there_before_anything_is_known_of_it() {
+        let commits = Commits::of(["platform", "shop"].map(|name| name.parse().unwrap()));
+        assert!(commits.sources.values().all(|seen| seen.commits.is_empty() && seen.trouble.is_none()));
+        assert_eq!(commits.sources.keys().map(SourceName::as_str).collect::<Vec<_>>(), ["platform", "shop"]);
+    }
+
+    #[test]
     fn a_head_that_is_told_of_twice_came_into_force_once() {
         let mut commits = published(&["a1", "a2"]);
         commits.publish(Seq { epoch: 1, n: 2 }, &revision("a2"));

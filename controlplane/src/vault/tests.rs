@@ -165,3 +165,13 @@ async fn who_cannot_note_that_another_one_serves_says_so() {
     std::fs::create_dir(a.path().join(TERM_FILE)).unwrap();
     assert!(matches!(Vault::alone(a.path()).retire(), Err(VaultError::File(..))));
 }
+
+#[tokio::test]
+async fn what_cannot_be_looked_at_is_not_taken_for_what_is_not_there() {
+    let (cluster, a) = (Cluster::new(), home());
+    let vault = cluster.lead(&a).await;
+    vault.keep().await.unwrap();
+    let path = a.path().join("token.key");
+    std::os::unix::fs::symlink(&path, &path).unwrap();
+    assert!(matches!(vault.keep().await, Err(VaultError::File(..))));
+}

@@ -368,3 +368,10 @@ async fn a_store_that_forgot_who_lives_here_is_told_anew() {
     assert_eq!(beats(&after), [named("enrolled.reviews", 0), named("reviews-a", 6_000)]);
     assert_eq!((&after[0].bytes, &after[1].bytes), (&before[0].bytes, &before[2].bytes));
 }
+
+#[test]
+fn a_proxy_is_of_one_of_three_kinds() {
+    let kind = |role| Proxy::new(Registered { role, ..instance("a", "a-1") }, at(0), true).kind();
+    let kinds = [Role::Sidecar, Role::Ingress, Role::EastWest].map(kind);
+    assert_eq!(kinds, ["sidecar", "ingress", "east-west"]);
+}

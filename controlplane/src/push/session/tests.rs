@@ -169,6 +169,21 @@ fn an_acknowledgement_of_another_push_means_nothing() {
 }
 
 #[test]
+fn each_push_has_the_next_number_so_that_a_late_answer_to_another_means_nothing() {
+    let mut proxy = Proxy::connect(View::default(), &["ratings"], snapshot("one", 1));
+    let mut numbers = vec![];
+    for (commit, ratings) in [("two", 2), ("three", 3), ("four", 4)] {
+        numbers.push(proxy.open.as_ref().unwrap().version);
+        proxy.ack();
+        proxy.on(snapshot(commit, ratings));
+    }
+    assert_eq!(numbers, [1, 2, 3]);
+    let late = wire::Ack { version: 3, ..Default::default() };
+    assert_eq!(proxy.session.on_ack(&late), []);
+    assert_eq!(proxy.reached, ["one", "two", "three"]);
+}
+
+#[test]
 fn hosts_are_answered_pushed_and_remembered() {
     let mut proxy = Proxy::connect(View::default(), &[], snapshot("one", 1));
     proxy.ack();

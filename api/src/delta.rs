@@ -227,7 +227,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_delta_leads_where_it_says(a in view(), b in view()) {
-            prop_assert_eq!(apply(a.clone(), diff(&a.held(), &b)), b);
+            let delta = diff(&a.held(), &b);
+            prop_assert_eq!(delta.is_empty(), a == b);
+            prop_assert_eq!(apply(a, delta), b);
         }
 
         #[test]

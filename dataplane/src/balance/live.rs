@@ -57,6 +57,7 @@ pub(super) struct Live {
     outstanding: AtomicU32,
     silence: Silence,
     latency: Decaying,
+    usual: Usual,
     busy: Decaying,
     gateway_errors: AtomicU32,
     connect_failures: AtomicU32,
@@ -119,9 +120,9 @@ impl Live {
         self.busy.read(now, BUSY_DECAY)
     }
 
-    /// Peak EWMA of the time to the response head when it was last seen; zero when nothing is known.
-    pub(super) fn peak(&self) -> Duration {
-        Duration::from_nanos(self.latency.last() as u64)
+    /// How long it mostly takes to the response head; zero when nothing is known.
+    pub(super) fn usual(&self) -> Duration {
+        Duration::from_nanos(self.usual.0.load(Relaxed))
     }
 
     // The life of a try.
@@ -142,6 +143,7 @@ impl Live {
     pub(super) fn head(&self, latency: Duration, now: Moment) {
         self.silence.broken(now);
         self.latency.peak(latency.as_nanos() as f64, now);
+        self.usual.see(latency);
     }
 
     pub(super) fn release(&self, answered: bool, probing: Option<Probing>) {
@@ -185,7 +187,7 @@ impl Live {
     // Suspicion.
 
     pub(super) fn suspect(&self, now: Moment, patience: Patience<'_>) -> bool {
-        self.silence.suspect(now, || patience.threshold(self.peak()))
+        self.silence.suspect(now, || patience.threshold(self.usual()))
     }
 
     /// A probe was late.
@@ -210,7 +212,7 @@ impl Live {
     }
 
     fn probe_limits(&self, patience: Patience<'_>) -> Limits {
-        let usual = patience.probe(self.peak());
+        let usual = patience.probe(self.usual());
         Limits { connect: usual, head: usual }
     }
 
@@ -247,7 +249,7 @@ impl Live {
     ) -> Option<Limits> {
         let due = self.refusing.load(Relaxed) && self.trial.claim(now, TRIAL, may_repeat);
         due.then(|| {
-            let usual = patience.probe(self.peak());
+            let usual = patience.probe(self.usual());
             Limits { connect: TRIAL_CONNECT.max(usual), head: TRIAL.max(usual) }
         })
     }
@@ -342,6 +344,26 @@ impl Decaying {
     }
 }
 
+/// What answers mostly take: it grows by a twentieth with each that is slower, and halves its distance to one that is
+/// quicker. An answer that had to wait for what hangs behind is not usual; by peaks, silence would be borne for five
+/// times as long, for many seconds after it.
+#[derive(Debug, Default)]
+struct Usual(AtomicU64);
+
+impl Usual {
+    fn see(&self, latency: Duration) {
+        let (seen, old) = (latency.as_nanos() as u64, self.0.load(Relaxed));
+        let next = match old {
+            0 => seen,
+            _ if seen > old => seen.min(old + old / 20),
+            _ => old - (old - seen) / 2,
+        };
+        if next != old {
+            self.0.store(next.max(1), Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -371,6 +393,19 @@ mod tests {
         live.latency.peak(10e6, at(12));
         assert!(seen(12) > 99.0, "one good answer does not forgive it");
         assert!(seen(5012) < 40.0, "time does");
+    }
+
+    #[test]
+    fn what_had_to_wait_is_not_usual() {
+        let live = answered(10);
+        let answers = |latency, count| {
+            (0..count).for_each(|_| live.usual.see(Duration::from_millis(latency)));
+            live.usual().as_millis()
+        };
+        assert!((20..30).contains(&answers(2400, 20)), "twenty of them, one after the other");
+        assert_eq!(answers(10, 6), 10);
+        assert!(answers(2400, 200) == 2400, "it is now");
+        assert!(answers(10, 10) < 13, "and no longer");
     }
 
     #[test]

@@ -37,25 +37,25 @@ pub(super) struct Patience<'a> {
 }
 
 impl Patience<'_> {
-    /// The silence after which an endpoint with this peak latency is suspected; `None`: never.
-    pub fn threshold(self, peak: Duration) -> Option<Duration> {
-        (!self.after.is_zero()).then(|| self.after.max(self.usual(peak) * SUSPECT_LATENCIES))
+    /// The silence after which an endpoint that usually takes so long is suspected; `None`: never.
+    pub fn threshold(self, usual: Duration) -> Option<Duration> {
+        (!self.after.is_zero()).then(|| self.after.max(self.usual(usual) * SUSPECT_LATENCIES))
     }
 
     /// The time that a probe has, for connecting and for the response head each. A probe that is late delays a real
     /// request, so this stays below half the patience unless the endpoint was never that quick.
-    pub fn probe(self, peak: Duration) -> Duration {
-        let usual = self.usual(peak);
+    pub fn probe(self, usual: Duration) -> Duration {
+        let usual = self.usual(usual);
         let most = (self.after / 2).max(usual + usual / 2);
         (usual * PROBE_LATENCIES).min(most).max(PROBE_LEAST)
     }
 
-    /// The peak latency of an endpoint, or of the slowest beside it when its own is not known.
-    fn usual(self, peak: Duration) -> Duration {
-        if peak.is_zero() {
-            return self.siblings.iter().map(|one| one.live.peak()).max().unwrap_or_default();
+    /// What an endpoint usually takes, or the slowest beside it when that is not known.
+    fn usual(self, usual: Duration) -> Duration {
+        if usual.is_zero() {
+            return self.siblings.iter().map(|one| one.live.usual()).max().unwrap_or_default();
         }
-        peak
+        usual
     }
 }
 
@@ -229,9 +229,9 @@ mod tests {
     #[test]
     fn patience_goes_by_what_is_usual() {
         let patience = Patience { after: SECOND, siblings: &[] };
-        let check = |peak, threshold, probe| {
-            let seen = (patience.threshold(millis(peak)), patience.probe(millis(peak)));
-            assert_eq!(seen, (Some(millis(threshold)), millis(probe)), "{peak} ms");
+        let check = |usual, threshold, probe| {
+            let seen = (patience.threshold(millis(usual)), patience.probe(millis(usual)));
+            assert_eq!(seen, (Some(millis(threshold)), millis(probe)), "{usual} ms");
         };
         check(0, 1000, 100);
         check(10, 1000, 100);

@@ -99,3 +99,12 @@ async fn a_failed_transaction_leaves_nothing() {
     assert!(half.is_err());
     assert_eq!(store.has(vec![Hash::of(b"half")]).await.unwrap(), [false]);
 }
+
+#[tokio::test]
+async fn a_blob_of_32_mib_is_kept_and_a_larger_one_is_not() {
+    let store = Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let of = |size: usize| vec![Bytes::from(vec![7; size])];
+    let hashes = store.put(of(32 << 20)).await.unwrap();
+    assert!(store.get(hashes).await.unwrap()[0].as_ref().is_some_and(|blob| blob.len() == 32 << 20));
+    assert!(matches!(store.put(of((32 << 20) + 1)).await, Err(StoreError::TooLarge { .. })));
+}

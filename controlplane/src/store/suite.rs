@@ -101,6 +101,9 @@ async fn the_head_is_watched(store: &dyn Store) {
     store.compare_and_swap_head(None, head(1, 2), &guard).await.unwrap_err();
     assert!(!watched.has_changed().unwrap());
     assert_eq!(*store.watch_head().borrow(), Some(head(1, 1)));
+    store.compare_and_swap_head(Some(head(1, 1).head().seq()), head(1, 2), &guard).await.unwrap();
+    watched.changed().await.unwrap();
+    assert_eq!(*watched.borrow(), Some(head(1, 2)));
 }
 
 async fn one_leads_at_a_time(store: &dyn Store) {

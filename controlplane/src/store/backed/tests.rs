@@ -6,7 +6,7 @@ use super::*;
 use crate::store::{
     Etcd, EtcdSettings,
     etcd::tests::real::EtcdServer,
-    read_revision,
+    read_revision, scripted,
     suite::{commit, entry, publish, suite},
     write_revision,
 };
@@ -114,4 +114,23 @@ async fn another_process_is_told_what_it_lacks() {
     let near = near(homes[1].path()).await;
     assert_eq!(near.head().await.unwrap(), Some(head.clone()));
     assert_eq!(read_revision(&near, head.head().stable.as_ref().unwrap()).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn servers_that_are_away_are_not_asked_to_note_who_lives_here() {
+    let far = scripted::Scripted::new();
+    let near = || Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let store = Backed::new(far.clone(), near()).await.unwrap();
+    let one = |name: &str| Registration { instance: name.parse().unwrap(), bytes: "a".into(), beat_ms: 1 };
+    let there = async || far.registrations().await.unwrap();
+    store.put_registration(one("a-1")).await.unwrap();
+    assert_eq!(there().await, [one("a-1")]);
+    far.set_away(true);
+    store.put_registration(one("b-1")).await.unwrap();
+    store.remove_registrations(vec![one("a-1").instance]).await.unwrap();
+    assert_eq!(there().await, [one("a-1")]);
+    far.set_away(false);
+    store.remove_registrations(vec![one("a-1").instance]).await.unwrap();
+    assert_eq!(there().await, []);
+    assert_eq!(store.registrations().await.unwrap(), [one("b-1")]);
 }

@@ -108,3 +108,13 @@ async fn a_blob_of_32_mib_is_kept_and_a_larger_one_is_not() {
     assert!(store.get(hashes).await.unwrap()[0].as_ref().is_some_and(|blob| blob.len() == 32 << 20));
     assert!(matches!(store.put(of((32 << 20) + 1)).await, Err(StoreError::TooLarge { .. })));
 }
+
+#[tokio::test]
+async fn who_leads_by_another_store_moves_nothing_here() {
+    let open = || Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let (here, other) = (open(), open());
+    drop(other.campaign().await.unwrap());
+    let (_own, foreign) = (here.campaign().await.unwrap(), other.campaign().await.unwrap());
+    let kept = here.keep_document("trust", Bytes::new(), &foreign).await;
+    assert!(matches!(kept, Err(Conflict::NotLeader)));
+}

@@ -416,14 +416,10 @@ async fn grpc_passes_with_its_trailers() {
     assert_eq!(body.to_bytes(), "hello");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn east_reaches_west_through_its_gateway_and_fails_over() {
-    let (here, there) = (App::start("reviews-here").await, App::start("reviews-there").await);
-    let east = here.sidecar().start().await;
-    let west =
-        sidecar("reviews-there").in_cluster("west").serving(there.address, MtlsMode::Strict).start().await;
-    let far = endpoint("west", "reviews-there", "reviews", west.inbound);
-    let near = endpoint("east", "reviews-here", "reviews", east.inbound);
+/// An application's sidecar in west, the gateway before it, and the endpoint as east knows it.
+async fn behind_a_gateway(app: &App) -> (Running, Running, api::wire::Endpoint) {
+    let west = sidecar(&app.name).in_cluster("west").serving(app.address, MtlsMode::Strict).start().await;
+    let far = endpoint("west", &app.name, "reviews", west.inbound);
     let mut gateway = sidecar("gateway").in_cluster("west");
     gateway.passthrough = vec![api::wire::PassthroughEndpoint {
         id: far.id.clone(),
@@ -432,6 +428,15 @@ async fn east_reaches_west_through_its_gateway_and_fails_over() {
     }];
     let listen = free();
     let gateway = gateway.start_as(Role::EastWest { listen, public: listen }).await;
+    (west, gateway, far)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn east_reaches_west_through_its_gateway_and_fails_over() {
+    let (here, there) = (App::start("reviews-here").await, App::start("reviews-there").await);
+    let east = here.sidecar().start().await;
+    let near = endpoint("east", "reviews-here", "reviews", east.inbound);
+    let (_west, gateway, far) = behind_a_gateway(&there).await;
     let mut caller = sidecar("front").calling("reviews", vec![near, far]);
     caller.gateways.push(("west".into(), gateway.inbound.to_string()));
     let front = caller.start().await;
@@ -473,17 +478,7 @@ async fn a_gateway_that_hangs_is_found_out_and_asked_until_it_answers() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_may_be_sent_twice_leaves_a_gateway_that_is_lost() {
     let app = App::start("reviews-there").await;
-    let west =
-        sidecar("reviews-there").in_cluster("west").serving(app.address, MtlsMode::Strict).start().await;
-    let far = endpoint("west", "reviews-there", "reviews", west.inbound);
-    let mut gateway = sidecar("gateway").in_cluster("west");
-    gateway.passthrough = vec![api::wire::PassthroughEndpoint {
-        id: far.id.clone(),
-        address: far.address.clone(),
-        services: vec!["shop/reviews".into()],
-    }];
-    let listen = free();
-    let gateway = gateway.start_as(Role::EastWest { listen, public: listen }).await;
+    let (_west, gateway, far) = behind_a_gateway(&app).await;
     let mut caller = sidecar("front").calling("reviews", vec![far]);
     caller.gateways.push(("west".into(), gateway.inbound.to_string()));
     caller.services[0].0.traffic.as_mut().unwrap().timeouts.as_mut().unwrap().first_byte_ms = 0;

@@ -18,6 +18,7 @@ pub mod prober;
 pub mod repository;
 pub mod stranger;
 pub mod ticks;
+pub mod turn;
 pub mod up;
 
 use std::{
@@ -36,6 +37,7 @@ pub use self::{
     prober::Prober,
     repository::Repository,
     stranger::Stranger,
+    turn::Turn,
 };
 
 /// How often a condition is asked again.

@@ -19,13 +19,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
     process::ExitStatus,
-    sync::{
-        Arc, LazyLock,
-        atomic::{AtomicU32, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
 };
-
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use self::namespace::{Namespace, run, sweep};
 pub use self::{
@@ -33,9 +28,7 @@ pub use self::{
     mesh::Mesh,
     partition::{Guard, Partition},
 };
-
-/// Laboratories run one after the other: each holds real processes, which would only slow each other down.
-static TURN: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
+use crate::harness::Turn;
 
 /// How many laboratories this process has had.
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -51,7 +44,7 @@ pub struct Lab {
     hosts: BTreeMap<String, Host>,
     networks: Vec<Network>,
     router: Namespace,
-    _turn: OwnedMutexGuard<()>,
+    _turn: Turn,
 }
 
 struct Network {
@@ -89,7 +82,7 @@ impl Lab {
     /// # Panics
     /// Where namespaces cannot be made; it says what is missing.
     pub async fn new() -> Self {
-        let turn = TURN.clone().lock_owned().await;
+        let turn = Turn::take().await;
         namespace::check().unwrap_or_else(|remedy| panic!("the laboratory cannot be built: {remedy}"));
         sweep();
         let name = format!("weft-{}-{}", std::process::id(), COUNT.fetch_add(1, Relaxed));

@@ -5,10 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::atomic::{AtomicU8, Ordering},
     time::{Duration, Instant},
 };
 
@@ -20,10 +17,9 @@ use nix::{
 };
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
-use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{
-    Client, Repository, client, eventually,
+    Client, Repository, Turn, client, eventually,
     up::{Cluster, Up, Workload},
     weft,
 };
@@ -36,15 +32,12 @@ const END_LIMIT: Duration = Duration::from_secs(30);
 const COMMAND_LIMIT: Duration = Duration::from_secs(90);
 
 /// Which blocks of loopback addresses the meshes of one program take, one mesh after the other.
-pub struct Blocks {
-    turn: std::sync::LazyLock<Arc<Mutex<()>>>,
-    next: AtomicU8,
-}
+pub struct Blocks(AtomicU8);
 
 impl Blocks {
     /// From `127.first` on.
     pub const fn from(first: u8) -> Self {
-        Blocks { turn: std::sync::LazyLock::new(Arc::default), next: AtomicU8::new(first) }
+        Blocks(AtomicU8::new(first))
     }
 }
 
@@ -60,8 +53,7 @@ pub struct Mesh {
     pub ready_after: Duration,
     /// Processes that the test started beside it.
     beside: Vec<Child>,
-    /// Two meshes at once would only slow each other down.
-    _turn: OwnedMutexGuard<()>,
+    _turn: Turn,
 }
 
 impl Mesh {
@@ -70,12 +62,12 @@ impl Mesh {
     /// # Panics
     /// When it does not come up.
     pub async fn up(blocks: &Blocks, args: &[&str]) -> Mesh {
-        let turn = blocks.turn.clone().lock_owned().await;
-        let block = blocks.next.fetch_add(2, Ordering::Relaxed);
+        let turn = Turn::take().await;
+        let block = blocks.0.fetch_add(2, Ordering::Relaxed);
         Mesh::start(block, args, turn).await.unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    async fn start(block: u8, args: &[&str], turn: OwnedMutexGuard<()>) -> anyhow::Result<Mesh> {
+    async fn start(block: u8, args: &[&str], turn: Turn) -> anyhow::Result<Mesh> {
         let weft = weft()?;
         let holder = tempfile::tempdir()?;
         let dir = holder.path().join("weft-up");

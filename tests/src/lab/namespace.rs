@@ -26,7 +26,10 @@ pub(super) struct Namespace {
 /// Whether namespaces can be made here; else what has to be done.
 pub(super) fn check() -> Result<(), String> {
     if !geteuid().is_root() {
-        return Err("it takes root: `sudo -E cargo test -p weft-tests --test lab`".to_owned());
+        return Err(
+            "it takes root: `sudo -E ./test`, or `./test -p weft-tests -- --skip lab::` for what needs none"
+                .to_owned(),
+        );
     }
     for (program, package) in [("ip", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux")] {
         let found =

@@ -19,7 +19,7 @@ use weft_tests::harness::{
     up::Workload,
 };
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(10);
 const REVIEWS: &str = "spiffe://shop.example/ns/shop/sa/reviews";

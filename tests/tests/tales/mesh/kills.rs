@@ -10,7 +10,7 @@ use weft_tests::harness::{
     up::Workload,
 };
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const GETS_PER_SECOND: u32 = 200;
 const ORDERS_PER_SECOND: u32 = 50;

@@ -7,7 +7,7 @@ use std::{
 
 use weft_tests::harness::{EtcdServer, Load, Mesh, eventually};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(40);
 

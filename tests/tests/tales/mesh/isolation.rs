@@ -9,7 +9,7 @@ use std::{
 
 use weft_tests::harness::{Mesh, eventually, up::Cluster};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clusters_share_one_connection_and_no_file() {

@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use weft_tests::harness::{Mesh, eventually, logs};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const STREAMS: usize = 256;
 const SOON: Duration = Duration::from_secs(20);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use weft_tests::harness::{Client, Mesh, eventually};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 /// Enough that an endpoint of another cluster would be taken.

@@ -11,7 +11,7 @@ use weft_tests::harness::{
     repository::{Commit, Repository},
 };
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const COMMITS: usize = 50;
 const PROBES_PER_SECOND: u32 = 100;

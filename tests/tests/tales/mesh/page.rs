@@ -8,7 +8,7 @@ use std::{
 use serde_json::json;
 use weft_tests::harness::{Collector, Mesh, client::request, collector::Span, eventually, explanations};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(10);
 

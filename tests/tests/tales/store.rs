@@ -4,7 +4,6 @@
 //! what must never be seen otherwise: every head that is told is whole, says one number at both places, is later than
 //! the one before it, and never has a lower number than one that a control plane has said to be in force.
 
-#[path = "store/replicas.rs"]
 mod replicas;
 
 use std::{
@@ -28,7 +27,7 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use weft_tests::harness::{Answer, Client, EtcdServer, client::request, eventually, git::git, weft};
+use weft_tests::harness::{Answer, Client, EtcdServer, Turn, client::request, eventually, git::git, weft};
 
 /// A lease of the leadership, a start, and what a busy machine makes of both.
 const SOON: Duration = Duration::from_secs(90);
@@ -47,11 +46,14 @@ fn store(server: &EtcdServer) -> Etcd {
 }
 
 /// What rules the primary: commits by their number.
-struct Source(TempDir);
+struct Source {
+    dir: TempDir,
+    _turn: Turn,
+}
 
 impl Source {
-    fn new() -> Self {
-        let source = Source(tempfile::tempdir().unwrap());
+    async fn new() -> Self {
+        let source = Source { dir: tempfile::tempdir().unwrap(), _turn: Turn::take().await };
         git(source.path(), &["init", "--quiet", "-b", "main"]);
         let mesh = "apiVersion: weft.mesh/v1alpha1\nkind: Mesh\nmetadata: { name: mesh }\n\
             spec: { trustDomain: store.example }\n---\n\
@@ -61,7 +63,7 @@ impl Source {
     }
 
     fn path(&self) -> &Path {
-        self.0.path()
+        self.dir.path()
     }
 
     /// Gives the commit's id.
@@ -257,7 +259,7 @@ async fn read(store: Etcd, said: Arc<AtomicU16>, seen: tokio::sync::watch::Sende
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_killed_while_it_publishes_leaves_nothing_half_and_loses_nothing() {
-    let (source, mut server) = (Source::new(), EtcdServer::start(ip(1, 1), &[]));
+    let (source, mut server) = (Source::new().await, EtcdServer::start(ip(1, 1), &[]));
     let mut reader = Reader::start(&server);
     let mut primary = Primary::new(ip(1, 2), &source, &server);
     let first = source.commit(1);
@@ -304,7 +306,7 @@ async fn what_is_killed_while_it_publishes_leaves_nothing_half_and_loses_nothing
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_sleeps_is_succeeded_and_moves_nothing_when_it_wakes() {
-    let (source, server) = (Source::new(), EtcdServer::start(ip(2, 1), &[]));
+    let (source, server) = (Source::new().await, EtcdServer::start(ip(2, 1), &[]));
     let mut reader = Reader::start(&server);
     let mut sleeper = Primary::new(ip(2, 2), &source, &server);
     let first = source.commit(1);
@@ -330,7 +332,7 @@ async fn a_leader_that_sleeps_is_succeeded_and_moves_nothing_when_it_wakes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_backup_begins_a_new_epoch_with_what_is_in_force() {
-    let (source, mut server) = (Source::new(), EtcdServer::start(ip(3, 1), &[]));
+    let (source, mut server) = (Source::new().await, EtcdServer::start(ip(3, 1), &[]));
     let mut reader = Reader::start(&server);
     let mut primary = Primary::new(ip(3, 2), &source, &server);
     primary.start();
@@ -354,7 +356,7 @@ async fn a_restored_backup_begins_a_new_epoch_with_what_is_in_force() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_waits_while_the_store_is_full() {
     let (source, mut server) =
-        (Source::new(), EtcdServer::start(ip(4, 1), &["--quota-backend-bytes", "4000000"]));
+        (Source::new().await, EtcdServer::start(ip(4, 1), &["--quota-backend-bytes", "4000000"]));
     let mut reader = Reader::start(&server);
     let mut primary = Primary::new(ip(4, 2), &source, &server);
     let first = source.commit(1);

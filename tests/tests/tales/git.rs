@@ -6,7 +6,10 @@ use controlplane::git::{Access, Bell, Observation, Repository, Source, watch};
 use tempfile::TempDir;
 use tokio::{sync::watch as channel, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
-use weft_tests::harness::git::{Certificates, HttpBackend, Manner, Origin, Sshd, git};
+use weft_tests::harness::{
+    Turn,
+    git::{Certificates, HttpBackend, Manner, Origin, Sshd, git},
+};
 
 /// Longer than any test runs: what is seen is seen because the bell rang.
 const NEVER: Duration = Duration::from_secs(3600);
@@ -68,16 +71,17 @@ fn repository(url: &str, access: Access, dir: &Path) -> Arc<Repository> {
     Arc::new(Repository::new(source, &dir.join("sources")))
 }
 
-fn origin() -> (TempDir, Origin) {
+async fn origin() -> (Turn, TempDir, Origin) {
+    let turn = Turn::take().await;
     let dir = tempfile::tempdir().unwrap();
     let origin = Origin::below(dir.path());
     origin.make("config", &[]);
-    (dir, origin)
+    (turn, dir, origin)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn https_with_a_token_a_certificate_and_an_authority_each_from_a_file_that_rotates() {
-    let (dir, origin) = origin();
+    let (_turn, dir, origin) = origin().await;
     let made = Certificates::make(dir.path(), HTTP);
     let server = HttpBackend::start(HTTP, &origin.root, Some(made.server.clone())).await;
     server.wants("git", "first-token");
@@ -122,7 +126,7 @@ async fn https_with_a_token_a_certificate_and_an_authority_each_from_a_file_that
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ssh_with_a_key_and_known_hosts_each_from_a_file_that_rotates() {
-    let (dir, origin) = origin();
+    let (_turn, dir, origin) = origin().await;
     let server = Sshd::start(SSH, dir.path()).await;
     server.lets_in("first");
     let (key, known_hosts) = (dir.path().join("a key"), dir.path().join("known_hosts"));
@@ -154,7 +158,7 @@ async fn ssh_with_a_key_and_known_hosts_each_from_a_file_that_rotates() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_away_hangs_or_lost_its_branch_leaves_the_last_commit() {
-    let (dir, origin) = origin();
+    let (_turn, dir, origin) = origin().await;
     let mut server = HttpBackend::start(HTTP, &origin.root, None).await;
     let first = origin.push("config", "a.yaml", "a: 1\n");
     let mut watching = Watching::start(&server.url("config"), Access::default(), dir.path());
@@ -190,7 +194,7 @@ async fn a_server_that_is_away_hangs_or_lost_its_branch_leaves_the_last_commit()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_may_be_rewritten_and_objects_named_by_sha256() {
-    let (dir, origin) = origin();
+    let (_turn, dir, origin) = origin().await;
     origin.make("other", &["--object-format=sha256"]);
     let server = HttpBackend::start(HTTP, &origin.root, None).await;
     let first = origin.push("config", "a.yaml", "a: 1\n");
@@ -213,7 +217,7 @@ async fn history_may_be_rewritten_and_objects_named_by_sha256() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_grows_with_its_history_not_with_its_age() {
-    let (dir, origin) = origin();
+    let (_turn, dir, origin) = origin().await;
     let server = HttpBackend::start(HTTP, &origin.root, None).await;
     let config = repository(&server.url("config"), Access::default(), dir.path());
     let first = origin.push("config", "a.yaml", "a: 0\n");

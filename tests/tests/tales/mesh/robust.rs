@@ -13,7 +13,7 @@ use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use weft_tests::harness::{Client, Mesh, eventually};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -87,7 +87,7 @@ impl Primary {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_takes_over_knows_the_keys_the_used_tokens_and_the_workloads() {
-    let (source, server) = (Source::new(), EtcdServer::start(ip(6, 1), &[]));
+    let (source, server) = (Source::new().await, EtcdServer::start(ip(6, 1), &[]));
     let places = [ip(6, 2), ip(6, 3)];
     let [mut first, mut second] = places.map(|at| Primary::new(at, &source, &server));
     let commit = source.commit(1);
@@ -143,7 +143,7 @@ async fn who_takes_over_knows_the_keys_the_used_tokens_and_the_workloads() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_can_write_to_the_store_does_not_rule_by_that() {
-    let (source, server) = (Source::new(), EtcdServer::start(ip(7, 1), &[]));
+    let (source, server) = (Source::new().await, EtcdServer::start(ip(7, 1), &[]));
     let mut primary = Primary::new(ip(7, 2), &source, &server);
     let first = source.commit(1);
     primary.start();

@@ -8,7 +8,7 @@ use weft_tests::harness::{
     Client, Load, Mesh, client::request, eventually, logs, mesh::first_line, up::Workload,
 };
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 

@@ -15,7 +15,7 @@ use weft_tests::harness::{
     prober::Probe,
 };
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 const PROBES_PER_SECOND: u32 = 50;

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use weft_tests::harness::{Client, Mesh, client::request, eventually, logs};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 /// Enough that a way around the gateway would be taken.

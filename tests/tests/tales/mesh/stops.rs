@@ -5,7 +5,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use weft_tests::harness::{Load, Mesh, client::clusters_of, up::Workload};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const GETS_PER_SECOND: u32 = 200;
 const ORDERS_PER_SECOND: u32 = 50;

@@ -4,7 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use weft_tests::harness::{Load, Mesh, eventually};
 
-use crate::BLOCKS;
+use super::BLOCKS;
 
 const SOON: Duration = Duration::from_secs(20);
 

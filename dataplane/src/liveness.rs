@@ -23,9 +23,11 @@ use std::{
     time::Duration,
 };
 
+use process::shutdown::Shutdown;
 use tokio::{
     io::{AsyncRead, ReadBuf},
     net::TcpStream,
+    time::{MissedTickBehavior, interval},
 };
 
 use crate::balance::{Gateway, Moment};
@@ -34,7 +36,7 @@ use crate::balance::{Gateway, Moment};
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// How often that is looked at.
-pub const SWEEP: Duration = Duration::from_millis(250);
+const SWEEP: Duration = Duration::from_millis(250);
 
 /// Connections that one worker looks after.
 #[derive(Debug, Default)]
@@ -107,8 +109,25 @@ impl Liveness {
         self.lock().insert(stream.as_raw_fd(), connection);
     }
 
+    /// Sweeps a few times a second until `shutdown`, and does what else there is to do as often.
+    pub async fn tend(&self, shutdown: &Shutdown, now: impl Fn() -> Moment, mut also: impl FnMut()) {
+        let mut ticks = interval(SWEEP);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = shutdown.cancelled() => return,
+            }
+            let dead = self.sweep(now());
+            if dead > 0 {
+                tracing::warn!(connections = dead, "nothing was acknowledged for 2 s: given up");
+            }
+            also();
+        }
+    }
+
     /// Looks at all connections; shuts down the dead ones, whose owners then see them closed. How many there were.
-    pub fn sweep(&self, now: Moment) -> usize {
+    fn sweep(&self, now: Moment) -> usize {
         let mut dead = 0;
         // Under the lock no stream is dropped, so every descriptor in the map is still the one that was put there.
         for (descriptor, connection) in self.lock().iter_mut() {

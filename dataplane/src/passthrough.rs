@@ -44,10 +44,7 @@ use reach::Outcome;
 use sources::Sources;
 use table::Table;
 
-use crate::{
-    balance::Moment,
-    liveness::{self, Liveness},
-};
+use crate::{balance::Moment, liveness::Liveness};
 
 pub use table::BadTarget;
 
@@ -174,18 +171,7 @@ impl Passthrough {
 
     /// Ends flows one side of which is gone, until `shutdown`.
     pub async fn tend(self: Arc<Self>, shutdown: Shutdown) {
-        let mut ticks = tokio::time::interval(liveness::SWEEP);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = shutdown.cancelled() => return,
-            }
-            let dead = self.liveness.sweep(Moment::since(self.start, Instant::now()));
-            if dead > 0 {
-                tracing::warn!(flows = dead, "nothing was acknowledged for 2 s: given up");
-            }
-        }
+        self.liveness.tend(&shutdown, || Moment::since(self.start, Instant::now()), || {}).await;
     }
 }
 

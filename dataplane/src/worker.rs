@@ -12,13 +12,7 @@ use process::{
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-use crate::{
-    account::Handles,
-    balance, dial,
-    liveness::{self, Liveness},
-    pool::Pool,
-    proxy::Proxy,
-};
+use crate::{account::Handles, balance, dial, liveness::Liveness, pool::Pool, proxy::Proxy};
 
 /// One worker.
 pub struct Worker {
@@ -80,24 +74,14 @@ impl Worker {
 
     /// Looks after connections, and after gateways that are lost or doubted, until `shutdown`.
     pub async fn tend(self: Rc<Self>, shutdown: Shutdown) {
-        let mut ticks = tokio::time::interval(liveness::SWEEP);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = shutdown.cancelled() => return,
-            }
-            let now = Instant::now();
-            let dead = self.liveness.sweep(self.proxy.now());
-            if dead > 0 {
-                tracing::warn!(connections = dead, "nothing was acknowledged for 2 s: given up");
-            }
-            self.pool.sweep(&self, now);
+        let also = || {
+            self.pool.sweep(&self, Instant::now());
             for gateway in self.proxy.gateways.due(self.proxy.now()) {
                 let worker = self.clone();
                 self.spawn(async move { dial::try_gateway(&worker, &gateway).await });
             }
-        }
+        };
+        self.liveness.tend(&shutdown, || self.proxy.now(), also).await;
     }
 }
 

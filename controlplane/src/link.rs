@@ -24,26 +24,26 @@ pub(crate) const QUEUE: usize = 32;
 /// Several changes at once make one message.
 pub(crate) const GATHER: Duration = Duration::from_millis(2);
 
-/// Takes the catalogue of a cluster that itself says it (primary).
-pub(crate) fn learn(plane: &Plane, catalogue: wire::Catalogue) {
+/// Takes the catalogue of a cluster that itself says it, if that link counts (primary).
+pub(crate) fn learn(plane: &Plane, catalogue: wire::Catalogue, counts: impl FnOnce() -> bool) {
     let now_ms = (plane.now() * 1000.0) as u64;
-    take(plane, catalogue, |held, said| heard(held, said, now_ms));
+    take(plane, catalogue, |held, said| counts().then(|| heard(held, said, now_ms)));
 }
 
 /// Takes the catalogue of another cluster that the primary passes on (remote).
 pub(crate) fn learn_by_primary(plane: &Plane, catalogue: wire::Catalogue) {
-    take(plane, catalogue, passed_on);
+    take(plane, catalogue, |held, said| Some(passed_on(held, said)));
 }
 
 fn take(
     plane: &Plane,
     said: wire::Catalogue,
-    judge: impl FnOnce(Option<&wire::Catalogue>, wire::Catalogue) -> wire::Catalogue,
+    judge: impl FnOnce(Option<&wire::Catalogue>, wire::Catalogue) -> Option<wire::Catalogue>,
 ) {
     let Ok(cluster) = ClusterName::new(&said.cluster) else { return };
     plane.peers.send_if_modified(|peers| {
         let held = peers.get(&cluster);
-        let next = judge(held.map(|held| &**held), said);
+        let Some(next) = judge(held.map(|held| &**held), said) else { return false };
         let news = held.is_none_or(|held| **held != next);
         if news {
             Arc::make_mut(peers).insert(cluster, Arc::new(next));

@@ -24,6 +24,7 @@ use crate::{
     authority::Authority,
     commits::Commits,
     config::Config,
+    link::primary::Links,
     push::Registry,
     snapshot::{Configuration, Snapshot},
     store::{self, Store, StoreError, read_revision},
@@ -84,8 +85,8 @@ pub struct Plane {
     pub primary_away: watch::Sender<Option<f64>>,
     /// What happened lately.
     pub events: Events,
-    /// The number of each remote's newest link (primary): an older one that ends late says nothing of it.
-    pub links: Mutex<BTreeMap<ClusterName, u64>>,
+    /// The remotes' links (primary).
+    pub links: Links,
 }
 
 impl Plane {
@@ -120,19 +121,6 @@ impl Plane {
     /// Whether `cluster` is a member by the configuration in force.
     pub fn is_member(&self, cluster: &ClusterName) -> bool {
         self.configuration.borrow().member(cluster).is_some()
-    }
-
-    /// The number of a new link of `cluster`.
-    pub fn open_link(&self, cluster: &ClusterName) -> u64 {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let number = links.entry(cluster.clone()).or_default();
-        *number += 1;
-        *number
-    }
-
-    /// Whether this is the newest link of `cluster`.
-    pub fn is_newest_link(&self, cluster: &ClusterName, number: u64) -> bool {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).get(cluster) == Some(&number)
     }
 }
 

@@ -7,7 +7,7 @@ mod registry;
 pub mod server;
 mod session;
 
-pub use registry::{Account, Asked, Enrolled, Proxy, Registry, RegistryError};
+pub use registry::{Account, Asked, Enrolled, Proxy, ProxyStream, Registry, RegistryError};
 pub use session::{Action, Session};
 
 /// The largest message of a proxy: a `Hello` that names some 40,000 resources.

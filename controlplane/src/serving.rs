@@ -27,7 +27,7 @@ use crate::{
     authority::Authority,
     commits::Commits,
     config::{Config, Duty, Keep},
-    link::{self, Kept, MAX_MESSAGE_BYTES},
+    link::{self, Kept, MAX_MESSAGE_BYTES, primary::Links},
     plane::{Events, Plane, load, seconds},
     push::{self, Registry},
     report,
@@ -100,7 +100,7 @@ pub async fn assemble(
         vault: begun.vault,
         primary_away: watch::Sender::new(None),
         events: Events::default(),
-        links: std::sync::Mutex::default(),
+        links: Links::default(),
         config,
     };
     Ok(Arc::new(plane))

@@ -1,6 +1,10 @@
 //! The primary's end: every remote's stream arrives here.
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use api::{
     admin::ClusterStatus,
@@ -17,6 +21,7 @@ use process::{
 };
 use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{BLOB_BATCH_BYTES, GATHER, QUEUE, grow_stale, learn};
@@ -94,11 +99,27 @@ impl Federation for Server {
             return Err(Status::invalid_argument("a link begins with RemoteHello"));
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let number = self.plane.open_link(&cluster);
+        let superseded = self.plane.links.open(&cluster);
         let link =
-            Link { plane: self.plane.clone(), hub: Hub::new(cluster, hello), verified, number, sender };
+            Link { plane: self.plane.clone(), hub: Hub::new(cluster, hello), verified, superseded, sender };
         self.shutdown.spawn("link", link.run(incoming, self.shutdown.clone()));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(Ok))))
+    }
+}
+
+/// The links of all remotes. Of each remote one counts, the newest: the network may hold back the older one's words.
+#[derive(Debug, Default)]
+pub struct Links(Mutex<BTreeMap<ClusterName, CancellationToken>>);
+
+impl Links {
+    /// A new link of `cluster`, which ends the one before it; with what says when it is superseded itself.
+    fn open(&self, cluster: &ClusterName) -> CancellationToken {
+        let superseded = CancellationToken::new();
+        let mut links = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = links.insert(cluster.clone(), superseded.clone()) {
+            before.cancel();
+        }
+        superseded
     }
 }
 
@@ -192,7 +213,8 @@ struct Link {
     plane: Arc<Plane>,
     hub: Hub,
     verified: Arc<Verified>,
-    number: u64,
+    /// Whether a newer link of the same remote is up: what arrives here still, late, says nothing any more.
+    superseded: CancellationToken,
     sender: mpsc::Sender<wire::ToRemote>,
 }
 
@@ -213,6 +235,7 @@ impl Link {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break,
+                () = self.superseded.cancelled() => break,
                 message = incoming.message() => {
                     open = match message {
                         Ok(Some(wire::FromRemote { message: Some(message) })) => self.on_message(message).await,
@@ -241,7 +264,7 @@ impl Link {
 
     /// What it offered stays, with its age; unless a newer link is up already.
     fn end(&self, cluster: &ClusterName) {
-        if !self.plane.is_newest_link(cluster, self.number) {
+        if !self.counts() {
             return;
         }
         let now = self.plane.now();
@@ -249,11 +272,17 @@ impl Link {
             .events
             .note(format!("cluster {cluster}"), "its link is down; what it offered stays, with its age");
         self.plane.reports.send_modify(|reports| {
-            if let Some(heard) = Arc::make_mut(reports).get_mut(cluster) {
+            if let Some(heard) = Arc::make_mut(reports).get_mut(cluster).filter(|_| self.counts()) {
                 heard.away_since = Some(now);
             }
         });
-        grow_stale(&self.plane, |name| name == cluster);
+        grow_stale(&self.plane, |name| name == cluster && self.counts());
+    }
+
+    /// Whether this is the newest link. It is asked while what the link says is written down: what the newest one said
+    /// is never overwritten by an older one.
+    fn counts(&self) -> bool {
+        !self.superseded.is_cancelled()
     }
 
     async fn sync(&mut self) -> Result<(), Ended> {
@@ -274,7 +303,7 @@ impl Link {
             from_remote::Message::Catalogue(catalogue) => {
                 // A cluster speaks for itself alone.
                 if catalogue.cluster == self.hub.cluster.as_str() {
-                    learn(&self.plane, catalogue);
+                    learn(&self.plane, catalogue, || self.counts());
                 }
             }
             from_remote::Message::Want(want) => self.send_blobs(&want.hashes).await?,
@@ -283,9 +312,13 @@ impl Link {
                     Ok(status) if status.name == self.hub.cluster => {
                         let heard = Heard { status: Arc::new(status), away_since: None };
                         let cluster = self.hub.cluster.clone();
-                        self.plane
-                            .reports
-                            .send_modify(|reports| drop(Arc::make_mut(reports).insert(cluster, heard)));
+                        self.plane.reports.send_if_modified(|reports| {
+                            let counts = self.counts();
+                            if counts {
+                                Arc::make_mut(reports).insert(cluster, heard);
+                            }
+                            counts
+                        });
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -352,5 +385,81 @@ fn world(plane: &Plane) -> World {
         bundle: wire::Bundle { bundle: json, signature, statement },
         catalogues,
         statuses,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::fixture;
+
+    fn west() -> ClusterName {
+        "west".parse().unwrap()
+    }
+
+    /// A link of west to the primary.
+    fn link(plane: &Arc<Plane>) -> Link {
+        let identity = plane.authority.identity();
+        let verified = identity.verify(identity.credentials().chain(), plane.world.unix()).unwrap();
+        let hub = Hub::new(west(), wire::RemoteHello::default());
+        let superseded = plane.links.open(&west());
+        Link { plane: plane.clone(), hub, verified, superseded, sender: mpsc::channel(QUEUE).0 }
+    }
+
+    /// West says of itself that it obeys `label`, and that its gateway is called so too.
+    async fn says(link: &mut Link, label: &str) {
+        let status = ClusterStatus {
+            name: west(),
+            commit: Some(label.into()),
+            ..crate::report::unknown(&link.plane.config)
+        };
+        let json = serde_json::to_vec(&status).unwrap();
+        let catalogue =
+            wire::Catalogue { cluster: "west".into(), gateways: vec![label.into()], ..Default::default() };
+        for message in [
+            from_remote::Message::Status(wire::ClusterStatus { cluster: "west".into(), json }),
+            from_remote::Message::Catalogue(catalogue),
+        ] {
+            assert!(link.on_message(message).await.is_ok());
+        }
+    }
+
+    /// What the primary knows of west: the commit, since when it is away, its gateway and since when that is stale.
+    fn known(plane: &Plane) -> (String, Option<f64>, String, bool) {
+        let heard = plane.reports.borrow()[&west()].clone();
+        let catalogue = plane.peers.borrow()[&west()].clone();
+        (
+            heard.status.commit.clone().unwrap(),
+            heard.away_since,
+            catalogue.gateways[0].clone(),
+            catalogue.stale_since > 0,
+        )
+    }
+
+    /// Found by the simulated network: what a slow way held back on the older link replaced what the newer one had
+    /// said, and no `wait` ended any more.
+    #[tokio::test]
+    async fn late_words_of_an_older_link_and_its_end_say_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let (plane, _) = fixture::primary(home.path(), false).await;
+        let mut old = link(&plane);
+        says(&mut old, "one").await;
+        assert_eq!(known(&plane), ("one".into(), None, "one".into(), false));
+        let mut new = link(&plane);
+        says(&mut new, "two").await;
+        says(&mut old, "one").await;
+        old.end(&west());
+        assert_eq!(known(&plane), ("two".into(), None, "two".into(), false));
+        new.end(&west());
+        assert_eq!(known(&plane), ("two".into(), Some(fixture::BEGIN), "two".into(), true));
+    }
+
+    #[tokio::test]
+    async fn a_newer_link_ends_the_older_one_of_the_same_remote_alone() {
+        let links = Links::default();
+        let (west, south) = (links.open(&west()), links.open(&"south".parse().unwrap()));
+        assert!(!west.is_cancelled());
+        let newer = links.open(&"west".parse().unwrap());
+        assert!(west.is_cancelled() && !newer.is_cancelled() && !south.is_cancelled());
     }
 }

@@ -57,7 +57,7 @@ pub struct Proxy {
     pub registered: Registered,
     /// Whether its stream is up.
     pub connected: bool,
-    /// Which of its streams that is: an older one that ends late says nothing of it.
+    /// The number of its newest stream.
     pub stream: u64,
     /// Whether its lease has run out.
     pub gone: bool,
@@ -73,6 +73,16 @@ pub struct Proxy {
     pub version: String,
     /// What it holds to be bad now.
     pub ejected: BTreeMap<String, String>,
+}
+
+/// One stream of one proxy. What it says counts as long as it is the newest one of that proxy: on the way here words of
+/// an older one may have taken longer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProxyStream {
+    /// Whose it is.
+    pub instance: InstanceId,
+    /// No other stream of this registry has it.
+    pub number: u64,
 }
 
 /// Why nobody is registered.
@@ -191,7 +201,7 @@ impl Registry {
         self.lock().values().find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
     }
 
-    /// A proxy's stream is up; gives the stream's number. Earlier lives of the workload whose streams are away end
+    /// A proxy's stream is up. Earlier lives of the workload whose streams are away end
     /// here: the workload itself has come again.
     ///
     /// The proxy chooses the name of its instance, so it is held to its own workload: by another's name it would be
@@ -201,7 +211,7 @@ impl Registry {
         registered: Registered,
         version: String,
         now: Moment,
-    ) -> Result<u64, RegistryError> {
+    ) -> Result<ProxyStream, RegistryError> {
         let _comes = self.coming.read().await;
         let instance = registered.instance.clone();
         let earlier: Vec<InstanceId> = {
@@ -225,17 +235,18 @@ impl Registry {
         self.put(&registered, now.of_day).await?;
         self.take_out(earlier).await?;
         self.set_workload(registered.clone());
-        let stream = self.streams.fetch_add(1, Ordering::Relaxed);
-        let proxy = Proxy { version, stream, ..Proxy::new(registered, now, true) };
-        self.proxies.send_modify(|proxies| drop(Arc::make_mut(proxies).insert(instance, proxy)));
+        let stream = ProxyStream { instance, number: self.streams.fetch_add(1, Ordering::Relaxed) };
+        let proxy = Proxy { version, stream: stream.number, ..Proxy::new(registered, now, true) };
+        self.proxies
+            .send_modify(|proxies| drop(Arc::make_mut(proxies).insert(stream.instance.clone(), proxy)));
         Ok(stream)
     }
 
     /// A stream of a proxy is away; says whether that is news.
-    pub fn disconnect(&self, instance: &InstanceId, stream: u64, now: Moment) -> bool {
+    pub fn disconnect(&self, stream: &ProxyStream, now: Moment) -> bool {
         let mut news = false;
-        self.update(instance, |proxy| {
-            news = proxy.connected && proxy.stream == stream;
+        self.update(stream, |proxy| {
+            news = proxy.connected;
             if news {
                 (proxy.connected, proxy.since) = (false, now);
             }
@@ -244,12 +255,12 @@ impl Registry {
     }
 
     /// What a heartbeat says; gives what is new in it, in words.
-    pub fn beat(&self, instance: &InstanceId, heartbeat: api::wire::Heartbeat) -> Vec<String> {
+    pub fn beat(&self, stream: &ProxyStream, heartbeat: api::wire::Heartbeat) -> Vec<String> {
         let mut news = Vec::new();
         let (app_ready, draining) = (heartbeat.app_ready, heartbeat.draining);
         let ejected: BTreeMap<_, _> =
             heartbeat.ejected.into_iter().map(|one| (one.endpoint, one.reason)).collect();
-        self.update(instance, |proxy| {
+        let counts = self.update(stream, |proxy| {
             let before = &proxy.registered;
             if proxy.registered.role == Role::Sidecar && before.app_ready != app_ready {
                 news.push(
@@ -268,25 +279,25 @@ impl Registry {
             proxy.certificate_not_after = heartbeat.certificate_not_after;
             proxy.ejected = ejected;
         });
-        let known = self.workloads.borrow().get(instance).cloned();
-        if let Some(known) = known.filter(|known| (known.app_ready, known.draining) != (app_ready, draining))
-        {
+        let known = self.workloads.borrow().get(&stream.instance).cloned();
+        let is_news = |known: &Registered| (known.app_ready, known.draining) != (app_ready, draining);
+        if let Some(known) = known.filter(|known| counts && is_news(known)) {
             self.set_workload(Registered { app_ready, draining, ..known });
         }
         news
     }
 
     /// A proxy obeys all of `commit`.
-    pub fn reached(&self, instance: &InstanceId, commit: String) {
-        self.update(instance, |proxy| {
+    pub fn reached(&self, stream: &ProxyStream, commit: String) {
+        self.update(stream, |proxy| {
             proxy.reached = Some(commit);
             proxy.refused.clear();
         });
     }
 
     /// A proxy refused a push.
-    pub fn refused(&self, instance: &InstanceId, reasons: Vec<String>) {
-        self.update(instance, |proxy| proxy.refused = reasons);
+    pub fn refused(&self, stream: &ProxyStream, reasons: Vec<String>) {
+        self.update(stream, |proxy| proxy.refused = reasons);
     }
 
     /// Instances that go for good: by their own farewell, an operator's word, or a next life.
@@ -382,16 +393,22 @@ impl Registry {
         });
     }
 
-    fn update(&self, instance: &InstanceId, change: impl FnOnce(&mut Proxy)) {
+    /// Changes what is known of a proxy by the word of its newest stream; whether this is that one.
+    fn update(&self, stream: &ProxyStream, change: impl FnOnce(&mut Proxy)) -> bool {
+        let mut counts = false;
         self.proxies.send_if_modified(|all| {
-            let Some(mut proxy) = all.get(instance).cloned() else { return false };
+            let before = all.get(&stream.instance).filter(|proxy| proxy.stream == stream.number);
+            let Some(before) = before else { return false };
+            counts = true;
+            let mut proxy = before.clone();
             change(&mut proxy);
-            let changed = all.get(instance) != Some(&proxy);
+            let changed = *before != proxy;
             if changed {
-                Arc::make_mut(all).insert(instance.clone(), proxy);
+                Arc::make_mut(all).insert(stream.instance.clone(), proxy);
             }
             changed
         });
+        counts
     }
 
     async fn put(&self, registered: &Registered, now: SystemTime) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use api::{
     delta::Held,
     digest::Hash,
     identity::{CertificateDer, SpiffeId},
-    name::{InstanceId, Namespace},
+    name::Namespace,
     wire::{self, from_proxy},
 };
 use federation::token::WorkloadToken;
@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Account, Action, Enrolled, RegistryError, Session};
+use super::{Account, Action, Enrolled, ProxyStream, RegistryError, Session};
 use crate::{
     plane::Plane,
     snapshot::{Registered, Role},
@@ -172,8 +172,7 @@ impl Control for Server {
 /// One proxy's stream.
 struct Follower {
     plane: Arc<Plane>,
-    instance: InstanceId,
-    stream: u64,
+    stream: ProxyStream,
     account: Account,
     session: Session,
     sender: mpsc::Sender<wire::ToProxy>,
@@ -209,9 +208,8 @@ impl Follower {
                 }
             })?;
         let snapshot = plane.snapshot.borrow().clone();
-        let instance = node.instance.clone();
         let (session, actions) = Session::begin(node, held, hosts, snapshot);
-        Ok(Follower { plane, instance, stream, account, session, sender, actions })
+        Ok(Follower { plane, stream, account, session, sender, actions })
     }
 
     async fn run(mut self, mut incoming: Streaming<wire::FromProxy>, shutdown: Shutdown) {
@@ -234,7 +232,7 @@ impl Follower {
                 changed = snapshots.changed() => match changed {
                     Ok(()) => {
                         let snapshot = snapshots.borrow_and_update().clone();
-                        match snapshot.inputs.workloads.get(&self.instance).cloned() {
+                        match snapshot.inputs.workloads.get(&self.stream.instance).cloned() {
                             Some(node) => {
                                 registered = true;
                                 let actions = self.session.on_snapshot(node, snapshot);
@@ -259,8 +257,10 @@ impl Follower {
                 },
             };
         }
-        if self.plane.registry.disconnect(&self.instance, self.stream, self.plane.world.moment()) {
-            self.plane.events.note(format!("proxy {}", self.instance), "its stream is away; its lease runs");
+        if self.plane.registry.disconnect(&self.stream, self.plane.world.moment()) {
+            self.plane
+                .events
+                .note(format!("proxy {}", self.stream.instance), "its stream is away; its lease runs");
         }
     }
 
@@ -275,14 +275,14 @@ impl Follower {
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
             from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
             from_proxy::Message::Heartbeat(heartbeat) => {
-                for news in self.plane.registry.beat(&self.instance, heartbeat) {
-                    self.plane.events.note(format!("proxy {}", self.instance), news);
+                for news in self.plane.registry.beat(&self.stream, heartbeat) {
+                    self.plane.events.note(format!("proxy {}", self.stream.instance), news);
                 }
                 Vec::new()
             }
             from_proxy::Message::Farewell(_) => {
-                self.plane.events.note(format!("proxy {}", self.instance), "said farewell");
-                if let Err(error) = self.plane.registry.forget(vec![self.instance.clone()]).await {
+                self.plane.events.note(format!("proxy {}", self.stream.instance), "said farewell");
+                if let Err(error) = self.plane.registry.forget(vec![self.stream.instance.clone()]).await {
                     tracing::warn!(%error, "a farewell could not be kept");
                 }
                 return Err(Ended);
@@ -298,13 +298,13 @@ impl Follower {
                     let sent = self.sender.send(wire::ToProxy { message: Some(message) }).await;
                     sent.map_err(|_| Ended)?;
                 }
-                Action::Reached(commit) => self.plane.registry.reached(&self.instance, commit),
+                Action::Reached(commit) => self.plane.registry.reached(&self.stream, commit),
                 Action::Refused(reasons) => {
                     self.plane.events.note(
-                        format!("proxy {}", self.instance),
+                        format!("proxy {}", self.stream.instance),
                         format!("refused a push: {}", reasons.join("; ")),
                     );
-                    self.plane.registry.refused(&self.instance, reasons);
+                    self.plane.registry.refused(&self.stream, reasons);
                 }
             }
         }

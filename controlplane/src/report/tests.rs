@@ -12,6 +12,7 @@ use super::*;
 use crate::{
     commits::tests::{commit, revision},
     plane::fixture::{self, BEGIN, LEASE, Still},
+    push::ProxyStream,
     snapshot::{
         Role as Kind, build,
         fixture::{gateway, inputs, knowing, living, workload},
@@ -96,18 +97,24 @@ impl Mesh {
         states(&self.plane.commits.borrow(), source)
     }
 
-    async fn connect(&self, name: &str) -> u64 {
+    async fn connect(&self, name: &str) -> ProxyStream {
         let one = workload(name, "front", "v1", 11);
         self.plane.registry.connect(one, "1".into(), self.plane.world.moment()).await.unwrap()
     }
 
+    /// The newest stream of a proxy.
+    fn stream(&self, name: &str) -> ProxyStream {
+        let number = self.plane.registry.proxies().borrow()[&instance(name)].stream;
+        ProxyStream { instance: instance(name), number }
+    }
+
     fn obeys(&self, name: &str, label: &str) {
-        self.plane.registry.reached(&instance(name), label.into());
+        self.plane.registry.reached(&self.stream(name), label.into());
         self.speak();
     }
 
     fn refuses(&self, name: &str) {
-        self.plane.registry.refused(&instance(name), vec!["policy/a/b: no".into(), "c: nor this".into()]);
+        self.plane.registry.refused(&self.stream(name), vec!["policy/a/b: no".into(), "c: nor this".into()]);
         self.speak();
     }
 
@@ -215,7 +222,7 @@ async fn who_lags_is_told_with_the_reason() {
     mesh.obeys("front-1", &one);
     mesh.obeys("front-3", &one);
     mesh.refuses("front-3");
-    mesh.plane.registry.disconnect(&instance("front-4"), stream, mesh.plane.world.moment());
+    mesh.plane.registry.disconnect(&stream, mesh.plane.world.moment());
     mesh.speak();
     mesh.world.set(5.0);
     assert_eq!(
@@ -237,8 +244,8 @@ async fn who_is_gone_counts_only_where_that_is_asked_for() {
     let strictly = async |mesh: &Mesh| wait(&mesh.plane, &commit('1'), Duration::ZERO, true, NOTHING).await;
     assert!(!strictly(&mesh).await.effective);
     let heartbeat = wire::Heartbeat { certificate_not_after: BEGIN as i64 + 1_000, ..Default::default() };
-    mesh.plane.registry.beat(&instance("front-1"), heartbeat);
-    mesh.plane.registry.disconnect(&instance("front-1"), stream, mesh.plane.world.moment());
+    mesh.plane.registry.beat(&stream, heartbeat);
+    mesh.plane.registry.disconnect(&stream, mesh.plane.world.moment());
     mesh.world.set(LEASE.as_secs_f64());
     mesh.plane.registry.expire(mesh.plane.world.moment()).await.unwrap();
     mesh.speak();
@@ -440,7 +447,7 @@ async fn a_cluster_is_effective_when_none_of_its_own_lags() {
     assert!(!effective(), "it obeys the commit, and refuses what came after it");
     mesh.obeys("front-1", "another");
     assert!(!effective());
-    mesh.plane.registry.disconnect(&instance("front-1"), stream, mesh.plane.world.moment());
+    mesh.plane.registry.disconnect(&stream, mesh.plane.world.moment());
     assert!(!effective());
     mesh.world.set(LEASE.as_secs_f64());
     mesh.plane.registry.expire(mesh.plane.world.moment()).await.unwrap();
@@ -531,7 +538,7 @@ async fn the_word_of_a_cluster_follows_what_becomes_of_it() {
         tokio::time::timeout(SOON, words.wait_for(is)).await.unwrap().unwrap().effective
     };
     assert!(!heard(None).await);
-    mesh.plane.registry.reached(&instance("front-1"), one.clone());
+    mesh.plane.registry.reached(&mesh.stream("front-1"), one.clone());
     assert!(heard(Some(&one)).await);
     assert_eq!(mesh.states("shop")[0].0, CommitState::Effective);
     shutdown.drain(LONG).await.unwrap();

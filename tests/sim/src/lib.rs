@@ -94,8 +94,8 @@ async fn simulate(seed: u64, options: Options) -> Outcome {
     settle(&mesh, SETTLED, "liveness").await;
     if !mesh.has_failed() {
         let last = mesh.repository.borrow().last().clone();
-        if !mesh.wait(last).await {
-            mesh.oracle.borrow_mut().fail("liveness", "`wait` does not see that all is well".into());
+        if let Err(why) = mesh.wait(last).await {
+            mesh.oracle.borrow_mut().fail("liveness", format!("`wait` does not see that all is well: {why}"));
         }
     }
     let oracle = mesh.oracle.borrow();

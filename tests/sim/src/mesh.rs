@@ -145,17 +145,21 @@ impl Mesh {
         self.oracle.borrow_mut().see_proxy(&self.repository.borrow(), self.network.elapsed(), seen);
     }
 
-    /// Waits at the primary for `commit`, as an operator does; whether it was called effective.
-    pub async fn wait(self: &Rc<Self>, commit: Arc<Commit>) -> bool {
-        let Some(plane) = self.planes[0].plane() else { return false };
+    /// Waits at the primary for `commit`, as an operator does; why it was not called effective.
+    pub async fn wait(self: &Rc<Self>, commit: Arc<Commit>) -> Result<(), String> {
+        let plane = self.planes[0].plane().ok_or("the primary is off")?;
         let history = History { mesh: self.clone(), index: commit.index };
         let answer = controlplane::report::wait(&plane, &commit.id, WAIT, false, history).await;
         let lives = self.planes[0].plane().is_some_and(|now| Arc::ptr_eq(&now, &plane));
-        if answer.effective && lives {
-            self.trace.line(format_args!("commit {} is effective", short(commit.id.as_str())));
-            self.judge_effective(&commit);
+        if !lives {
+            return Err("the primary ended meanwhile".into());
         }
-        answer.effective && lives
+        if !answer.effective {
+            return Err(format!("{:?} lag", answer.lagging));
+        }
+        self.trace.line(format_args!("commit {} is effective", short(commit.id.as_str())));
+        self.judge_effective(&commit);
+        Ok(())
     }
 
     /// `commit` is called effective.

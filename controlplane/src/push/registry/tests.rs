@@ -25,7 +25,7 @@ fn instance(workload_id: &str, instance: &str) -> Registered {
     Registered { instance: instance.parse().unwrap(), ..workload(workload_id, "reviews", "v1", 12) }
 }
 
-async fn connect(registry: &Registry, one: Registered, now: u64) -> Result<u64, RegistryError> {
+async fn connect(registry: &Registry, one: Registered, now: u64) -> Result<ProxyStream, RegistryError> {
     registry.connect(one, "1".into(), at(now)).await
 }
 
@@ -59,12 +59,27 @@ async fn the_late_end_of_an_old_stream_says_nothing_of_the_new_one() {
     let registry = registry(&dir).await;
     let old = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     let new = connect(&registry, instance("reviews", "reviews-a"), 5).await.unwrap();
-    let name = "reviews-a".parse().unwrap();
-    assert!(!registry.disconnect(&name, old, at(6)));
+    assert!(!registry.disconnect(&old, at(6)));
     assert_eq!(registry.expire(at(60)).await.unwrap(), []);
     assert_eq!(state(&registry, "reviews-a"), (true, false));
-    assert!(registry.disconnect(&name, new, at(60)));
+    assert!(registry.disconnect(&new, at(60)));
     assert_eq!(state(&registry, "reviews-a"), (false, false));
+}
+
+#[tokio::test]
+async fn late_words_of_an_old_stream_are_not_those_of_the_proxy() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let old = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    let new = connect(&registry, instance("reviews", "reviews-a"), 5).await.unwrap();
+    let heartbeat = |app_ready| api::wire::Heartbeat { app_ready, ..Default::default() };
+    registry.reached(&new, "two".into());
+    registry.beat(&new, heartbeat(true));
+    let (proxies, workloads) = (registry.proxies(), registry.workloads());
+    registry.reached(&old, "one".into());
+    registry.refused(&old, vec!["no".into()]);
+    assert!(registry.beat(&old, heartbeat(false)).is_empty());
+    assert!(!proxies.has_changed().unwrap() && !workloads.has_changed().unwrap());
 }
 
 #[tokio::test]
@@ -75,7 +90,7 @@ async fn nor_does_it_where_an_operator_deregistered_the_workload_in_between() {
     let old = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     registry.forget(vec![name.clone()]).await.unwrap();
     connect(&registry, instance("reviews", "reviews-a"), 5).await.unwrap();
-    assert!(!registry.disconnect(&name, old, at(6)));
+    assert!(!registry.disconnect(&old, at(6)));
     assert_eq!(state(&registry, "reviews-a"), (true, false));
 }
 
@@ -84,7 +99,7 @@ async fn a_workload_outlives_its_stream_by_its_lease() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
-    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(1));
+    registry.disconnect(&stream, at(1));
     assert_eq!(registry.expire(at(15)).await.unwrap(), []);
     assert_eq!(registry.workloads().borrow().len(), 1);
     assert_eq!(registry.expire(at(16)).await.unwrap(), ["reviews".parse().unwrap()]);
@@ -97,7 +112,7 @@ async fn a_clock_that_is_set_ends_no_lease_and_prolongs_none() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let stream = connect(&registry, instance("reviews", "reviews-a"), 1_000).await.unwrap();
-    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(1_000));
+    registry.disconnect(&stream, at(1_000));
     let set = |to, seconds| Moment { of_day: at(to).of_day, ..at(seconds) };
     assert_eq!(registry.expire(set(9_000, 1_014)).await.unwrap(), []);
     assert_eq!(registry.expire(set(0, 1_015)).await.unwrap(), ["reviews".parse().unwrap()]);
@@ -110,7 +125,7 @@ async fn the_next_life_of_a_workload_ends_the_last_one() {
     let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     connect(&registry, instance("reviews", "reviews-b"), 1).await.unwrap();
     assert_eq!(registry.workloads().borrow().len(), 2, "both streams are up");
-    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(2));
+    registry.disconnect(&stream, at(2));
     connect(&registry, instance("reviews", "reviews-c"), 3).await.unwrap();
     let left: Vec<String> = registry.workloads().borrow().keys().map(ToString::to_string).collect();
     assert_eq!(left, ["reviews-b", "reviews-c"]);
@@ -135,7 +150,7 @@ async fn whoever_comes_back_while_its_lease_is_judged_stays() {
     let registry = registry(&dir).await;
     let name: InstanceId = "reviews-v1-a1".parse().unwrap();
     let stream = connect(&registry, instance("reviews-v1", "reviews-v1-a1"), 0).await.unwrap();
-    assert!(registry.disconnect(&name, stream, at(1)));
+    assert!(registry.disconnect(&stream, at(1)));
     let comes = connect(&registry, instance("reviews-v1", "reviews-v1-a1"), 17);
     let (came, gone) = tokio::join!(comes, registry.expire(at(17)));
     assert!(came.is_ok() && gone.unwrap().is_empty());
@@ -225,7 +240,7 @@ async fn a_heartbeat_is_told_to_callers_and_what_is_new_in_it_to_people() {
     let name: InstanceId = "reviews-a".parse().unwrap();
     let mut one = instance("reviews", "reviews-a");
     one.app_ready = false;
-    connect(&registry, one, 0).await.unwrap();
+    let stream = connect(&registry, one, 0).await.unwrap();
     let beat = |app_ready, draining, bad: &[&str]| {
         let bad = bad.iter().map(|endpoint| api::wire::EndpointHealth {
             endpoint: (*endpoint).into(),
@@ -238,27 +253,28 @@ async fn a_heartbeat_is_told_to_callers_and_what_is_new_in_it_to_people() {
         let one = registry.workloads().borrow()[&name].clone();
         (one.app_ready, one.draining)
     };
-    assert_eq!(registry.beat(&name, beat(true, false, &[])), ["its application answers"]);
+    assert_eq!(registry.beat(&stream, beat(true, false, &[])), ["its application answers"]);
     assert_eq!(told(), (true, false));
     assert_eq!(registry.proxies().borrow()[&name].certificate_not_after, 7);
     let mut workloads = registry.workloads();
     workloads.mark_unchanged();
-    assert!(registry.beat(&name, beat(true, false, &[])).is_empty());
+    assert!(registry.beat(&stream, beat(true, false, &[])).is_empty());
     assert!(!workloads.has_changed().unwrap());
-    assert_eq!(registry.beat(&name, beat(true, false, &["x"])), ["holds x to be bad: it answers 503"]);
+    assert_eq!(registry.beat(&stream, beat(true, false, &["x"])), ["holds x to be bad: it answers 503"]);
     assert!(!workloads.has_changed().unwrap(), "what one holds of another is told to people alone");
     assert_eq!(
-        registry.beat(&name, beat(true, false, &["y"])),
+        registry.beat(&stream, beat(true, false, &["y"])),
         ["holds y to be bad: it answers 503", "takes x to be good again"]
     );
-    assert_eq!(registry.beat(&name, beat(false, false, &["y"])), ["its application does not answer"]);
+    assert_eq!(registry.beat(&stream, beat(false, false, &["y"])), ["its application does not answer"]);
     assert_eq!(told(), (false, false));
-    assert_eq!(registry.beat(&name, beat(false, true, &["y"])), ["drains"]);
+    assert_eq!(registry.beat(&stream, beat(false, true, &["y"])), ["drains"]);
     assert_eq!(told(), (false, true));
-    assert!(registry.beat(&name, beat(false, true, &["y"])).is_empty());
-    assert!(registry.beat(&name, beat(false, false, &["y"])).is_empty());
+    assert!(registry.beat(&stream, beat(false, true, &["y"])).is_empty());
+    assert!(registry.beat(&stream, beat(false, false, &["y"])).is_empty());
     assert_eq!(told(), (false, false));
-    assert!(registry.beat(&"nobody-a".parse().unwrap(), beat(true, true, &[])).is_empty());
+    let nobody = ProxyStream { instance: "nobody-a".parse().unwrap(), ..stream };
+    assert!(registry.beat(&nobody, beat(true, true, &[])).is_empty());
     assert_eq!(registry.workloads().borrow().len(), 1);
 }
 
@@ -267,11 +283,10 @@ async fn a_gateway_has_no_application_that_could_answer() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let gateway = crate::snapshot::fixture::gateway("ingress", Role::Ingress, 9);
-    let name = gateway.instance.clone();
     let gateway = Registered { app_ready: false, ..gateway };
-    connect(&registry, gateway, 0).await.unwrap();
+    let stream = connect(&registry, gateway, 0).await.unwrap();
     let heartbeat = api::wire::Heartbeat { app_ready: true, ..Default::default() };
-    assert!(registry.beat(&name, heartbeat).is_empty());
+    assert!(registry.beat(&stream, heartbeat).is_empty());
 }
 
 #[tokio::test]
@@ -279,7 +294,7 @@ async fn a_refusal_is_shown_until_the_next_commit_is_obeyed() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let name: InstanceId = "reviews-a".parse().unwrap();
-    connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     let mut proxies = registry.proxies();
     let mut shown = |is_news: bool| {
         assert_eq!(proxies.has_changed().unwrap(), is_news);
@@ -287,13 +302,13 @@ async fn a_refusal_is_shown_until_the_next_commit_is_obeyed() {
         (all[&name].reached.clone(), all[&name].refused.clone())
     };
     shown(false);
-    registry.reached(&name, "one".into());
+    registry.reached(&stream, "one".into());
     assert_eq!(shown(true), (Some("one".into()), vec![]));
-    registry.reached(&name, "one".into());
+    registry.reached(&stream, "one".into());
     shown(false);
-    registry.refused(&name, vec!["no".into()]);
+    registry.refused(&stream, vec!["no".into()]);
     assert_eq!(shown(true), (Some("one".into()), vec!["no".into()]));
-    registry.reached(&name, "two".into());
+    registry.reached(&stream, "two".into());
     assert_eq!(shown(true), (Some("two".into()), vec![]));
     assert_eq!(proxies.borrow()[&name].version, "1");
 }
@@ -325,7 +340,7 @@ async fn who_is_gone_is_shown_for_ten_minutes() {
     let registry = registry(&dir).await;
     let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
-    registry.disconnect(&"reviews-a".parse().unwrap(), stream, at(0));
+    registry.disconnect(&stream, at(0));
     let workloads = registry.workloads();
     registry.expire(at(14)).await.unwrap();
     assert!(!workloads.has_changed().unwrap());
@@ -350,7 +365,7 @@ async fn a_store_that_forgot_who_lives_here_is_told_anew() {
     registry.enrol(enrolled("reviews", "0")).await.unwrap();
     connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     let stream = connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
-    registry.disconnect(&"ratings-a".parse().unwrap(), stream, at(1));
+    registry.disconnect(&stream, at(1));
     let before = registry.store.registrations().await.unwrap();
     registry.beat_all(at(5).of_day).await.unwrap();
     let beats = |all: &[Registration]| -> Vec<(String, u64)> {

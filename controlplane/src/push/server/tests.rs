@@ -262,7 +262,12 @@ impl East {
     }
 
     fn proxy(&self) -> Option<super::super::Proxy> {
-        self.plane.registry.proxies().borrow().get(&"front-1-a".parse::<InstanceId>().unwrap()).cloned()
+        self.plane
+            .registry
+            .proxies()
+            .borrow()
+            .get(&"front-1-a".parse::<api::name::InstanceId>().unwrap())
+            .cloned()
     }
 }
 

@@ -119,6 +119,10 @@ name! {
     ObjectName, "name of an object", is_subdomain, SUBDOMAIN_RULE
 }
 name! {
+    /// The name of a Service: one label of its host names.
+    ServiceLabel, "name of a service", is_label, LABEL_RULE
+}
+name! {
     /// A service account, the last part of a SPIFFE id.
     ServiceAccount, "service account", is_subdomain, SUBDOMAIN_RULE
 }

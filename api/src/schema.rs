@@ -20,7 +20,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     manifest::PLACEMENT_LABEL,
-    name::{Namespace, ObjectName},
+    name::{Namespace, ObjectName, ServiceLabel},
     resource::{self, Kind, Scope},
 };
 
@@ -93,8 +93,14 @@ fn document(kind: Kind) -> Json {
 fn metadata(kind: Kind) -> Json {
     let mut generator = SchemaSettings::draft2020_12().into_generator();
     let mut properties = Map::new();
-    properties
-        .insert("name".into(), <ObjectName as schemars::JsonSchema>::json_schema(&mut generator).into());
+    let name = match kind {
+        // A label of host names, and what is exported is called like the Service.
+        Kind::Service | Kind::ServiceExport => {
+            <ServiceLabel as schemars::JsonSchema>::json_schema(&mut generator)
+        }
+        _ => <ObjectName as schemars::JsonSchema>::json_schema(&mut generator),
+    };
+    properties.insert("name".into(), name.into());
     let mut required = vec!["name"];
     if kind.scope() == Scope::Namespace {
         properties.insert(

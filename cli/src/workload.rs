@@ -3,6 +3,7 @@
 mod add;
 mod list;
 pub(crate) mod local;
+mod revoke;
 pub(crate) mod spec;
 mod start;
 mod stop;
@@ -14,7 +15,7 @@ use clap::{Args, Subcommand};
 
 use crate::{Global, mesh::Mesh, output::Output};
 
-/// List workloads; stop, start and add those of this machine
+/// List and revoke workloads; stop, start and add those of this machine
 ///
 /// A workload is an application beside its sidecar, or a gateway.
 #[derive(Args)]
@@ -36,6 +37,7 @@ enum Verb {
     Stop(One),
     Start(start::Start),
     Add(Box<add::Add>),
+    Revoke(revoke::Revoke),
 }
 
 /// One workload of this machine.
@@ -52,5 +54,6 @@ pub(crate) async fn run(workloads: Workloads, global: &Global, output: &Output) 
         Verb::Stop(one) => stop::run(&one.id, &mesh, output).await,
         Verb::Start(start) => start::run(start, &mesh, output).await,
         Verb::Add(add) => add::run(*add, &mesh, output).await,
+        Verb::Revoke(revoke) => revoke::run(revoke, &mesh, output).await,
     }
 }

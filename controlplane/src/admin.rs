@@ -148,12 +148,20 @@ impl report::Lineage for Histories<'_> {
             repository.resolve(self.commit.as_str())?;
             repository.descends(self.commit, &repository.head()?)
         };
-        self.repository(source).is_some_and(|repository| is_on(repository).unwrap_or(false))
+        self.repository(source).is_some_and(|repository| walk(|| is_on(repository)).unwrap_or(false))
     }
 
     fn is_behind(&self, source: &SourceName, published: &CommitId) -> bool {
         let repository = self.repository(source);
-        repository.is_some_and(|one| one.descends(self.commit, published).unwrap_or(false))
+        repository.is_some_and(|one| walk(|| one.descends(self.commit, published)).unwrap_or(false))
+    }
+}
+
+/// Reads a history, which may be long, without keeping other tasks of this thread waiting.
+fn walk<T>(history: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(history),
+        _ => history(),
     }
 }
 
@@ -257,16 +265,31 @@ fn expires(plane: &Plane, ttl: Option<u64>, default: u64) -> u64 {
     plane.world.unix().as_secs() + ttl.unwrap_or(default).min(LONGEST_TTL)
 }
 
-async fn deregister(State(api): State<Api>, Path(id): Path<WorkloadId>) -> Result<StatusCode, Refused> {
-    let instances = api.plane.registry.instances_of(&id);
-    if instances.is_empty() {
-        return Err(Refused(
-            StatusCode::NOT_FOUND,
-            format!("no workload {id} lives in cluster {}", api.plane.config.cluster),
-        ));
+#[derive(Deserialize)]
+struct DeregisterQuery {
+    #[serde(default)]
+    revoke: bool,
+}
+
+async fn deregister(
+    State(api): State<Api>,
+    Path(id): Path<WorkloadId>,
+    Query(asked): Query<DeregisterQuery>,
+) -> Result<StatusCode, Refused> {
+    let registry = &api.plane.registry;
+    let instances = registry.instances_of(&id);
+    let (found, what) = if asked.revoke {
+        (registry.revoke(&id).await.map_err(broken)?, "was revoked by an operator: it has to enrol anew")
+    } else {
+        let found = !instances.is_empty();
+        registry.forget(instances).await.map_err(broken)?;
+        (found, "was deregistered by an operator")
+    };
+    if !found {
+        let message = format!("no workload {id} lives in cluster {}", api.plane.config.cluster);
+        return Err(Refused(StatusCode::NOT_FOUND, message));
     }
-    api.plane.registry.forget(instances).await.map_err(broken)?;
-    api.plane.events.note(format!("workload {id}"), "was deregistered by an operator");
+    api.plane.events.note(format!("workload {id}"), what);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -75,7 +75,11 @@ impl Followed {
             let checkout = repository.checkout(&commit, last.as_ref())?;
             Ok((Tree::read(&checkout), checkout.rewrote))
         });
-        work.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+        // What breaks the reader of one source stops none of the others.
+        work.await.unwrap_or_else(|broken| {
+            let path = self.repository.source().address.to_string();
+            Err(Trouble::Unreadable { path, reason: format!("its reader broke: {broken}") })
+        })
     }
 }
 

@@ -21,6 +21,9 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 pub(crate) const BLOB_BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// Messages that wait for a slow reader.
 pub(crate) const QUEUE: usize = 32;
+/// How long a message may wait for room, or for its sender: both ends write and read in turn, and where both had much to
+/// say at once, both would wait for ever. A link that ends is made anew, and tells what is left to tell.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Several changes at once make one message.
 pub(crate) const GATHER: Duration = Duration::from_millis(2);
 

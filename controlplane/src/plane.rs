@@ -10,7 +10,7 @@ use std::{
 };
 
 use api::{
-    admin::{ClusterStatus, Event},
+    admin::{ClusterStatus, Event, Role},
     head::{Revision, Seq},
     identity::Bundle,
     name::ClusterName,
@@ -107,7 +107,33 @@ impl Plane {
         if in_force.is_none_or(|known| known < seq) {
             *in_force = Some(seq);
             self.configuration.send_replace(Arc::new(configuration));
+            self.forget_strangers();
         }
+    }
+
+    /// At the primary nothing is left of what a cluster offered that was expelled; remotes are told so.
+    fn forget_strangers(&self) {
+        if let Role::Primary = self.config.duty.role() {
+            self.peers.send_if_modified(|peers| {
+                let strangers = peers.keys().any(|name| !self.is_member(name));
+                if strangers {
+                    Arc::make_mut(peers).retain(|name, _| self.is_member(name));
+                }
+                strangers
+            });
+        }
+    }
+
+    /// Lets everybody know whom this control plane trusts by now.
+    pub fn tell_bundle(&self) {
+        let trusted = self.authority.identity().bundle();
+        self.bundle.send_if_modified(|told| {
+            let is_news = told.sequence < trusted.sequence;
+            if is_news {
+                *told = trusted;
+            }
+            is_news
+        });
     }
 
     /// A token was used: it is worth nothing at other control planes of this cluster either. One that does not hear of

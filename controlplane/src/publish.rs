@@ -31,8 +31,6 @@ use crate::{
     vault::VaultError,
 };
 
-/// Heads between two looks for what is kept in vain.
-const SWEEP_EVERY: u64 = 50;
 /// Below this many resources of a source, losing more than half of them is everyday work.
 const LARGE: usize = 20;
 
@@ -280,22 +278,19 @@ impl Publisher {
         // Members before what they may do: a cluster is believed no longer than Git says.
         if let Some(bundle) = plane.authority.with_members(members(next.placed()), head.epoch) {
             plane.authority.trust(bundle)?;
-            plane.vault.keep().await?;
-            plane.bundle.send_replace(plane.authority.identity().bundle());
         }
+        // Also what is trusted since a try that failed or was broken off here.
+        plane.vault.keep().await?;
+        plane.tell_bundle();
         let configuration = load(store, &revision).await?;
         if !unchanged {
             let signed = plane.authority.sign_head(head.clone())?;
-            store.compare_and_swap_head(before.map(|head| head.seq()), signed, election).await?;
+            let expected = before.as_ref().map(|head| head.seq());
+            store.compare_and_swap_head(expected, signed, election).await?;
         }
         plane.commits.send_modify(|commits| commits.publish(head.seq(), &revision));
         plane.bring_into_force(head.seq(), configuration);
-        if !unchanged && head.n.is_multiple_of(SWEEP_EVERY) {
-            match store::retain(store, store::KEPT_HEADS, election).await {
-                Ok(gone) => tracing::info!(blobs = gone, "forgot what only old revisions need"),
-                Err(error) => tracing::warn!(%error, "old revisions could not be forgotten"),
-            }
-        }
+        store::forget_old(store, before.map(|head| head.seq()), head.seq(), election).await;
         Ok(head.seq())
     }
 }

@@ -1,6 +1,6 @@
 //! What this cluster says of itself, and what `wait` makes of everybody's word.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
     admin::{
@@ -51,14 +51,16 @@ pub async fn run(plane: Arc<Plane>, shutdown: Shutdown) {
     }
 }
 
-/// Judges the commits anew whenever another cluster speaks.
+/// Judges the commits anew whenever another cluster speaks, and when one came into force that all obey already.
 pub async fn judge(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut reports = plane.reports.subscribe();
+    let mut commits = plane.commits.subscribe();
     loop {
         settle(&plane);
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = reports.changed() => if changed.is_err() { return },
+            changed = commits.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -333,6 +335,37 @@ pub trait Lineage {
     fn is_behind(&self, source: &SourceName, published: &CommitId) -> bool;
 }
 
+/// A lineage that walks each history once.
+struct Remembered<L> {
+    lineage: L,
+    on_branch: RefCell<BTreeMap<SourceName, bool>>,
+    behind: RefCell<BTreeMap<(SourceName, CommitId), bool>>,
+}
+
+impl<L: Lineage> Remembered<L> {
+    fn new(lineage: L) -> Self {
+        Remembered { lineage, on_branch: RefCell::default(), behind: RefCell::default() }
+    }
+
+    /// Branches may have moved.
+    fn look_again(&self) {
+        self.on_branch.borrow_mut().retain(|_, is_on| *is_on);
+    }
+}
+
+impl<L: Lineage> Lineage for Remembered<L> {
+    fn is_on_branch(&self, source: &SourceName) -> bool {
+        let mut known = self.on_branch.borrow_mut();
+        *known.entry(source.clone()).or_insert_with(|| self.lineage.is_on_branch(source))
+    }
+
+    fn is_behind(&self, source: &SourceName, published: &CommitId) -> bool {
+        let mut known = self.behind.borrow_mut();
+        let asked = (source.clone(), published.clone());
+        *known.entry(asked).or_insert_with(|| self.lineage.is_behind(source, published))
+    }
+}
+
 /// Waits until `commit` or a descendant is effective everywhere, or `timeout` is over.
 pub async fn wait(
     plane: &Plane,
@@ -345,7 +378,11 @@ pub async fn wait(
     let mut commits = plane.commits.subscribe();
     let mut own = plane.own.subscribe();
     let mut reports = plane.reports.subscribe();
+    let lineage = Remembered::new(lineage);
     loop {
+        if commits.has_changed().unwrap_or_default() {
+            lineage.look_again();
+        }
         let known = commits.borrow_and_update().clone();
         own.mark_unchanged();
         reports.mark_unchanged();
@@ -387,7 +424,9 @@ fn judge_one(plane: &Plane, commit: &CommitId, known: &Commits, lineage: &impl L
             let behind = |one: &Published| {
                 one.commit_of(source).is_some_and(|published| lineage.is_behind(source, published))
             };
-            known.published.iter().position(behind)
+            // Asked of the newest first: where that does not have it, no history has to be walked for the others.
+            let first = known.published.iter().rposition(|one| !behind(one)).map_or(0, |before| before + 1);
+            (first < known.published.len()).then_some(first)
         });
         // Where one source has it in force and another refuses it, that is what is told.
         if place.is_none() || answer.state.is_none() {

@@ -146,7 +146,12 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
     drop(starting);
     tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
     shutdown.cancelled().await;
-    Ok(())
+    match shutdown.failed() {
+        Some(task) => {
+            bail!("`{task}` has ended, and without it nothing is served rightly: see the log before this")
+        }
+        None => Ok(()),
+    }
 }
 
 /// The store of the settings. The file in the state directory is its own, or backs the one at servers.
@@ -310,11 +315,12 @@ async fn start(
                 leading,
                 shutdown.clone(),
             );
-            shutdown.spawn("publisher", publishing);
+            shutdown.spawn_vital("publisher", publishing);
         }
         Duty::Remote { primaries, .. } => {
             let primaries = primaries.clone();
-            shutdown.spawn("link", link::remote::run(plane.clone(), primaries, leading, shutdown.clone()));
+            let link = link::remote::run(plane.clone(), primaries, leading, shutdown.clone());
+            shutdown.spawn_vital("link", link);
         }
     }
     let access = Arc::new(Access::open(&plane.config.state_dir)?);

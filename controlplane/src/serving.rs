@@ -21,7 +21,10 @@ use process::{
     tls,
     world::{Listener, SharedWorld},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Interval, MissedTickBehavior, interval},
+};
 
 use crate::{
     authority::Authority,
@@ -108,16 +111,16 @@ pub async fn assemble(
 
 /// Serves the cluster's proxies, and at the primary the remotes, until `shutdown`.
 pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
-    shutdown.spawn("snapshots", build(plane.clone(), shutdown.clone()));
-    shutdown.spawn("reports", report::run(plane.clone(), shutdown.clone()));
-    shutdown.spawn("judging commits", report::judge(plane.clone(), shutdown.clone()));
-    shutdown.spawn("upkeep", upkeep(plane.clone(), shutdown.clone()));
-    shutdown.spawn("head in force", follow_head(plane.clone(), shutdown.clone()));
+    shutdown.spawn_vital("snapshots", build(plane.clone(), shutdown.clone()));
+    shutdown.spawn_vital("reports", report::run(plane.clone(), shutdown.clone()));
+    shutdown.spawn_vital("judging commits", report::judge(plane.clone(), shutdown.clone()));
+    shutdown.spawn_vital("upkeep", upkeep(plane.clone(), shutdown.clone()));
+    shutdown.spawn_vital("head in force", follow_head(plane.clone(), shutdown.clone()));
     if let Keep::Etcd(_) = plane.config.store {
-        shutdown.spawn("heartbeats", beat(plane.clone(), shutdown.clone()));
+        shutdown.spawn_vital("heartbeats", beat(plane.clone(), shutdown.clone()));
     }
     let kept = Kept::new(&plane.config.state_dir);
-    shutdown.spawn("kept catalogues", kept.run(plane.peers.subscribe(), shutdown.clone()));
+    shutdown.spawn_vital("kept catalogues", kept.run(plane.peers.subscribe(), shutdown.clone()));
 
     let identity = plane.authority.identity();
     if let Duty::Primary { federation, .. } = &plane.config.duty {
@@ -128,7 +131,7 @@ pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
         let listener = listen(&plane.world, *federation).await?;
         let world = plane.world.clone();
         let served = rpc::serve(world, listener, tls, MAX_MESSAGE_BYTES, service, shutdown.clone());
-        shutdown.spawn("federation", served);
+        shutdown.spawn_vital("federation", told(served));
     }
     let server = Arc::new(push::server::Server::new(plane.clone(), shutdown.clone()));
     let service = move |bytes| ControlServer::from_arc(server.clone()).max_decoding_message_size(bytes);
@@ -136,8 +139,15 @@ pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
     let listener = listen(&plane.world, plane.config.proxies).await?;
     let world = plane.world.clone();
     let served = rpc::serve(world, listener, tls, push::MAX_MESSAGE_BYTES, service, shutdown.clone());
-    shutdown.spawn("proxies", served);
+    shutdown.spawn_vital("proxies", told(served));
     Ok(())
+}
+
+/// Says why a server has ended, if it was not told to.
+async fn told(served: impl Future<Output = Result<(), rpc::ServeError>>) {
+    if let Err(error) = served.await {
+        tracing::error!(%error, "no calls are served any more");
+    }
 }
 
 async fn listen(world: &SharedWorld, address: SocketAddr) -> Result<Listener> {
@@ -176,7 +186,7 @@ async fn obey(plane: &Plane, signed: SignedHead) {
 /// Tells the servers of the store who lives here, and anew what they have missed or lost. A file misses nothing.
 async fn beat(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut away = plane.store.away();
-    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut ticks = every(HEARTBEAT);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,
@@ -202,7 +212,7 @@ async fn build(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut workloads = plane.registry.workloads();
     let mut peers = plane.peers.subscribe();
     let mut bundle = plane.bundle.subscribe();
-    let mut ages = tokio::time::interval(AGEING);
+    let mut ages = every(AGEING);
     loop {
         let inputs = Inputs {
             cluster: plane.config.cluster.clone(),
@@ -227,8 +237,16 @@ async fn build(plane: Arc<Plane>, shutdown: Shutdown) {
     }
 }
 
+/// Ticks that do not pile up while nobody waits for them: after a calm day the first stale endpoint would else be built
+/// for thousands of times.
+fn every(period: Duration) -> Interval {
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
 /// Ends when stale endpoints have grown older; never, where nothing is stale.
-async fn grow_old(ages: &mut tokio::time::Interval, inputs: &Inputs) {
+async fn grow_old(ages: &mut Interval, inputs: &Inputs) {
     if inputs.peers.values().all(|catalogue| catalogue.stale_since == 0) {
         return std::future::pending().await;
     }
@@ -237,7 +255,7 @@ async fn grow_old(ages: &mut tokio::time::Interval, inputs: &Inputs) {
 
 /// Leases that run out, and this process's own certificate.
 async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
-    let mut ticks = tokio::time::interval(UPKEEP);
+    let mut ticks = every(UPKEEP);
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return,

@@ -22,7 +22,8 @@ use api::{
     identity::Bundle,
     locality::Locality,
     name::{
-        ClusterName, InstanceId, Namespace, NetworkName, ObjectName, ServiceAccount, ServiceName, WorkloadId,
+        ClusterName, InstanceId, Namespace, NetworkName, ObjectName, ServiceAccount, ServiceLabel,
+        ServiceName, WorkloadId,
     },
     resource::{Labels, Object, Resource, Spec},
     wire,
@@ -179,8 +180,10 @@ impl Snapshot {
     }
 }
 
-/// The name under which the union over all clusters stands beside a plain service.
-pub(crate) fn clusterset_name(service: &ServiceName) -> ServiceName {
-    let name = ObjectName::new(format!("{}.clusterset", service.name));
-    ServiceName::new(service.namespace.clone(), name.expect("a label with a label after it is a subdomain"))
+/// The name under which the union over all clusters stands beside a plain service; none beside what is called as no
+/// Service can be.
+pub(crate) fn clusterset_name(service: &ServiceName) -> Option<ServiceName> {
+    let label = ServiceLabel::new(service.name.as_str()).ok()?;
+    let name = ObjectName::new(format!("{}.clusterset", label.as_str())).ok()?;
+    Some(ServiceName::new(service.namespace.clone(), name))
 }

@@ -31,7 +31,9 @@ pub use backed::Backed;
 pub use embedded::Embedded;
 pub use etcd::{Etcd, EtcdSettings};
 pub use leading::{Leading, lead};
-pub use revision::{Entry, Position, Stored, missing, read_revision, retain, write_revision};
+#[cfg(test)]
+pub(crate) use revision::retain;
+pub use revision::{Entry, Position, Stored, forget_old, missing, read_revision, write_revision};
 
 /// One blob. A resource comes from a file of at most 4 MiB; a manifest line takes some 200 bytes.
 pub const MAX_BLOB_BYTES: usize = 32 * 1024 * 1024;

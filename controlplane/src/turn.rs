@@ -75,8 +75,7 @@ impl Turn {
 
     async fn begin(&self) -> Result<(), VaultError> {
         if self.vault.begin().await? {
-            tracing::info!("taking over from another control plane of this cluster");
-            self.store.succeed().await?;
+            tracing::info!("took over from another control plane of this cluster");
         }
         Ok(())
     }

@@ -114,8 +114,8 @@ impl Vault {
         Vault { dir: dir.to_owned(), shared: Some(Shared { store, leading, kept: Mutex::default() }) }
     }
 
-    /// Begins with what was left by who served last. True if that was another one, whose files are here now; false if
-    /// it was this one, whose own are newer if any are, or nobody.
+    /// Begins with what was left by who served last. True if that was another one, whose files are here now, and whose
+    /// store [goes on](Store::succeed) here; false if it was this one, whose own are newer if any are, or nobody.
     pub async fn begin(&self) -> Result<bool, VaultError> {
         let Some(shared) = &self.shared else { return Ok(false) };
         let Some(trust) = self.copies(shared, TRUST).await? else { return Ok(false) };
@@ -127,6 +127,8 @@ impl Vault {
                 self.write(&name, &bytes)?;
             }
         }
+        shared.store.succeed().await?;
+        // Last: who ends before this begins all of it again.
         self.write(TERM_FILE, trust.term.to_string().as_bytes())?;
         Ok(true)
     }

@@ -193,7 +193,10 @@ impl Control {
                 }
                 Action::Keep(view, revision) => {
                     let written = kept::write(&self.proxy.config.state_dir, &view, &revision);
-                    written.map_err(|error| format!("the view cannot be kept on disk: {error}"))?;
+                    if let Err(error) = written {
+                        self.session.not_kept();
+                        return Err(format!("the view cannot be kept on disk: {error}"));
+                    }
                 }
                 Action::Absent(hosts) => self.proxy.hosts.absent(hosts, Instant::now()),
                 Action::Reopen(reason) => return Err(reason.to_owned()),

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use std::{any::Any, fmt, future, io};
 
@@ -36,7 +36,14 @@ struct Tasks {
     /// Told whenever `live` becomes empty.
     empty: Notify,
     panics: AtomicU64,
+    failed: OnceLock<&'static str>,
     parent: Option<Arc<Tasks>>,
+}
+
+/// Is dropped when a vital task has ended.
+struct VitalEnd {
+    name: &'static str,
+    shutdown: Shutdown,
 }
 
 /// Counts as one live task until it is dropped: for what is not a future, such as a thread or a connection.
@@ -73,6 +80,24 @@ impl Shutdown {
         F::Output: Send + 'static,
     {
         tokio::spawn(watched(self.hold(name), task))
+    }
+
+    /// The same for a task without which the others are of no use. Should it end before it is told to, by a panic too,
+    /// all are told to stop, and [`Shutdown::failed`] names it: what lives on without it would look well and do nothing.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn spawn_vital(&self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        let end = VitalEnd { name, shutdown: self.clone() };
+        self.spawn(name, async move {
+            let _end = end;
+            task.await;
+        });
+    }
+
+    /// The vital task that ended too early, if one did.
+    pub fn failed(&self) -> Option<&'static str> {
+        self.tasks.failed.get().copied()
     }
 
     /// The same for futures that stay on their thread.
@@ -142,9 +167,19 @@ async fn watched<F: Future>(hold: Hold, task: F) -> F::Output {
     .await
 }
 
+impl Drop for VitalEnd {
+    fn drop(&mut self) {
+        if !self.shutdown.is_cancelled() && self.shutdown.tasks.failed.set(self.name).is_ok() {
+            tracing::error!(task = self.name, "a vital task has ended: all is stopped");
+            self.shutdown.cancel();
+        }
+    }
+}
+
 impl Tasks {
     fn below(parent: Option<Arc<Tasks>>) -> Arc<Self> {
-        Arc::new(Self { live: Mutex::default(), empty: Notify::new(), panics: AtomicU64::new(0), parent })
+        let (panics, failed) = (AtomicU64::new(0), OnceLock::new());
+        Arc::new(Self { live: Mutex::default(), empty: Notify::new(), panics, failed, parent })
     }
 
     fn lineage(&self) -> impl Iterator<Item = &Tasks> {

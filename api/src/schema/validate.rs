@@ -12,7 +12,9 @@ use crate::{
         tree::{Entry, Node, Value},
         unsupported,
     },
-    name::{ClusterName, Hostname, Namespace, NetworkName, ObjectName, ServiceAccount, TrustDomain},
+    name::{
+        ClusterName, Hostname, Namespace, NetworkName, ObjectName, ServiceAccount, ServiceLabel, TrustDomain,
+    },
     resource::{Duration, Kind, route::HeaderName},
 };
 
@@ -318,6 +320,7 @@ fn format_complaint(text: &str, format: &str) -> Option<String> {
         "NamespaceOrAll" if text == "*" => None,
         "NamespaceOrAll" => complaint(Namespace::new(text)),
         "ObjectName" => complaint(ObjectName::new(text)),
+        "ServiceLabel" => complaint(ServiceLabel::new(text)),
         "ServiceAccount" => complaint(ServiceAccount::new(text)),
         "ClusterName" => complaint(ClusterName::new(text)),
         "NetworkName" => complaint(NetworkName::new(text)),

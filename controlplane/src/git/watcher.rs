@@ -99,7 +99,7 @@ async fn watch_every(
             _ = ticks.tick() => {}
         }
         let (repository, stirred) = (repository.clone(), stirred.clone());
-        let Ok((open, observation)) = tokio::task::spawn_blocking(move || {
+        let looked = tokio::task::spawn_blocking(move || {
             // Eyes first: what moves between the two is then seen by one of them.
             let open = Eyes::keep_open(eyes, &repository, stirred);
             let observation = match repository.head() {
@@ -108,12 +108,17 @@ async fn watch_every(
             };
             (open, observation)
         })
-        .await
-        else {
-            return; // The process is ending: nothing else stops such a task.
-        };
-        eyes = open;
-        tell(&observed, observation);
+        .await;
+        match looked {
+            Ok((open, observation)) => {
+                eyes = open;
+                tell(&observed, observation);
+            }
+            Err(broken) => {
+                tracing::error!(error = %broken, "the repository could not be looked at; once more in a moment");
+                eyes = None;
+            }
+        }
     }
 }
 

@@ -19,12 +19,12 @@ use process::{
     rpc::{PeerInfo, stub::federation_server::Federation},
     shutdown::Shutdown,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{BLOB_BATCH_BYTES, GATHER, QUEUE, grow_stale, learn};
+use super::{BLOB_BATCH_BYTES, GATHER, PATIENCE, QUEUE, grow_stale, learn};
 use crate::plane::{Heard, Plane};
 
 /// Blobs that one message may ask for.
@@ -88,15 +88,17 @@ impl Federation for Server {
         let chain = request.extensions().get::<PeerInfo>().and_then(|info| info.chain.clone());
         let chain = chain
             .ok_or_else(|| Status::unauthenticated("a link needs the certificate of a control plane"))?;
+        let mut incoming = request.into_inner();
+        let first = timeout(PATIENCE, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("a link begins with RemoteHello"))??;
+        let Some(from_remote::Message::Hello(hello)) = first.and_then(|message| message.message) else {
+            return Err(Status::invalid_argument("a link begins with RemoteHello"));
+        };
+        // By what is trusted now, not by what was when the stream was opened.
         let verified = self.plane.authority.identity().verify(&chain, self.plane.world.unix());
         let verified = verified.map_err(|rejection| Status::unauthenticated(rejection.to_string()))?;
         let SpiffeId::ControlPlane { cluster, .. } = verified.id.clone() else {
             return Err(Status::permission_denied("only a control plane opens a link"));
-        };
-        let mut incoming = request.into_inner();
-        let first = incoming.message().await?.and_then(|message| message.message);
-        let Some(from_remote::Message::Hello(hello)) = first else {
-            return Err(Status::invalid_argument("a link begins with RemoteHello"));
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
         let superseded = self.plane.links.open(&cluster);
@@ -227,6 +229,8 @@ impl Link {
         let mut heads = self.plane.store.watch_head();
         let mut snapshots = self.plane.snapshot.subscribe();
         let mut bundles = self.plane.bundle.subscribe();
+        // Whoever was expelled since it was verified.
+        bundles.mark_changed();
         let mut owns = self.plane.own.subscribe();
         let mut reports = self.plane.reports.subscribe();
         let mut peers = self.plane.peers.subscribe();
@@ -294,7 +298,8 @@ impl Link {
     }
 
     async fn send(&self, message: to_remote::Message) -> Result<(), Ended> {
-        self.sender.send(wire::ToRemote { message: Some(message) }).await.map_err(|_| Ended)
+        let sent = timeout(PATIENCE, self.sender.send(wire::ToRemote { message: Some(message) })).await;
+        sent.map_err(|_| Ended)?.map_err(|_| Ended)
     }
 
     async fn on_message(&mut self, message: from_remote::Message) -> Result<(), Ended> {

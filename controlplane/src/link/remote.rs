@@ -1,6 +1,7 @@
 //! The remote's end: joins once, then keeps one stream to the primary, and goes on without it.
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -14,6 +15,7 @@ use api::{
     name::ClusterName,
     wire::{self, from_remote, to_remote},
 };
+use bytes::Bytes;
 use federation::{
     authority::{IntermediateKey, Signed},
     token::{self, JoinToken},
@@ -24,11 +26,13 @@ use process::{
     tls,
     world::SharedWorld,
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{GATHER, MAX_MESSAGE_BYTES, QUEUE, grow_stale, learn_by_primary, primary::catalogue_digest};
+use super::{
+    GATHER, MAX_MESSAGE_BYTES, PATIENCE, QUEUE, grow_stale, learn_by_primary, primary::catalogue_digest,
+};
 use crate::{
     authority::Authority,
     plane::{Heard, Plane, load},
@@ -156,7 +160,8 @@ async fn once(plane: &Arc<Plane>, primary: SocketAddr, leading: &Leading) -> Str
         Err(status) => return status.message().to_owned(),
     };
     let leading = leading.clone();
-    let link = Link { plane: plane.clone(), sender, wanted: None, leading, again: false };
+    let link =
+        Link { plane: plane.clone(), sender, wanted: None, asked: HashSet::new(), leading, again: false };
     link.run(incoming).await
 }
 
@@ -193,6 +198,8 @@ struct Link {
     sender: mpsc::Sender<wire::FromRemote>,
     /// The head that comes into force once its blobs are here.
     wanted: Option<SignedHead>,
+    /// The blobs that it was asked for and has not sent yet.
+    asked: HashSet<Hash>,
     leading: Leading,
     /// Whether the store did not answer when it was to be brought.
     again: bool,
@@ -262,7 +269,8 @@ impl Link {
     }
 
     async fn send(&self, message: from_remote::Message) -> Result<(), String> {
-        let sent = self.sender.send(wire::FromRemote { message: Some(message) }).await;
+        let sent = timeout(PATIENCE, self.sender.send(wire::FromRemote { message: Some(message) })).await;
+        let sent = sent.map_err(|_| "the primary does not read what it is sent".to_owned())?;
         sent.map_err(|_| "the stream is closed".to_owned())
     }
 
@@ -278,10 +286,13 @@ impl Link {
                 let judged = self.plane.authority.believes(&head);
                 judged.map_err(|error| format!("a head without the primary's signature: {error}"))?;
                 self.wanted = Some(head);
+                // What the primary did not have for the last one it may have for this one.
+                self.asked.clear();
                 self.adopt().await
             }
             to_remote::Message::Blobs(blobs) => {
-                let blobs = blobs.blobs.into_iter().map(Into::into).collect();
+                let blobs: Vec<Bytes> = blobs.blobs.into_iter().map(Into::into).collect();
+                blobs.iter().for_each(|blob| _ = self.asked.remove(&Hash::of(blob)));
                 match self.plane.store.put(blobs).await {
                     Ok(_) => self.adopt().await,
                     Err(error) => self.later(&error),
@@ -327,9 +338,10 @@ impl Link {
             authority.signed_by_primary(Signed::Bundle, &signed.bundle, &signed.signature, &signed.statement);
         judged.map_err(|error| format!("a bundle without the primary's signature: {error}"))?;
         let bundle: Bundle = serde_json::from_slice(&signed.bundle).map_err(|error| error.to_string())?;
-        if bundle.sequence > authority.identity().bundle().sequence {
+        // What is trusted and was not told may not be on disk: it is kept before it is told.
+        if bundle.sequence > self.plane.bundle.borrow().sequence {
             authority.trust(bundle).map_err(|error| error.to_string())?;
-            self.plane.bundle.send_replace(authority.identity().bundle());
+            self.plane.tell_bundle();
         }
         Ok(())
     }
@@ -346,17 +358,14 @@ impl Link {
             Err(error) => return self.later(&error),
         };
         if !missing.is_empty() {
-            let hashes = missing.iter().take(WANTED).map(|hash| hash.0.to_vec()).collect();
-            return self.send(from_remote::Message::Want(wire::WantBlobs { hashes })).await;
+            return self.ask(missing).await;
         }
         let seq = head.head().seq();
-        let swapped = match store.head().await {
-            Ok(held) => {
-                let expected = held.map(|held| held.head().seq());
-                store.compare_and_swap_head(expected, head, &election).await
-            }
-            Err(error) => Err(error.into()),
+        let held = match store.head().await {
+            Ok(held) => held.map(|held| held.head().seq()),
+            Err(error) => return self.later(&error),
         };
+        let swapped = store.compare_and_swap_head(held, head, &election).await;
         match swapped {
             Ok(()) => {}
             // An older head of the same primary, sent again: what is in force is later.
@@ -372,7 +381,21 @@ impl Link {
         self.wanted = None;
         let configuration = load(&*store, &revision).await.map_err(|error| error.to_string())?;
         self.plane.bring_into_force(seq, configuration);
+        store::forget_old(&*store, held, seq, &election).await;
         Ok(())
+    }
+
+    /// Asks for what is missing, unless it is on its way.
+    async fn ask(&mut self, missing: Vec<Hash>) -> Result<(), String> {
+        let fresh: Vec<_> = missing.into_iter().filter(|hash| !self.asked.contains(hash)).collect();
+        let room = WANTED.saturating_sub(self.asked.len());
+        let hashes: Vec<_> = fresh.into_iter().take(room).collect();
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        self.asked.extend(&hashes);
+        let hashes = hashes.iter().map(|hash| hash.0.to_vec()).collect();
+        self.send(from_remote::Message::Want(wire::WantBlobs { hashes })).await
     }
 
     /// A store that is away takes the wanted head when it is back; the link has nothing to do with it.
@@ -380,5 +403,36 @@ impl Link {
         tracing::warn!(%error, "the head in force could not be kept yet");
         self.again = true;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plane::fixture;
+
+    #[tokio::test]
+    async fn what_is_on_its_way_is_not_asked_for_again() {
+        let home = tempfile::tempdir().unwrap();
+        let (plane, _) = fixture::primary(home.path(), false).await;
+        let (sender, mut sent) = mpsc::channel(QUEUE);
+        let (wanted, asked, leading) = (None, HashSet::new(), Leading::none());
+        let mut link = Link { plane, sender, wanted, asked, leading, again: false };
+        let [one, two] = ["one", "two"].map(|text| Bytes::from_static(text.as_bytes()));
+        let hash = |blob: &Bytes| Hash::of(blob);
+        let mut told = || match sent.try_recv() {
+            Ok(wire::FromRemote { message: Some(from_remote::Message::Want(want)) }) => want.hashes.len(),
+            _ => 0,
+        };
+        link.ask(vec![hash(&one)]).await.unwrap();
+        assert_eq!(told(), 1);
+        link.ask(vec![hash(&one), hash(&two)]).await.unwrap();
+        assert_eq!(told(), 1, "the other one alone");
+        link.ask(vec![hash(&one), hash(&two)]).await.unwrap();
+        assert_eq!(told(), 0);
+        let blobs = wire::Blobs { blobs: vec![one.to_vec()] };
+        link.on_message(to_remote::Message::Blobs(blobs)).await.unwrap();
+        link.ask(vec![hash(&one), hash(&two)]).await.unwrap();
+        assert_eq!(told(), 1, "what has come may be asked for again");
     }
 }

@@ -19,7 +19,10 @@ use api::{
 };
 use process::world::Moment;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{RwLock, watch};
+use tokio::{
+    sync::{RwLock, watch},
+    time::Instant,
+};
 
 use super::session::MAX_HOSTS;
 use crate::{
@@ -33,6 +36,8 @@ const KEPT_LEAVES: usize = 8;
 const GONE_SHOWN: Duration = Duration::from_secs(600);
 /// Enrolments stand beside registrations under a name that no instance has.
 const ENROLLED: &str = "enrolled.";
+/// How much longer than its newest leaf an enrolment stays: without a leaf nobody can use it.
+const ENROLMENT_KEPT: Duration = Duration::from_secs(3600);
 
 /// What a token vouched for, and the certificates that were signed on the strength of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +53,16 @@ pub struct Enrolled {
     pub labels: Labels,
     /// SHA-256 of its leaves, oldest first.
     pub leaves: Vec<Hash>,
+    /// How many seconds the newest of them lives.
+    #[serde(default)]
+    pub lifetime: u64,
+}
+
+/// An enrolment, and since when its newest leaf lives; no earlier than since this process does.
+#[derive(Debug)]
+struct Known {
+    enrolled: Enrolled,
+    since: Instant,
 }
 
 /// One proxy, as the status shows it.
@@ -109,7 +124,7 @@ pub type Asked = Arc<BTreeMap<Account, BTreeSet<String>>>;
 pub struct Registry {
     store: Arc<dyn Store>,
     lease: Duration,
-    enrolled: Mutex<HashMap<WorkloadId, Enrolled>>,
+    enrolled: Mutex<HashMap<WorkloadId, Known>>,
     workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
     proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
     asked: watch::Sender<Asked>,
@@ -130,7 +145,7 @@ impl Registry {
         for registration in store.registrations().await? {
             if registration.instance.as_str().starts_with(ENROLLED) {
                 let known: Enrolled = read(&registration)?;
-                enrolled.insert(known.workload.clone(), known);
+                enrolled.insert(known.workload.clone(), Known { enrolled: known, since: now.counted });
                 continue;
             }
             let registered: Registered = read(&registration)?;
@@ -181,24 +196,61 @@ impl Registry {
     }
 
     /// Notes what a token vouched for and the first leaf signed for it.
-    pub async fn enrol(&self, enrolled: Enrolled) -> Result<(), StoreError> {
-        self.keep(&enrolled).await?;
-        self.lock().insert(enrolled.workload.clone(), enrolled);
-        Ok(())
+    pub async fn enrol(&self, enrolled: Enrolled, now: Moment) -> Result<(), StoreError> {
+        let _comes = self.coming.read().await;
+        self.note(enrolled, now).await
     }
 
-    /// Notes a renewed leaf of the workload that showed `present`.
-    pub async fn renewed(&self, present: &Hash, next: Hash) -> Result<(), RegistryError> {
+    /// Notes a renewed leaf of the workload that showed `present`, which lives for `lifetime` seconds.
+    pub async fn renewed(
+        &self,
+        present: &Hash,
+        next: Hash,
+        lifetime: u64,
+        now: Moment,
+    ) -> Result<(), RegistryError> {
+        let _comes = self.coming.read().await;
         let mut enrolled = self.by_leaf(present).ok_or(RegistryError::Unknown)?;
+        enrolled.lifetime = lifetime;
         enrolled.leaves.push(next);
         let surplus = enrolled.leaves.len().saturating_sub(KEPT_LEAVES);
         enrolled.leaves.drain(..surplus);
-        Ok(self.enrol(enrolled).await?)
+        Ok(self.note(enrolled, now).await?)
+    }
+
+    async fn note(&self, enrolled: Enrolled, now: Moment) -> Result<(), StoreError> {
+        self.keep(&enrolled).await?;
+        self.lock().insert(enrolled.workload.clone(), Known { enrolled, since: now.counted });
+        Ok(())
+    }
+
+    /// Ends the enrolment of a workload, whose certificate can then not be renewed, and takes it out; whether there was
+    /// anything to end.
+    pub async fn revoke(&self, workload: &WorkloadId) -> Result<bool, StoreError> {
+        let _alone = self.coming.write().await;
+        let instances = self.instances_of(workload);
+        let known = self.lock().contains_key(workload);
+        self.disenrol(known.then(|| workload.clone()).as_slice()).await?;
+        self.take_out(instances.clone()).await?;
+        Ok(known || !instances.is_empty())
+    }
+
+    async fn disenrol(&self, workloads: &[WorkloadId]) -> Result<(), StoreError> {
+        if workloads.is_empty() {
+            return Ok(());
+        }
+        let named = workloads.iter().map(enrolled_name).collect::<Result<_, _>>()?;
+        self.store.remove_registrations(named).await?;
+        let mut enrolled = self.lock();
+        workloads.iter().for_each(|workload| drop(enrolled.remove(workload)));
+        Ok(())
     }
 
     /// The workload that a leaf was signed for.
     pub fn by_leaf(&self, leaf: &Hash) -> Option<Enrolled> {
-        self.lock().values().find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
+        let all = self.lock();
+        let mut all = all.values().map(|known| &known.enrolled);
+        all.find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
     }
 
     /// A proxy's stream is up. Earlier lives of the workload whose streams are away end
@@ -232,6 +284,10 @@ impl Registry {
             });
             same.map(|proxy| proxy.registered.instance.clone()).collect()
         };
+        // The same life comes again: what was known of it holds until its next heartbeat.
+        let known = self.workloads.borrow().get(&instance).map(|known| (known.app_ready, known.draining));
+        let (app_ready, draining) = known.unwrap_or((registered.app_ready, registered.draining));
+        let registered = Registered { app_ready, draining, ..registered };
         self.put(&registered, now.of_day).await?;
         self.take_out(earlier).await?;
         self.set_workload(registered.clone());
@@ -255,7 +311,13 @@ impl Registry {
     }
 
     /// What a heartbeat says; gives what is new in it, in words.
-    pub fn beat(&self, stream: &ProxyStream, heartbeat: api::wire::Heartbeat) -> Vec<String> {
+    pub async fn beat(
+        &self,
+        stream: &ProxyStream,
+        heartbeat: api::wire::Heartbeat,
+        now: SystemTime,
+    ) -> Vec<String> {
+        let _comes = self.coming.read().await;
         let mut news = Vec::new();
         let (app_ready, draining) = (heartbeat.app_ready, heartbeat.draining);
         let ejected: BTreeMap<_, _> =
@@ -282,7 +344,12 @@ impl Registry {
         let known = self.workloads.borrow().get(&stream.instance).cloned();
         let is_news = |known: &Registered| (known.app_ready, known.draining) != (app_ready, draining);
         if let Some(known) = known.filter(|known| counts && is_news(known)) {
-            self.set_workload(Registered { app_ready, draining, ..known });
+            let known = Registered { app_ready, draining, ..known };
+            self.set_workload(known.clone());
+            // The next life of this process begins with it.
+            if let Err(error) = self.put(&known, now).await {
+                tracing::warn!(%error, instance = %known.instance, "that it is ready or not could not be kept");
+            }
         }
         news
     }
@@ -340,6 +407,7 @@ impl Registry {
                 old.map(|proxy| proxy.registered.instance.clone()).collect(),
             )
         };
+        self.disenrol(&self.unused(now)).await?;
         if expired.is_empty() && forgotten.is_empty() {
             return Ok(Vec::new());
         }
@@ -373,7 +441,8 @@ impl Registry {
         }
         let enrolled: HashMap<InstanceId, Enrolled> = {
             let all = self.lock();
-            let named = all.values().map(|one| Ok((enrolled_name(one)?, one.clone())));
+            let named = all.values().map(|known| &known.enrolled);
+            let named = named.map(|one| Ok((enrolled_name(&one.workload)?, one.clone())));
             named.collect::<Result<_, StoreError>>()?
         };
         // Enrolments have no lease: this only asks who is there.
@@ -416,7 +485,7 @@ impl Registry {
     }
 
     async fn keep(&self, enrolled: &Enrolled) -> Result<(), StoreError> {
-        self.write(enrolled_name(enrolled)?, enrolled, SystemTime::UNIX_EPOCH).await
+        self.write(enrolled_name(&enrolled.workload)?, enrolled, SystemTime::UNIX_EPOCH).await
     }
 
     async fn write(
@@ -430,7 +499,17 @@ impl Registry {
         self.store.put_registration(Registration { instance, bytes: bytes.into(), beat_ms }).await
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadId, Enrolled>> {
+    /// Who has no leaf any more by which it could be known.
+    fn unused(&self, now: Moment) -> Vec<WorkloadId> {
+        let is_over = |known: &Known| {
+            let lives = Duration::from_secs(known.enrolled.lifetime) + ENROLMENT_KEPT;
+            known.enrolled.lifetime > 0 && now.since(Moment { counted: known.since, ..now }) > lives
+        };
+        let enrolled = self.lock();
+        enrolled.iter().filter(|(_, known)| is_over(known)).map(|(workload, _)| workload.clone()).collect()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadId, Known>> {
         self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -465,8 +544,8 @@ fn millis(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn enrolled_name(enrolled: &Enrolled) -> Result<InstanceId, StoreError> {
-    let name = InstanceId::new(format!("{ENROLLED}{}", enrolled.workload));
+fn enrolled_name(workload: &WorkloadId) -> Result<InstanceId, StoreError> {
+    let name = InstanceId::new(format!("{ENROLLED}{workload}"));
     name.map_err(|error| StoreError::Damaged(error.to_string()))
 }
 

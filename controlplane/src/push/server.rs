@@ -52,14 +52,16 @@ impl Server {
             .map_or(federation::authority::LEAF_LIFETIME, |mesh| mesh.spec.certificates.leaf.get())
     }
 
-    fn sign(&self, id: &SpiffeId, csr: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Hash), Status> {
+    /// The chain, the hash of its leaf, and the seconds that this lives.
+    fn sign(&self, id: &SpiffeId, csr: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Hash, u64), Status> {
+        let lifetime = self.leaf_lifetime();
         let chain = self
             .plane
             .authority
-            .sign_leaf(csr, id, self.leaf_lifetime(), self.plane.world.unix())
+            .sign_leaf(csr, id, lifetime, self.plane.world.unix())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let leaf = Hash::of(&chain[0]);
-        Ok((chain, leaf))
+        Ok((chain, leaf, lifetime.as_secs()))
     }
 
     fn signed(&self, id: &SpiffeId, chain: Vec<CertificateDer<'static>>) -> wire::SignedChain {
@@ -126,11 +128,18 @@ impl Control for Server {
             service_account: token.service_account,
             labels: token.labels,
             leaves: Vec::new(),
+            lifetime: 0,
         };
         let id = self.id_of(&enrolled);
-        let (chain, leaf) = self.sign(&id, &csr)?;
+        let (chain, leaf, lifetime) = self.sign(&id, &csr)?;
         enrolled.leaves.push(leaf);
-        self.plane.registry.enrol(enrolled).await.map_err(|error| Status::unavailable(error.to_string()))?;
+        enrolled.lifetime = lifetime;
+        let now = self.plane.world.moment();
+        self.plane
+            .registry
+            .enrol(enrolled, now)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(self.signed(&id, chain)))
     }
 
@@ -140,10 +149,10 @@ impl Control for Server {
     ) -> Result<Response<wire::SignedChain>, Status> {
         let (enrolled, present) = self.caller(&request)?;
         let id = self.id_of(&enrolled);
-        let (chain, leaf) = self.sign(&id, &request.into_inner().csr)?;
+        let (chain, leaf, lifetime) = self.sign(&id, &request.into_inner().csr)?;
         self.plane
             .registry
-            .renewed(&present, leaf)
+            .renewed(&present, leaf, lifetime, self.plane.world.moment())
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(self.signed(&id, chain)))
@@ -275,7 +284,8 @@ impl Follower {
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
             from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
             from_proxy::Message::Heartbeat(heartbeat) => {
-                for news in self.plane.registry.beat(&self.stream, heartbeat) {
+                let now = self.plane.world.now();
+                for news in self.plane.registry.beat(&self.stream, heartbeat, now).await {
                     self.plane.events.note(format!("proxy {}", self.stream.instance), news);
                 }
                 Vec::new()

@@ -244,7 +244,7 @@ async fn who_is_gone_counts_only_where_that_is_asked_for() {
     let strictly = async |mesh: &Mesh| wait(&mesh.plane, &commit('1'), Duration::ZERO, true, NOTHING).await;
     assert!(!strictly(&mesh).await.effective);
     let heartbeat = wire::Heartbeat { certificate_not_after: BEGIN as i64 + 1_000, ..Default::default() };
-    mesh.plane.registry.beat(&stream, heartbeat);
+    mesh.plane.registry.beat(&stream, heartbeat, mesh.plane.world.now()).await;
     mesh.plane.registry.disconnect(&stream, mesh.plane.world.moment());
     mesh.world.set(LEASE.as_secs_f64());
     mesh.plane.registry.expire(mesh.plane.world.moment()).await.unwrap();
@@ -323,6 +323,39 @@ async fn waiting_ends_with_the_acknowledgement_and_not_before() {
     assert!(waits.now_or_never().is_some_and(|answer| answer.effective));
     let again = wait(&mesh.plane, &asked, LONG, strict, NOTHING).now_or_never();
     assert!(again.is_some_and(|answer| answer.effective));
+}
+
+/// Counts the histories that are walked; has nothing in them.
+#[derive(Default)]
+struct Walked(std::cell::Cell<usize>);
+
+impl Lineage for &Walked {
+    fn is_on_branch(&self, _: &SourceName) -> bool {
+        true
+    }
+
+    fn is_behind(&self, _: &SourceName, _: &CommitId) -> bool {
+        self.0.set(self.0.get() + 1);
+        false
+    }
+}
+
+#[tokio::test]
+async fn while_waiting_each_history_is_walked_once_and_old_ones_not_at_all() {
+    let mesh = Mesh::new().await;
+    for n in 1..=9 {
+        mesh.publish(n, &format!("a{n}"));
+    }
+    let (asked, walked) = (commit('e'), Walked::default());
+    let mut waits = std::pin::pin!(wait(&mesh.plane, &asked, LONG, false, &walked));
+    for _ in 0..5 {
+        mesh.speak();
+        assert!(waits.as_mut().now_or_never().is_none());
+    }
+    assert_eq!(walked.0.get(), 2, "the newest of each source");
+    mesh.publish(10, "a0");
+    assert!(waits.as_mut().now_or_never().is_none());
+    assert_eq!(walked.0.get(), 3);
 }
 
 #[tokio::test]

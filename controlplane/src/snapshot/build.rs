@@ -101,8 +101,10 @@ fn mesh_settings(inputs: &Inputs) -> wire::Mesh {
 fn networks(inputs: &Inputs, place: &Place) -> wire::Networks {
     let mut networks: BTreeMap<String, wire::Gateways> = BTreeMap::new();
     for (cluster, catalogue) in inputs.peers.iter() {
-        let said = inputs.configuration.member(cluster).and_then(|member| member.network.clone());
-        let network = said.map_or_else(|| catalogue.network.clone(), |network| network.to_string());
+        // Who was expelled lends nobody a gateway.
+        let Some(member) = inputs.configuration.member(cluster) else { continue };
+        let network =
+            member.network.clone().map_or_else(|| catalogue.network.clone(), |network| network.to_string());
         if network != place.network.as_str() {
             networks.entry(network).or_default().addresses.extend(service::gateways(inputs, cluster));
         }

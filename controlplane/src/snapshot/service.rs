@@ -121,9 +121,8 @@ pub(super) fn services(
             continue;
         }
         services.insert(name.clone(), Arc::new(entry(&name, Reach::Local, local.clone(), is_exported)));
-        if is_exported || remote.is_some() {
+        if let Some(union_name) = clusterset_name(&name).filter(|_| is_exported || remote.is_some()) {
             let own = if is_exported { local.as_slice() } else { &[] };
-            let union_name = clusterset_name(&name);
             services.insert(
                 union_name.clone(),
                 Arc::new(entry(&union_name, Reach::ClusterSet, union(own), false)),
@@ -132,7 +131,7 @@ pub(super) fn services(
     }
     // What only others offer: reached by its clusterset name alone, since no cluster lends itself another's names.
     for (service, Offered { ports, mut endpoints }) in offered {
-        let name = clusterset_name(&service);
+        let Some(name) = clusterset_name(&service) else { continue };
         endpoints.sort_by(|a, b| a.id.cmp(&b.id));
         let identities =
             endpoints.iter().map(|endpoint| endpoint.identity.clone()).filter(|id| !id.is_empty()).collect();

@@ -21,6 +21,13 @@ fn shop() -> Vec<Registered> {
     ]
 }
 
+/// A third member, on whatever network it says.
+const SOUTH: &str = "apiVersion: weft.mesh/v1alpha1
+kind: Cluster
+metadata: { name: south }
+spec: { namespaces: [shop] }
+";
+
 fn east() -> Inputs {
     living(inputs("east"), shop())
 }
@@ -184,6 +191,34 @@ fn a_cluster_offers_only_endpoints_that_prove_who_they_are() {
         ["ratings-1@east"]
     );
     assert_eq!(offer(|one| one.identity.clear()), ["ratings-1@east"]);
+}
+
+#[test]
+fn what_no_service_can_be_called_is_not_taken_from_another_cluster() {
+    for name in ["x".repeat(250), "a.b".into()] {
+        let mut lying = west_catalogue();
+        lying.services[0].name = name;
+        build(&knowing(east(), lying));
+    }
+}
+
+#[test]
+fn who_is_no_member_lends_no_gateway() {
+    let gateways = |cluster: &str| {
+        let other = wire::Catalogue {
+            cluster: cluster.into(),
+            network: "west".into(),
+            gateways: vec!["127.9.9.9:15443".into()],
+            ..Default::default()
+        };
+        let inputs = knowing(knowing(living(inputs_beside("east", SOUTH), shop()), west_catalogue()), other);
+        let snapshot = build(&inputs);
+        let front = snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
+        let runtime = Runtime::compile(&snapshot.view(front, &asks(&["ratings"])), "", None).unwrap();
+        runtime.networks.networks["west"].addresses.clone()
+    };
+    assert_eq!(gateways("south"), ["127.1.0.22:15443", "127.9.9.9:15443"]);
+    assert_eq!(gateways("north"), ["127.1.0.22:15443"]);
 }
 
 #[test]

@@ -11,15 +11,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use api::digest::Hash;
-use api::head::{CommitId, Revision};
+use api::head::{CommitId, Revision, Seq};
 use api::name::SourceName;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::{Conflict, Election, MAX_BLOB_BYTES, Store, StoreError};
+use super::{Conflict, Election, KEPT_HEADS, MAX_BLOB_BYTES, Store, StoreError};
 
 /// How many missing blobs are asked for at once.
 const MAX_MISSING: usize = 4096;
+/// Heads between two looks for what is kept in vain.
+const SWEEP_EVERY: u64 = 50;
 
 /// A resource that is to be kept.
 #[derive(Debug, Clone)]
@@ -155,10 +157,23 @@ pub async fn missing(store: &dyn Store, revision: &Revision) -> Result<Vec<Hash>
     lacking(store, tree.lines.values().flat_map(Lines::values).map(|line| line.blob).collect()).await
 }
 
-/// Forgets what only heads before the last `keep` need; says how many blobs went.
+/// The head has moved from `before` to `now`: forgets what only old ones need, each time that fifty have passed.
 ///
-/// Invariant: the leader calls it between publications, never beside [`write_revision`], whose blobs no head names yet.
-pub async fn retain(store: &dyn Store, keep: usize, guard: &Election) -> Result<usize, Conflict> {
+/// Invariant: who moves the head calls it between two moves, never beside [`write_revision`] or the coming of another
+/// cluster's blobs, which no head names yet.
+pub async fn forget_old(store: &dyn Store, before: Option<Seq>, now: Seq, guard: &Election) {
+    let passed = |before: Seq| before.epoch == now.epoch && before.n / SWEEP_EVERY < now.n / SWEEP_EVERY;
+    if !before.is_some_and(passed) {
+        return;
+    }
+    match retain(store, KEPT_HEADS, guard).await {
+        Ok(gone) => tracing::info!(blobs = gone, "forgot what only old revisions need"),
+        Err(error) => tracing::warn!(%error, "old revisions could not be forgotten"),
+    }
+}
+
+/// Forgets what only heads before the last `keep` need; says how many blobs went.
+pub(crate) async fn retain(store: &dyn Store, keep: usize, guard: &Election) -> Result<usize, Conflict> {
     let heads = store.heads(keep.max(1)).await?;
     let Some(oldest) = heads.last().map(|head| head.head().seq()) else { return Ok(0) };
     let mut live = HashSet::new();

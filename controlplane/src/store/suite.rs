@@ -21,6 +21,7 @@ pub(super) async fn suite<F: Future<Output = Arc<dyn Store>>>(fresh: impl Fn() -
     what_did_not_change_keeps_its_commit_and_author(&*fresh().await).await;
     a_replica_asks_for_what_it_lacks(&*fresh().await, &*fresh().await).await;
     old_revisions_are_forgotten(&*fresh().await).await;
+    fifty_heads_on_old_ones_are_forgotten(&*fresh().await).await;
     documents_are_replaced_whole_by_who_leads(&*fresh().await).await;
 }
 
@@ -247,6 +248,24 @@ async fn old_revisions_are_forgotten(store: &dyn Store) {
     }
     assert!(matches!(read_revision(store, &revisions[2]).await, Err(StoreError::Missing(_))));
     assert_eq!(retain(store, 2, &guard).await.unwrap(), 0, "nothing more to forget");
+}
+
+/// A replica's heads need not come one by one.
+async fn fifty_heads_on_old_ones_are_forgotten(store: &dyn Store) {
+    let guard = store.campaign().await.unwrap();
+    let (mut heads, mut last) = (Vec::new(), None);
+    for i in 0..102 {
+        let revision = write(store, &[entry("shop", "a", &i.to_string(), 'a')], 'a', last.as_ref()).await;
+        heads.push(publish(store, &revision, &guard).await);
+        last = Some(revision);
+    }
+    let kept = async || store.heads(1_000).await.unwrap().len();
+    for (before, now) in [(None, 101), (Some(99), 100), (Some(50), 98)] {
+        super::forget_old(store, before.map(|at: usize| heads[at]), heads[now], &guard).await;
+        assert_eq!(kept().await, 102, "{before:?}, then {now}");
+    }
+    super::forget_old(store, Some(heads[97]), heads[101], &guard).await;
+    assert_eq!(kept().await, super::KEPT_HEADS);
 }
 
 async fn documents_are_replaced_whole_by_who_leads(store: &dyn Store) {

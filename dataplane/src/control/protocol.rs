@@ -47,7 +47,7 @@ pub enum Event {
 pub enum Action {
     /// Send it.
     Send(Message),
-    /// Write the view to disk; what follows holds only when that has succeeded.
+    /// Write the view to disk; what follows holds only when that has succeeded, else [`Session::not_kept`].
     Keep(View, String),
     /// From now on requests obey this.
     Install(Arc<Runtime>),
@@ -99,6 +99,12 @@ impl Session {
             Event::Beat(heartbeat) => vec![Action::Send(Message::Heartbeat(heartbeat))],
             Event::Leaving => vec![Action::Send(Message::Farewell(wire::Farewell {}))],
         }
+    }
+
+    /// The last view is not on disk. It stays in force, and the next stream asks for all of it again: were it said to be
+    /// held, it would count as acknowledged, and a restart would go back behind it.
+    pub fn not_kept(&mut self) {
+        self.view = View::default();
     }
 
     fn opened(&mut self) -> Vec<Action> {
@@ -249,6 +255,18 @@ mod tests {
             words(&push(&mut session, 1, &View { items: Default::default() }, &view)),
             ["install", "keep", "ack"]
         );
+    }
+
+    #[test]
+    fn a_view_that_could_not_be_kept_is_asked_for_again() {
+        let (mut session, view) = (session(), fixture::sidecar("reviews").view());
+        push(&mut session, 1, &View::default(), &view);
+        session.not_kept();
+        let actions = session.on(Event::Opened);
+        let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
+        assert!(hello.held.is_empty());
+        assert_eq!(session.current().unwrap().digests, view.digests(), "it stays in force");
+        assert_eq!(words(&push(&mut session, 1, &View::default(), &view)), ["install", "keep", "ack"]);
     }
 
     #[test]

@@ -103,6 +103,22 @@ async fn a_signal_begins_the_end_and_a_hangup_does_not() {
 }
 
 /// In a process of its own, which this test starts: a copy of the test program that runs nothing but this.
+#[tokio::test]
+async fn the_early_end_of_a_vital_task_stops_all_beside_it_and_is_named() {
+    let parent = Shutdown::new();
+    for panics in [false, true] {
+        let turn = parent.child();
+        turn.spawn_vital("the heart", async move { assert!(!panics, "it breaks") });
+        tokio::time::timeout(LONG, turn.cancelled()).await.unwrap();
+        assert_eq!(turn.failed(), Some("the heart"));
+    }
+    let told = parent.child();
+    let until = told.clone();
+    told.spawn_vital("the heart", async move { until.cancelled().await });
+    told.drain(LONG).await.unwrap();
+    assert_eq!((told.failed(), parent.failed(), parent.is_cancelled()), (None, None, false));
+}
+
 #[test]
 fn told_twice_a_process_ends_at_once() {
     const CHILD: &str = "WEFT_TEST_TOLD_TWICE";

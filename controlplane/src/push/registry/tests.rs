@@ -8,6 +8,7 @@ use super::*;
 use crate::{snapshot::fixture::workload, store::Embedded};
 
 const LEASE: Duration = Duration::from_secs(15);
+const DAY: u64 = 24 * 3600;
 
 /// So many seconds after the first moment of all tests.
 fn at(seconds: u64) -> Moment {
@@ -27,6 +28,15 @@ fn instance(workload_id: &str, instance: &str) -> Registered {
 
 async fn connect(registry: &Registry, one: Registered, now: u64) -> Result<ProxyStream, RegistryError> {
     registry.connect(one, "1".into(), at(now)).await
+}
+
+/// What is new in a heartbeat.
+async fn beat(registry: &Registry, stream: &ProxyStream, heartbeat: api::wire::Heartbeat) -> Vec<String> {
+    registry.beat(stream, heartbeat, at(9).of_day).await
+}
+
+async fn enrol(registry: &Registry, one: Enrolled) {
+    registry.enrol(one, at(0)).await.unwrap();
 }
 
 fn state(registry: &Registry, name: &str) -> (bool, bool) {
@@ -74,11 +84,11 @@ async fn late_words_of_an_old_stream_are_not_those_of_the_proxy() {
     let new = connect(&registry, instance("reviews", "reviews-a"), 5).await.unwrap();
     let heartbeat = |app_ready| api::wire::Heartbeat { app_ready, ..Default::default() };
     registry.reached(&new, "two".into());
-    registry.beat(&new, heartbeat(true));
+    beat(&registry, &new, heartbeat(true)).await;
     let (proxies, workloads) = (registry.proxies(), registry.workloads());
     registry.reached(&old, "one".into());
     registry.refused(&old, vec!["no".into()]);
-    assert!(registry.beat(&old, heartbeat(false)).is_empty());
+    assert!(beat(&registry, &old, heartbeat(false)).await.is_empty());
     assert!(!proxies.has_changed().unwrap() && !workloads.has_changed().unwrap());
 }
 
@@ -206,6 +216,7 @@ fn enrolled(name: &str, leaf: &str) -> Enrolled {
         service_account: one.service_account,
         labels: one.labels,
         leaves: vec![Hash::of(leaf.as_bytes())],
+        lifetime: DAY,
     }
 }
 
@@ -215,13 +226,13 @@ async fn a_workload_is_known_by_the_leaves_that_were_signed_for_it_lately() {
     let first = registry(&dir).await;
     let leaf = |name: &str| Hash::of(name.as_bytes());
     assert_eq!(first.by_leaf(&leaf("0")), None);
-    let unknown = first.renewed(&leaf("0"), leaf("1")).await;
+    let unknown = first.renewed(&leaf("0"), leaf("1"), DAY, at(1)).await;
     assert!(matches!(unknown, Err(RegistryError::Unknown)));
-    first.enrol(enrolled("reviews", "0")).await.unwrap();
-    first.enrol(enrolled("ratings", "r")).await.unwrap();
+    enrol(&first, enrolled("reviews", "0")).await;
+    enrol(&first, enrolled("ratings", "r")).await;
     assert_eq!(first.by_leaf(&leaf("0")), Some(enrolled("reviews", "0")));
     for n in 0..KEPT_LEAVES {
-        first.renewed(&leaf(&n.to_string()), leaf(&(n + 1).to_string())).await.unwrap();
+        first.renewed(&leaf(&n.to_string()), leaf(&(n + 1).to_string()), DAY, at(1)).await.unwrap();
     }
     drop(first);
     let second = registry(&dir).await;
@@ -241,7 +252,7 @@ async fn a_heartbeat_is_told_to_callers_and_what_is_new_in_it_to_people() {
     let mut one = instance("reviews", "reviews-a");
     one.app_ready = false;
     let stream = connect(&registry, one, 0).await.unwrap();
-    let beat = |app_ready, draining, bad: &[&str]| {
+    let says = |app_ready, draining, bad: &[&str]| {
         let bad = bad.iter().map(|endpoint| api::wire::EndpointHealth {
             endpoint: (*endpoint).into(),
             reason: "it answers 503".into(),
@@ -253,29 +264,98 @@ async fn a_heartbeat_is_told_to_callers_and_what_is_new_in_it_to_people() {
         let one = registry.workloads().borrow()[&name].clone();
         (one.app_ready, one.draining)
     };
-    assert_eq!(registry.beat(&stream, beat(true, false, &[])), ["its application answers"]);
+    assert_eq!(beat(&registry, &stream, says(true, false, &[])).await, ["its application answers"]);
     assert_eq!(told(), (true, false));
     assert_eq!(registry.proxies().borrow()[&name].certificate_not_after, 7);
     let mut workloads = registry.workloads();
     workloads.mark_unchanged();
-    assert!(registry.beat(&stream, beat(true, false, &[])).is_empty());
+    assert!(beat(&registry, &stream, says(true, false, &[])).await.is_empty());
     assert!(!workloads.has_changed().unwrap());
-    assert_eq!(registry.beat(&stream, beat(true, false, &["x"])), ["holds x to be bad: it answers 503"]);
+    assert_eq!(
+        beat(&registry, &stream, says(true, false, &["x"])).await,
+        ["holds x to be bad: it answers 503"]
+    );
     assert!(!workloads.has_changed().unwrap(), "what one holds of another is told to people alone");
     assert_eq!(
-        registry.beat(&stream, beat(true, false, &["y"])),
+        beat(&registry, &stream, says(true, false, &["y"])).await,
         ["holds y to be bad: it answers 503", "takes x to be good again"]
     );
-    assert_eq!(registry.beat(&stream, beat(false, false, &["y"])), ["its application does not answer"]);
+    assert_eq!(
+        beat(&registry, &stream, says(false, false, &["y"])).await,
+        ["its application does not answer"]
+    );
     assert_eq!(told(), (false, false));
-    assert_eq!(registry.beat(&stream, beat(false, true, &["y"])), ["drains"]);
+    assert_eq!(beat(&registry, &stream, says(false, true, &["y"])).await, ["drains"]);
     assert_eq!(told(), (false, true));
-    assert!(registry.beat(&stream, beat(false, true, &["y"])).is_empty());
-    assert!(registry.beat(&stream, beat(false, false, &["y"])).is_empty());
+    assert!(beat(&registry, &stream, says(false, true, &["y"])).await.is_empty());
+    assert!(beat(&registry, &stream, says(false, false, &["y"])).await.is_empty());
     assert_eq!(told(), (false, false));
     let nobody = ProxyStream { instance: "nobody-a".parse().unwrap(), ..stream };
-    assert!(registry.beat(&nobody, beat(true, true, &[])).is_empty());
+    assert!(beat(&registry, &nobody, says(true, true, &[])).await.is_empty());
     assert_eq!(registry.workloads().borrow().len(), 1);
+}
+
+#[tokio::test]
+async fn whether_it_is_ready_outlives_a_stream_and_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = registry(&dir).await;
+    let name: InstanceId = "reviews-a".parse().unwrap();
+    let mut one = instance("reviews", "reviews-a");
+    one.app_ready = false;
+    let told = |registry: &Registry| registry.workloads().borrow()[&name].app_ready;
+    let stream = connect(&first, one.clone(), 0).await.unwrap();
+    let heartbeat = api::wire::Heartbeat { app_ready: true, ..Default::default() };
+    beat(&first, &stream, heartbeat).await;
+    connect(&first, one.clone(), 1).await.unwrap();
+    assert!(told(&first), "the same life, on a new stream");
+    drop(first);
+    let second = registry(&dir).await;
+    assert!(told(&second));
+    connect(&second, Registered { instance: "reviews-b".parse().unwrap(), ..one }, 2).await.unwrap();
+    assert!(!second.workloads().borrow()["reviews-b"].app_ready, "another life has to say so itself");
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_known_by_no_leaf_any_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = registry(&dir).await;
+    let leaf = |name: &str| Hash::of(name.as_bytes());
+    let id = |name: &str| name.parse().unwrap();
+    enrol(&first, enrolled("reviews", "0")).await;
+    enrol(&first, enrolled("ratings", "r")).await;
+    connect(&first, instance("reviews", "reviews-a"), 0).await.unwrap();
+    first.forget(first.instances_of(&id("reviews"))).await.unwrap();
+    assert!(first.by_leaf(&leaf("0")).is_some(), "who is deregistered may come again");
+    connect(&first, instance("reviews", "reviews-a"), 1).await.unwrap();
+    assert!(first.revoke(&id("reviews")).await.unwrap());
+    assert_eq!(first.by_leaf(&leaf("0")), None);
+    assert!(first.workloads().borrow().is_empty());
+    let renewed = first.renewed(&leaf("0"), leaf("1"), DAY, at(2)).await;
+    assert!(matches!(renewed, Err(RegistryError::Unknown)));
+    assert!(!first.revoke(&id("reviews")).await.unwrap());
+    drop(first);
+    let second = registry(&dir).await;
+    assert_eq!(second.by_leaf(&leaf("0")), None);
+    assert!(second.by_leaf(&leaf("r")).is_some());
+}
+
+#[tokio::test]
+async fn an_enrolment_ends_with_its_last_leaf_whatever_the_clock_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let leaf = |name: &str| Hash::of(name.as_bytes());
+    enrol(&registry, enrolled("reviews", "0")).await;
+    enrol(&registry, enrolled("ratings", "r")).await;
+    registry.renewed(&leaf("r"), leaf("s"), 2 * DAY, at(DAY / 2)).await.unwrap();
+    let end = DAY + ENROLMENT_KEPT.as_secs();
+    let years = Duration::from_secs(1_000_000_000);
+    registry.expire(Moment { of_day: at(end).of_day + years, ..at(end) }).await.unwrap();
+    assert!(registry.by_leaf(&leaf("0")).is_some());
+    registry.expire(at(end + 1)).await.unwrap();
+    assert_eq!(registry.by_leaf(&leaf("0")), None);
+    assert!(registry.by_leaf(&leaf("s")).is_some());
+    let kept = registry.store.registrations().await.unwrap();
+    assert_eq!(kept.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["enrolled.ratings"]);
 }
 
 #[tokio::test]
@@ -286,7 +366,7 @@ async fn a_gateway_has_no_application_that_could_answer() {
     let gateway = Registered { app_ready: false, ..gateway };
     let stream = connect(&registry, gateway, 0).await.unwrap();
     let heartbeat = api::wire::Heartbeat { app_ready: true, ..Default::default() };
-    assert!(registry.beat(&stream, heartbeat).is_empty());
+    assert!(beat(&registry, &stream, heartbeat).await.is_empty());
 }
 
 #[tokio::test]
@@ -362,7 +442,7 @@ async fn who_is_gone_is_shown_for_ten_minutes() {
 async fn a_store_that_forgot_who_lives_here_is_told_anew() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
-    registry.enrol(enrolled("reviews", "0")).await.unwrap();
+    enrol(&registry, enrolled("reviews", "0")).await;
     connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
     let stream = connect(&registry, instance("ratings", "ratings-a"), 0).await.unwrap();
     registry.disconnect(&stream, at(1));

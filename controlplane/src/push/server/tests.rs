@@ -144,6 +144,7 @@ fn enrolled(namespace: &str) -> Enrolled {
         service_account: "front".parse().unwrap(),
         labels: [("app".into(), "front".into())].into(),
         leaves: vec![],
+        lifetime: 0,
     }
 }
 

@@ -17,7 +17,7 @@ use api::{
     resource::{
         AuthorizationPolicy, Kind, Object, Service,
         service::Application,
-        target::{TargetKind, selects},
+        target::{TargetKind, TargetRef, selects},
     },
 };
 use policies::Surface;
@@ -206,8 +206,12 @@ fn surface(placed: &[&Placed], policy: &Object<AuthorizationPolicy>) -> Surface 
     let guards_tcp = services.any(|service| {
         guards(policy, service)
             && service.spec.ports.iter().any(|port| {
-                let named = policy.spec.target_refs.iter().find_map(|target| target.section_name.as_deref());
-                named.is_none_or(|named| port.name.as_deref() == Some(named))
+                let mut targets =
+                    policy.spec.target_refs.iter().filter(|target| target.name == service.meta.name);
+                let means = |target: &TargetRef| {
+                    target.section_name.as_deref().is_none_or(|named| port.name.as_deref() == Some(named))
+                };
+                (policy.spec.target_refs.is_empty() || targets.any(means))
                     && port.application() == Application::Tcp
             })
     });

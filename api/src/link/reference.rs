@@ -315,6 +315,21 @@ impl<'a> Check<'a, '_, '_> {
                             has,
                             &format!("listener `{section}`"),
                         );
+                        // At a port the hosts of all its listeners are judged together.
+                        let shares = |gateway: &Gateway| {
+                            let at = |own: &&Listener| own.name.as_str() == section;
+                            let port = gateway.listeners.iter().find(at).map(|own| own.port);
+                            gateway.listeners.iter().filter(|own| Some(own.port) == port).count() > 1
+                        };
+                        if found.iter().any(|(_, gateway)| shares(gateway)) {
+                            let message = "a policy for one of several listeners at a port is not yet supported: \
+                                           attach it to the Gateway, or to the routes";
+                            self.report.value(
+                                &format!("{pointer}/sectionName"),
+                                Code::NotYetSupported,
+                                message,
+                            );
+                        }
                     }
                 }
                 TargetKind::HttpRoute => {

@@ -2,14 +2,14 @@
 //!
 //! It concerns the kinds that inherit (TrafficPolicy, PeerAuthentication). Several AuthorizationPolicies at one
 //! target are no conflict: their verdicts are combined, and the order of the three steps decides. Neither may two
-//! Services have one virtual address: a connection to it would mean both.
+//! Services have one virtual address, or two Gateways one port: a connection to it would mean both.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
     manifest::{Code, Diagnostic, Placed},
     name::{Namespace, ObjectName},
-    resource::{Kind, Labels, Resource, TargetRef},
+    resource::{Kind, Labels, Resource, TargetRef, gateway::CLASS},
 };
 
 /// What a policy of a kind is about, seen from its namespace.
@@ -19,17 +19,33 @@ enum Target<'a> {
     Workloads(&'a Labels),
     Service(Namespace, &'a ObjectName, Option<&'a str>),
     Address(IpAddr),
+    /// At an address, or at all of a cluster's ingress gateways.
+    Listener(Option<IpAddr>, u16),
 }
 
 impl Target<'_> {
     /// Where it is one of its kind: an address is so in a whole cluster.
     fn scope(&self, own: Namespace) -> Namespace {
-        if matches!(self, Target::Address(_)) { Namespace::system() } else { own }
+        match self {
+            Target::Address(_) | Target::Listener(..) => Namespace::system(),
+            Target::Namespace | Target::Workloads(_) | Target::Service(..) => own,
+        }
+    }
+
+    fn what(&self) -> &'static str {
+        match self {
+            Target::Address(_) => "address",
+            Target::Listener(..) => "port",
+            Target::Namespace | Target::Workloads(_) | Target::Service(..) => "target",
+        }
     }
 
     fn help(&self) -> &'static str {
         match self {
             Target::Address(_) => "a virtual address leads to one Service: give each its own",
+            Target::Listener(..) => {
+                "a port of the ingress gateways belongs to one Gateway: take another, or other `addresses`"
+            }
             _ => "two of one kind at one target contradict each other: make them one",
         }
     }
@@ -46,8 +62,7 @@ pub(super) fn check(placed: &[&Placed], diagnostics: &mut Vec<Diagnostic>) {
     for own in placed.iter().filter(whole).copied() {
         let meta = own.resource.meta();
         for (target, pointer) in targets(&own.resource) {
-            let (scope, help) = (target.scope(meta.namespace()), target.help());
-            let what = if matches!(target, Target::Address(_)) { "address" } else { "target" };
+            let (scope, what, help) = (target.scope(meta.namespace()), target.what(), target.help());
             let holders = taken.entry((own.resource.kind(), scope, target)).or_default();
             let meets = |other: &&&Placed| {
                 let (left, right) = (&other.resource.meta().cluster, &meta.cluster);
@@ -101,6 +116,20 @@ fn targets<'a>(resource: &'a Resource) -> Vec<(Target<'a>, String)> {
             // What is said in both fields is said once.
             let once: BTreeMap<IpAddr, String> = said.rev().collect();
             once.into_iter().map(|(ip, pointer)| (Target::Address(ip), pointer)).collect()
+        }
+        Resource::Gateway(object) if object.spec.gateway_class_name.as_str() == CLASS => {
+            let gateway = &object.spec;
+            let mut ports = BTreeMap::new();
+            for (i, listener) in gateway.listeners.iter().enumerate() {
+                ports.entry(listener.port).or_insert_with(|| format!("/spec/listeners/{i}/port"));
+            }
+            let said: Vec<_> = gateway.addresses.iter().filter_map(|own| own.value.parse().ok()).collect();
+            let places = if said.is_empty() { vec![None] } else { said.into_iter().map(Some).collect() };
+            let at = |place| {
+                let ports = ports.iter();
+                ports.map(move |(port, pointer)| (Target::Listener(place, *port), pointer.clone()))
+            };
+            places.into_iter().flat_map(at).collect()
         }
         Resource::Mesh(_)
         | Resource::Cluster(_)

@@ -6,7 +6,10 @@ use std::{env, fs, path::PathBuf};
 use serde_json::{Map, Value as Json};
 
 use super::of;
-use crate::{manifest, resource::Kind};
+use crate::{
+    manifest::{self, unsupported},
+    resource::Kind,
+};
 
 const BEGIN: &str = "<!-- fields: made from the schema -->";
 const END: &str = "<!-- end of fields -->";
@@ -62,7 +65,7 @@ fn table(kind: Kind) -> String {
         let required = requires(of(kind), name);
         list(Field { path: name.clone(), required, schema }, &mut fields);
     }
-    let lines = fields.iter().map(line);
+    let lines = fields.iter().map(|field| line(kind, field));
     format!("| field | type | default | |\n|---|---|---|---|\n{}", lines.collect::<String>())
 }
 
@@ -93,7 +96,7 @@ fn requires(schema: &Json, name: &str) -> bool {
     schema["required"].as_array().is_some_and(|all| all.iter().any(|one| one == name))
 }
 
-fn line(field: &Field<'_>) -> String {
+fn line(kind: Kind, field: &Field<'_>) -> String {
     let default = match &field.schema["default"] {
         Json::Null if field.required => "required".to_owned(),
         Json::Null | Json::Object(_) => String::new(),
@@ -103,7 +106,24 @@ fn line(field: &Field<'_>) -> String {
     };
     let text = field.schema["description"].as_str().unwrap_or_default();
     let text = text.split("\n\n").next().unwrap_or_default().replace('\n', " ").replace('|', "\\|");
-    format!("| `{}` | {} | {default} | {text} |\n", field.path, said(field.schema))
+    let later = not_yet(kind, field);
+    format!("| `{}` | {} | {default} | {text}{later} |\n", field.path, said(field.schema))
+}
+
+/// What of a field is refused as not yet supported.
+fn not_yet(kind: Kind, field: &Field<'_>) -> String {
+    let pointer = format!("/{}", field.path.replace("[]", "/0").replace('.', "/"));
+    if unsupported::known_field(kind, &pointer) {
+        return " **Not yet supported.**".to_owned();
+    }
+    let constants = field.schema["oneOf"].as_array().into_iter().flatten().filter_map(|one| one.get("const"));
+    let choices = field.schema["enum"].as_array().into_iter().flatten().chain(constants);
+    let refused: Vec<_> = choices.filter(|one| unsupported::value(kind, &pointer, one)).collect();
+    let names = refused.iter().map(|one| format!("`{}`", one.as_str().unwrap_or_default()));
+    match refused.len() {
+        0 => String::new(),
+        _ => format!(" Not yet supported: {}.", names.collect::<Vec<_>>().join(", ")),
+    }
 }
 
 /// The type in words, with its limits.

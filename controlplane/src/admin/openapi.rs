@@ -20,7 +20,9 @@ pub(super) fn document() -> Value {
         "/api/v1/explain": { "post": call("What would happen to a request", &[], Some(refer::<ExplainRequest>(&mut generator)), Some(refer::<ExplainAnswer>(&mut generator)), &mut generator) },
         "/api/v1/tokens": { "post": call("A one-time token for one workload of this cluster", &[], Some(refer::<TokenRequest>(&mut generator)), Some(refer::<Token>(&mut generator)), &mut generator) },
         "/api/v1/join-tokens": { "post": call("A one-time token for one remote cluster (primary only)", &[], Some(refer::<JoinTokenRequest>(&mut generator)), Some(refer::<Token>(&mut generator)), &mut generator) },
-        "/api/v1/workloads/{id}": { "delete": call("Deregisters a workload", &[("revoke", "whether its certificate may not be renewed any more either", false)], None, None, &mut generator) },
+        "/api/v1/workloads/{id}": {
+            "parameters": [{ "in": "path", "name": "id", "description": "as `weft workload list` names it", "required": true, "schema": { "type": "string" } }],
+            "delete": call("Deregisters a workload", &[("revoke", "whether its certificate may not be renewed any more either", false)], None, None, &mut generator) },
         "/api/v1/rollout/accept": { "post": call("Lets a held commit pass", &[("commit", "the commit", true)], None, None, &mut generator) },
         "/api/v1/console-logins": { "post": call("A one-time login for the console", &[], None, Some(refer::<Token>(&mut generator)), &mut generator) },
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::{
-    name::{Hostname, Namespace, ServiceName},
+    name::{Hostname, Namespace, ObjectName, ServiceName},
     resource::{
         Gateway, HttpRoute, Object,
         gateway::{CLASS, FromNamespaces, Listener, ListenerProtocol},
@@ -38,7 +38,7 @@ pub(super) fn of_service(
     }
     let rules = attached.iter().flat_map(|(_, route, said)| {
         let ports = ports(snapshot, route, service);
-        rules(snapshot, route, said, &[])
+        rules(snapshot, route, said, |_| Vec::new())
             .into_iter()
             .map(move |rule| wire::Rule { ports: ports.clone(), ..rule })
     });
@@ -126,10 +126,13 @@ fn hosts(snapshot: &Snapshot, gateway: &Object<Gateway>, listener: &Listener) ->
         if !attaches(route, gateway, listener) {
             continue;
         }
-        let home = route.meta.namespace();
-        let guards = guard::attached(inputs, TargetKind::HttpRoute, &home, route.meta.name.as_str(), None);
+        let (home, name) = (route.meta.namespace(), route.meta.name.as_str());
+        let guards = |rule: &HttpRule| {
+            let rule = rule.name.as_ref().map(ObjectName::as_str);
+            guard::attached(inputs, TargetKind::HttpRoute, &home, name, rule)
+        };
         for host in shared_hosts(listener.hostname.as_ref(), &route.spec.hostnames) {
-            by_host.entry(host).or_default().extend(rules(snapshot, route, said, &guards));
+            by_host.entry(host).or_default().extend(rules(snapshot, route, said, guards));
         }
     }
     let hosts = by_host.into_iter();
@@ -184,7 +187,12 @@ fn within(inner: &Hostname, outer: &Hostname) -> bool {
     }
 }
 
-fn rules(snapshot: &Snapshot, route: &Object<HttpRoute>, said: &Said, guards: &[String]) -> Vec<wire::Rule> {
+fn rules(
+    snapshot: &Snapshot,
+    route: &Object<HttpRoute>,
+    said: &Said,
+    guards: impl Fn(&HttpRule) -> Vec<String>,
+) -> Vec<wire::Rule> {
     let home = route.meta.namespace();
     let one = |(place, rule): (usize, &HttpRule)| wire::Rule {
         route: format!("HTTPRoute {}", route.service_name()),
@@ -196,7 +204,7 @@ fn rules(snapshot: &Snapshot, route: &Object<HttpRoute>, said: &Said, guards: &[
         request_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.request).map_or(0, ms),
         backend_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.backend_request).map_or(0, ms),
         retry: rule.retry.as_ref().map(retry),
-        policies: guards.to_vec(),
+        policies: guards(rule),
         ports: vec![],
     };
     route.spec.rules.iter().enumerate().map(one).collect()

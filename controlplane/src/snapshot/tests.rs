@@ -213,7 +213,8 @@ fn who_is_no_member_lends_no_gateway() {
         };
         let inputs = knowing(knowing(living(inputs_beside("east", SOUTH), shop()), west_catalogue()), other);
         let snapshot = build(&inputs);
-        let front = snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
+        let front =
+            snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
         let runtime = Runtime::compile(&snapshot.view(front, &asks(&["ratings"])), "", None).unwrap();
         runtime.networks.networks["west"].addresses.clone()
     };
@@ -290,6 +291,36 @@ fn a_workload_is_on_the_node_that_its_label_names() {
         runtime.endpoints[&"shop/ratings".parse().unwrap()].endpoints[0].node,
         "n1",
         "and as a callee"
+    );
+}
+
+#[test]
+fn a_policy_guards_the_rule_that_it_names() {
+    let edge = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: edge, namespace: shop }\n\
+                spec: { gatewayClassName: weft, listeners: [{ name: http, port: 9090, protocol: HTTP }] }\n---\n\
+                apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: edge, namespace: shop }\n\
+                spec:\n  parentRefs: [{ name: edge }]\n  rules:\n  \
+                - { name: open, matches: [{ path: { value: /a } }], backendRefs: [{ name: front, port: 8080 }] }\n  \
+                - { name: shut, matches: [{ path: { value: /b } }], backendRefs: [{ name: front, port: 8080 }] }\n---\n";
+    let policy = |name: &str, target: &str| {
+        format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec: {{ action: DENY, targetRefs: [{target}], rules: [{{}}] }}\n---\n"
+        )
+    };
+    let route = "{ group: gateway.networking.k8s.io, kind: HTTPRoute, name: edge";
+    let all = [
+        edge.to_owned(),
+        policy("whole", &format!("{route} }}")),
+        policy("part", &format!("{route}, sectionName: shut }}")),
+    ];
+    let snapshot = build(&inputs_beside("east", &all.concat()));
+    let tables = super::route::of_gateways(&snapshot, "127.1.0.9".parse().unwrap());
+    let rules = &tables["listener/shop/edge/9090"].hosts[0].rules;
+    let guards: Vec<_> = rules.iter().map(|rule| (rule.rule.as_str(), rule.policies.join(" "))).collect();
+    assert_eq!(
+        guards,
+        [("open", "policy/shop/whole".to_owned()), ("shut", "policy/shop/part policy/shop/whole".to_owned())]
     );
 }
 

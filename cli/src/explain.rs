@@ -87,6 +87,13 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     if let Some(reason) = &answer.reason {
         let _ = writeln!(out, "  {reason}");
     }
+    if !answer.unknown.is_empty() {
+        let unknown = answer.unknown.join(", ");
+        let _ = writeln!(
+            out,
+            "  not certain: policies on the way read {unknown}, which is not known here and was taken to be empty"
+        );
+    }
     if let Some(route) = &answer.route {
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, "route"));
         let _ = writeln!(
@@ -243,11 +250,13 @@ mod tests {
                 commit: "9f8e7d6c5b".into(),
             }],
             reason: Some("denied by shop/reviews-readers".into()),
+            unknown: vec!["source.ip".into()],
             settings: BTreeMap::new(),
         };
         expect![[r#"
             GET reviews /reviews from shop/front: 403, by commit 1a2b3c4
               denied by shop/reviews-readers
+              not certain: policies on the way read source.ip, which is not known here and was taken to be empty
 
             route
               HTTPRoute shop/reviews, rule canary

@@ -17,7 +17,7 @@ use api::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use policies::{
-    By, Judgement, Verdict,
+    By, Judgement, Reads, Verdict,
     facts::{Connection, Destination, Facts, Guarded, Peer, Request, Source},
 };
 use runtime::{At, Decision, Plan, Runtime, Target, route::Rule};
@@ -40,18 +40,25 @@ pub enum Unexplained {
     View(String, String),
 }
 
+/// What no question says, and the way of a request decides.
+const UNKNOWN: [&str; 6] =
+    ["source.ip", "source.port", "connection.sni", "connection.protocol", "request.protocol", "request.id"];
+
 /// What would happen to `asked`, by `snapshot`.
 pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAnswer, Unexplained> {
     let node = source(snapshot, &asked.source)?;
-    let (host, _) = runtime::split_authority(&asked.host)
+    let authority = policies::facts::canonical_authority(&asked.host);
+    let (host, named) = runtime::split_authority(&authority)
         .ok_or_else(|| Unexplained::Request(format!("`{}` is no host", asked.host)))?;
-    let host = host.to_ascii_lowercase();
     let asks: Subscription =
-        if node.role == Role::Sidecar { [host.clone()].into() } else { Subscription::new() };
+        if node.role == Role::Sidecar { [host.to_owned()].into() } else { Subscription::new() };
     let caller = compile(snapshot, node, &asks)?;
     let (raw_path, query) = asked.path.split_once('?').unwrap_or((&asked.path, ""));
     let path = runtime::path::normalise(raw_path, caller.mesh.paths);
-    let headers = headers(&asked.headers)?;
+    let mut headers = headers(&asked.headers)?;
+    if let Ok(authority) = HeaderValue::from_str(&authority) {
+        headers.insert(http::header::HOST, authority);
+    }
     let mut answer = Answer::new(snapshot);
     let path = match path {
         Ok(path) => path,
@@ -60,7 +67,7 @@ pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAns
     let request = Request {
         method: &asked.method,
         scheme: "http",
-        host: &asked.host,
+        host: &authority,
         path: &path,
         raw_path,
         query,
@@ -77,11 +84,15 @@ pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAns
         connection: Connection { protocol: "http/1.1", ..Connection::default() },
     };
     let at = match node.role {
-        Role::Sidecar => At::Outbound { known_absent: snapshot.service_at(&host, &node.namespace).is_none() },
+        Role::Sidecar => At::Outbound { known_absent: snapshot.service_at(host, &node.namespace).is_none() },
         Role::Ingress | Role::EastWest => {
-            At::Gateway { port: caller.listener_ports().next().unwrap_or_default() }
+            // The port that the host names; else the first.
+            let mut ports = caller.listener_ports();
+            let first = caller.listener_ports().next().unwrap_or_default();
+            At::Gateway { port: ports.find(|own| Some(*own) == named).unwrap_or(first) }
         }
     };
+    answer.reads(caller.reads(at));
     match caller.decide(at, &facts, 0) {
         Decision::Unknown { host } => Ok(answer.refused(502, format!("nobody in the mesh knows `{host}`"))),
         Decision::Answer { redirect, location, rule } => {
@@ -208,6 +219,7 @@ fn judge_backend(
             request,
             connection: Connection { mtls: true, protocol: "http/1.1", tls_version: "TLSv1.3", sni: "" },
         };
+        answer.reads(callee.reads(At::Inbound { port }));
         let judgement = match callee.decide(At::Inbound { port }, &facts, 0) {
             Decision::Forward(plan) => plan.judgement,
             Decision::Refuse(refusal) => {
@@ -269,9 +281,18 @@ impl<'a> Answer<'a> {
             backends: vec![],
             authorization: vec![],
             reason: None,
+            unknown: vec![],
             settings: BTreeMap::new(),
         };
         Answer(answer, &snapshot.inputs.configuration)
+    }
+
+    /// Policies on the way read this.
+    fn reads(&mut self, reads: Reads) {
+        let unknown = reads.names().filter(|name| UNKNOWN.contains(name)).map(str::to_owned);
+        self.0.unknown.extend(unknown);
+        self.0.unknown.sort();
+        self.0.unknown.dedup();
     }
 
     fn refused(self, status: u16, reason: String) -> ExplainAnswer {

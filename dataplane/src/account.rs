@@ -122,6 +122,7 @@ pub struct Trace {
 impl Exchange {
     /// Begins with the head of a request.
     pub fn begin(worker: &Rc<Worker>, caller: &Rc<Caller>, method: Method, uri: Uri) -> Box<Self> {
+        caller.open.begin();
         Box::new(Exchange {
             decision: worker.decision(),
             worker: worker.clone(),
@@ -238,10 +239,21 @@ impl Exchange {
         self.complete = true;
     }
 
+    /// Whether it has come to its own end.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// The response's body broke off.
     pub fn broken(&mut self) {
         self.broken = true;
         self.flag = "broken-off";
+    }
+
+    /// The time for the whole exchange ended before the response's body.
+    pub fn overdue(&mut self) {
+        self.flag = "request-timeout";
+        self.reason = "the time of the whole request is over".into();
     }
 
     /// It came to nothing.
@@ -255,7 +267,7 @@ impl Exchange {
         self.upstream = Some(self.started.elapsed());
     }
 
-    /// A connection has ended, after so many bytes from the caller and to it.
+    /// A connection or a tunnel has ended, after so many bytes from the caller and to it.
     pub fn carried(&mut self, up: u64, down: u64) {
         (self.bytes_in, self.bytes_out) = (up, down);
     }
@@ -276,11 +288,6 @@ impl Exchange {
     pub fn holds(&mut self, status: u16, picked: Option<Picked>) {
         self.status = status;
         self.picked = picked.map(|picked| (picked, Outcome::Success));
-    }
-
-    /// A tunnel has ended, after so many bytes up and down.
-    pub fn tunnelled(&mut self, (_, down): (u64, u64)) {
-        self.bytes_out = down;
     }
 
     /// Whether something is wrong with it that an operator wants to see whatever the share is.
@@ -316,6 +323,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let now = Instant::now();
+        self.caller.open.end();
         if self.status == 0 && !self.connection {
             self.refused(499, "client-gone", "the caller went before there was an answer");
         }

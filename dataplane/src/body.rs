@@ -18,6 +18,8 @@ use crate::account::Exchange;
 
 /// The most bytes of a request's body that are kept for another try.
 pub const REPLAY_BYTES: usize = 64 * 1024;
+/// What keeping a frame costs beside its bytes: a caller may send them one by one.
+const FRAME_BYTES: usize = 128;
 
 /// A body that this proxy sends, up or down.
 #[derive(Default)]
@@ -73,7 +75,11 @@ impl Body {
     }
 
     /// With the account that is closed at its end.
-    pub fn accounted(mut self, exchange: Box<Exchange>) -> Self {
+    pub fn accounted(mut self, mut exchange: Box<Exchange>) -> Self {
+        if self.source_is_over() {
+            // Nobody asks for what is not there.
+            exchange.ended();
+        }
         self.exchange = Some(exchange);
         self
     }
@@ -109,22 +115,21 @@ impl HttpBody for Body {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = self.poll_source(context);
-        if polled.is_pending()
-            && let Some(deadline) = &mut self.deadline
+        // First: of a source that always has more nothing would else end it.
+        if let Some(deadline) = &mut self.deadline
             && deadline.as_mut().poll(context).is_ready()
         {
+            self.exchange.iter_mut().for_each(|exchange| exchange.overdue());
             return Poll::Ready(Some(Err(BodyError::Deadline)));
         }
-        if polled.is_pending()
-            && let Some(revoked) = &mut self.revoked
+        if let Some(revoked) = &mut self.revoked
             && let Poll::Ready(reason) = revoked.as_mut().poll(context)
         {
             self.revoked = None;
             self.exchange.iter_mut().for_each(|exchange| exchange.revoked(&reason));
             return Poll::Ready(Some(Err(BodyError::Revoked)));
         }
-        let frame = ready!(polled);
+        let frame = ready!(self.poll_source(context));
         if let Some(exchange) = &mut self.exchange {
             match &frame {
                 Some(Ok(frame)) => exchange.sent(frame),
@@ -234,6 +239,14 @@ impl Replayable {
         Body { source, ..Body::default() }
     }
 
+    /// Another try is about to follow: what was sent until now reads nothing any more. Without this the last try could,
+    /// until the next one begins, take away what that would lack.
+    pub fn supersede(&self) {
+        if let Some(shared) = &self.0 {
+            shared.borrow_mut().turn += 1;
+        }
+    }
+
     /// Whether another try can have all of it.
     pub fn is_whole(&self) -> bool {
         self.0.as_ref().is_none_or(|shared| {
@@ -297,12 +310,15 @@ impl Shared {
         if self.overflowed {
             return;
         }
-        if self.kept_bytes + length > REPLAY_BYTES {
+        let trailers = frame.trailers_ref().map_or(0, |map| {
+            map.iter().map(|(name, value)| name.as_str().len() + value.len() + FRAME_BYTES).sum()
+        });
+        self.kept_bytes += length + trailers + FRAME_BYTES;
+        if self.kept_bytes > REPLAY_BYTES + FRAME_BYTES {
             self.overflowed = true;
-            self.kept.clear();
+            self.kept = Vec::new();
             return;
         }
-        self.kept_bytes += length;
         match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) => self.kept.push(Kept::Data(data.clone())),
             (None, Some(trailers)) => self.kept.push(Kept::Trailers(trailers.clone())),

@@ -1,6 +1,11 @@
 //! Who is at the other end of an accepted connection, and where it was met.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use api::identity::{SpiffeId, UnixTime, Verified};
 use http::HeaderValue;
@@ -63,6 +68,44 @@ pub struct Caller {
     pub original: Option<SocketAddr>,
     /// What it is a task of, and the tunnels that come of it.
     pub shutdown: Shutdown,
+    /// What it has under way.
+    pub open: Open,
+}
+
+/// How many exchanges of a connection are under way, and since when that has not changed.
+pub struct Open {
+    count: Cell<usize>,
+    changed: Cell<Instant>,
+}
+
+impl Open {
+    /// None, from now on.
+    pub fn none() -> Self {
+        Open { count: Cell::new(0), changed: Cell::new(Instant::now()) }
+    }
+
+    /// One more.
+    pub fn begin(&self) {
+        self.count.set(self.count.get() + 1);
+    }
+
+    /// One less.
+    pub fn end(&self) {
+        self.count.set(self.count.get().saturating_sub(1));
+        self.changed.set(Instant::now());
+    }
+
+    /// Ends once there has been none for so long.
+    pub async fn idle(&self, limit: Duration) {
+        loop {
+            let spent = self.changed.get().elapsed();
+            match self.count.get() {
+                0 if spent >= limit => return,
+                0 => tokio::time::sleep(limit - spent).await,
+                _ => tokio::time::sleep(limit).await,
+            }
+        }
+    }
 }
 
 impl Caller {
@@ -111,5 +154,26 @@ impl Identified {
             principal,
         });
         Some(Identified { peer, header: HeaderValue::try_from(header).ok()?, verified, at: UnixTime::now() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_is_idle_once_nothing_is_under_way_any_more() {
+        let (short, long) = (Duration::from_millis(30), Duration::from_secs(30));
+        let open = Open::none();
+        timeout(long, open.idle(short)).await.expect("nothing has ever been");
+        open.begin();
+        open.begin();
+        open.end();
+        assert!(timeout(short * 3, open.idle(short)).await.is_err());
+        open.end();
+        assert!(timeout(short / 3, open.idle(long)).await.is_err(), "from its end on");
+        timeout(long, open.idle(short)).await.expect("the last has ended");
     }
 }

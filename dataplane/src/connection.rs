@@ -32,7 +32,7 @@ use tokio::{
 use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
 
 use crate::{
-    caller::{Caller, Identified, Side},
+    caller::{Caller, Identified, Open, Side},
     capture, captured,
     http1::{Guard, HEAD_BYTES},
     request, review,
@@ -57,6 +57,9 @@ const HEAD: Duration = Duration::from_secs(120);
 /// The same for members of the mesh. Longer than they keep idle connections, and than a gateway between does, so that it
 /// is never the server who closes one that may be used this very moment.
 const MEMBER_HEAD: Duration = Duration::from_secs(70 * 60);
+
+/// How long the last words of a connection may take on which nothing is under way.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// How the kernel finds out whether a caller that says nothing is still there.
 const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
@@ -123,6 +126,7 @@ pub async fn run(
         protocol: "http/1.1",
         original,
         shutdown,
+        open: Open::none(),
     };
     match (entrance, original) {
         (Entrance::Outbound, Some(_)) => return captured::outbound(&worker, stream, caller).await,
@@ -304,8 +308,8 @@ async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (worker, shutdown) = (worker.clone(), caller.shutdown.clone());
-    let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
+    let (worker, owner) = (worker.clone(), caller.clone());
+    let service = service_fn(move |request| request::serve(worker.clone(), owner.clone(), request));
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
         .timer(TokioTimer::new())
@@ -314,11 +318,18 @@ where
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW * 4);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let idle = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = caller.shutdown.cancelled() => {}
+        () = caller.open.idle(idle) => {}
     }
-    connection.await
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        ended = connection.as_mut() => ended,
+        // It says farewell only to who takes part: not in a handshake that is never ended.
+        () = caller.open.idle(FAREWELL) => Ok(()),
+    }
 }
 
 /// Ends when the caller's chain would not be believed any more.

@@ -32,6 +32,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use crate::{
     balance::{Endpoint, Gateway, Outcome, TRIAL},
     liveness::Watched,
+    tcp::Cut,
     worker::Worker,
 };
 
@@ -244,6 +245,8 @@ fn socket(address: SocketAddr, source: IpAddr) -> io::Result<TcpSocket> {
         return Err(io::Error::other("too many files are open"));
     }
     if source.is_ipv4() == address.is_ipv4() {
+        // The port is chosen with the peer known: there are then so many for each peer, not for all together.
+        let _ = nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true);
         socket.bind((source, 0).into())?;
     }
     Ok(socket)
@@ -274,6 +277,15 @@ pub enum Stream {
     Plain(Watched),
     /// TLS.
     Tls(Box<TlsStream<Watched>>),
+}
+
+impl Cut for Stream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            Stream::Plain(stream) => stream.socket(),
+            Stream::Tls(stream) => stream.get_ref().0.socket(),
+        }
+    }
 }
 
 macro_rules! each {

@@ -102,6 +102,7 @@ impl Call<'_> {
             if !paid {
                 return attempt.close(self.worker);
             }
+            self.body.supersede();
             last = Some(attempt.give_up(self.worker));
             if again != Again::Free {
                 retries += 1;

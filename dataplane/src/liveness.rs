@@ -30,7 +30,10 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 
-use crate::balance::{Gateway, Moment};
+use crate::{
+    balance::{Gateway, Moment},
+    tcp::Cut,
+};
 
 /// How long data may stay unacknowledged.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -222,6 +225,12 @@ impl Drop for Watched {
     fn drop(&mut self) {
         // Before the field is dropped and its descriptor may become another's.
         self.watch.lock().remove(&self.stream.as_raw_fd());
+    }
+}
+
+impl Cut for Watched {
+    fn socket(&self) -> &TcpStream {
+        &self.stream
     }
 }
 

@@ -6,6 +6,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Uri, Version, header,
     uri::{Authority, PathAndQuery, Scheme},
 };
+use http_body::Body as _;
 
 use crate::{body::Body, failure::Failure, headers};
 
@@ -106,6 +107,10 @@ impl Outgoing {
             *request.version_mut() = Version::HTTP_2;
         } else {
             map.insert(header::HOST, self.authority.clone());
+            // Of a GET that has a body hyper sends it only where its end is announced.
+            if !request.body().is_end_stream() && !map.contains_key(header::CONTENT_LENGTH) {
+                map.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
         }
         if let Some(protocol) = &self.upgrade {
             headers::set_upgrade(&mut map, protocol);

@@ -5,7 +5,7 @@
 pub(crate) mod read;
 mod target;
 
-use std::{convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
 
 use api::endpoint;
 use http::{
@@ -20,7 +20,7 @@ use runtime::{Decision, Plan, Refusal, Runtime, route::HeaderChange};
 use self::read::Asked;
 use crate::{
     account::Exchange,
-    body::{Body, Replayable},
+    body::{Body, REPLAY_BYTES, Replayable},
     caller::{Caller, Side},
     control::hosts::WAIT,
     failure::Failure,
@@ -82,18 +82,25 @@ async fn answer(
     }
     obey(exchange, &state);
     let inbound = matches!(caller.side, Side::Inbound { .. });
-    if inbound && worker.proxy.is_draining() {
+    // Whoever can send it elsewhere does; what nobody could send again is served to the end.
+    let movable =
+        caller.peer.is_some() && body.size_hint().upper().is_some_and(|most| most <= REPLAY_BYTES as u64);
+    if inbound && movable && worker.proxy.is_draining() {
         return Err(Failure::refused("draining", "this workload is on its way out"));
     }
 
     // What the request says of itself, before anything of it is judged.
     let uri = parts.uri.clone();
+    let authority = authority(caller, &uri, &parts.headers)?;
+    // What is judged as the host is what is forwarded as the host, whatever the request says elsewhere.
+    let judged = canonical(&authority);
+    parts.headers.insert(header::HOST, judged.clone());
     let mut asked = Asked {
-        authority: authority(caller, &uri, &parts.headers)?,
+        authority: judged,
         path: read::judged_path(&parts.method, uri.path(), &state.runtime)?,
         query: uri.query().unwrap_or_default(),
     };
-    exchange.host = asked.authority.clone();
+    exchange.host = authority;
     if caller.peer.is_none() && caller.side != Side::Outbound {
         headers::forwarded_from_outside(&mut parts.headers, caller.remote.ip());
     }
@@ -162,6 +169,14 @@ async fn answer(
 /// What the request names as its host; of a captured connection that may be nothing.
 fn authority(caller: &Caller, uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
     message::authority(uri, map).or_else(|failure| destination(caller).ok_or(failure))
+}
+
+/// The authority as it is routed and judged.
+fn canonical(authority: &HeaderValue) -> HeaderValue {
+    match authority.to_str().map(policies::facts::canonical_authority) {
+        Ok(Cow::Owned(canonical)) => HeaderValue::try_from(canonical).unwrap_or_else(|_| authority.clone()),
+        Ok(Cow::Borrowed(_)) | Err(_) => authority.clone(),
+    }
 }
 
 /// Where a captured connection was going, as an authority.

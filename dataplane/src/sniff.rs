@@ -16,6 +16,8 @@ use tokio::{
     time::timeout,
 };
 
+use crate::tcp::Cut;
+
 /// How long a client may be silent before the server is taken to speak first.
 pub const SILENCE: Duration = Duration::from_millis(500);
 
@@ -111,6 +113,12 @@ pub struct Replay<S> {
     begun: Vec<u8>,
     given: usize,
     stream: S,
+}
+
+impl<S: Cut> Cut for Replay<S> {
+    fn socket(&self) -> &TcpStream {
+        self.stream.socket()
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {

@@ -27,8 +27,12 @@ use crate::{
 };
 
 mod limits;
+mod messages;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
+
+/// How often anybody was asked for `/early-then-echo`: once an early answer is enough.
+static EARLY: AtomicUsize = AtomicUsize::new(0);
 
 /// An application: it says who it is, and does what the path says.
 struct App {
@@ -74,7 +78,10 @@ async fn behave(
         "/lies" => {
             Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())
         }
-        "/echo" => {
+        "/early-then-echo" if EARLY.fetch_add(1, SeqCst) == 0 => {
+            Ok(Response::builder().status(503).body(whole("")).unwrap())
+        }
+        "/echo" | "/early-then-echo" => {
             let body = request.into_body().collect().await.map_err(std::io::Error::other)?;
             let trailers = body.trailers().cloned();
             let frames = [Some(Frame::data(body.to_bytes())), trailers.map(Frame::trailers)];

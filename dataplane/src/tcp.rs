@@ -140,7 +140,7 @@ async fn reach(
 /// From a caller to the application's `port`. Ends with the reason, where it is refused.
 pub async fn inbound<S>(worker: &Rc<Worker>, caller: &Rc<Caller>, port: u16, below: S)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Cut + Unpin,
 {
     let mut exchange = Exchange::connection(worker, caller, caller.destination(port));
     match admit(worker, caller, port, &mut exchange).await {
@@ -165,9 +165,6 @@ async fn admit(
     let not_ready = || Failure::Ours { flag: "not-ready", reason: "no view has come yet".into() };
     let state = worker.proxy.state().ok_or_else(not_ready)?;
     exchange.obeys(&state.runtime);
-    if worker.proxy.is_draining() {
-        return Err(Failure::refused("draining", "this workload is on its way out"));
-    }
     let application = match decide(&state.runtime, caller, port, false) {
         Decision::Forward(plan) => {
             exchange.judged(plan.judgement);
@@ -198,15 +195,16 @@ fn refused(exchange: &mut Exchange, refusal: Refusal<'_>) -> Failure {
 }
 
 /// Copies both ways until both sides have ended (one may go on for long after the other has), until nothing passes any
-/// more, or until it is `revoked`.
+/// more, or until it is `revoked`. Whatever is no end of both sides is passed on as a reset: protocols that end with their
+/// connection would take the part that has come for the whole.
 async fn carry<A, B>(below: A, above: B, exchange: &mut Exchange, revoked: impl Future<Output = String>)
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: AsyncRead + AsyncWrite + Cut + Unpin,
+    B: AsyncRead + AsyncWrite + Cut + Unpin,
 {
     let (up, down) = (Cell::new(0), Cell::new(0));
-    let mut below = Counted { stream: below, bytes: &up };
-    let mut above = Counted { stream: above, bytes: &down };
+    let mut below = Counted::new(below, &up);
+    let mut above = Counted::new(above, &down);
     exchange.connected();
     tokio::select! {
         copied = copy_bidirectional_with_sizes(&mut below, &mut above, CHUNK, CHUNK) => match copied {
@@ -219,7 +217,29 @@ where
         () = idle(IDLE, || up.get() + down.get()) => exchange.revoked_as("idle", "nothing has passed for an hour"),
         reason = revoked => exchange.revoked(&reason),
     }
+    if !exchange.is_complete() {
+        reset(below.stream.socket());
+        reset(above.stream.socket());
+    }
     exchange.carried(up.get(), down.get());
+}
+
+/// A stream that can be cut off.
+pub trait Cut {
+    /// The socket that all of it goes over.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Cut for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl<S: Cut> Cut for tokio_rustls::server::TlsStream<S> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0.socket()
+    }
 }
 
 /// Ends once `count` has not grown for `limit`.
@@ -241,9 +261,16 @@ pub fn reset(stream: &TcpStream) {
 }
 
 /// A stream, and how much was read from it.
-struct Counted<'a, S> {
+pub struct Counted<'a, S> {
     stream: S,
     bytes: &'a Cell<u64>,
+}
+
+impl<'a, S> Counted<'a, S> {
+    /// Counts in `bytes` what is read from `stream`.
+    pub fn new(stream: S, bytes: &'a Cell<u64>) -> Self {
+        Counted { stream, bytes }
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Counted<'_, S> {

@@ -1,13 +1,13 @@
 //! Bytes both ways, once an exchange has become something else: a WebSocket, a CONNECT.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{cell::Cell, io, rc::Rc, sync::Arc};
 
 use api::identity::{UnixTime, Verified};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-use crate::{account::Exchange, caller::Caller, dial::Stream, review::Terms, worker::Worker};
+use crate::{account::Exchange, caller::Caller, dial::Stream, review::Terms, tcp::Counted, worker::Worker};
 
 /// Both ends of a tunnel that is about to be one.
 pub struct Ends {
@@ -47,24 +47,31 @@ pub fn start(worker: &Rc<Worker>, caller: &Rc<Caller>, ends: Ends, mut exchange:
     let Ends { below, above, terms } = ends;
     let revoked = terms.revoked(worker.clone(), caller.clone());
     let tunnel = async move {
+        let (up, down) = (Cell::new(0), Cell::new(0));
         tokio::select! {
-            copied = copy(below, above) => match copied {
-                Ok(bytes) => exchange.tunnelled(bytes),
-                Err(error) => tracing::debug!(%error, "a tunnel broke off"),
+            copied = copy(below, above, &up, &down) => if let Err(error) = copied {
+                tracing::debug!(%error, "a tunnel broke off");
+                exchange.revoked_as("broken-off", "one of its ends broke off");
             },
             reason = revoked => exchange.revoked(&reason),
         }
+        exchange.carried(up.get(), down.get());
     };
     worker.spawn(caller.shutdown.track("tunnel".into(), tunnel));
 }
 
-async fn copy(below: OnUpgrade, above: Above) -> io::Result<(u64, u64)> {
-    let mut below = TokioIo::new(below.await.map_err(io::Error::other)?);
+/// Counts what comes from below and from above.
+async fn copy(below: OnUpgrade, above: Above, up: &Cell<u64>, down: &Cell<u64>) -> io::Result<()> {
+    let below = TokioIo::new(below.await.map_err(io::Error::other)?);
+    let mut below = Counted::new(below, up);
     match above {
         Above::Upgrade(above) => {
-            let mut above = TokioIo::new(above.await.map_err(io::Error::other)?);
-            copy_bidirectional(&mut below, &mut above).await
+            let above = TokioIo::new(above.await.map_err(io::Error::other)?);
+            copy_bidirectional(&mut below, &mut Counted::new(above, down)).await?;
         }
-        Above::Stream(mut above) => copy_bidirectional(&mut below, &mut *above).await,
+        Above::Stream(above) => {
+            copy_bidirectional(&mut below, &mut Counted::new(*above, down)).await?;
+        }
     }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 //! Everything is borrowed: building [`Facts`] copies a few pointers. Nothing here is a claim of the peer's about
 //! itself: [`Peer`] comes from a verified chain, [`Guarded`] from the configuration.
 
-use std::{net::SocketAddr, time::SystemTime};
+use std::{borrow::Cow, net::SocketAddr, time::SystemTime};
 
 use api::name::{ClusterName, Namespace, ServiceAccount, ServiceName, TrustDomain};
 
@@ -73,7 +73,7 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// `http` or `https`.
     pub scheme: &'a str,
-    /// The authority asked for.
+    /// The authority asked for, [canonical](canonical_authority): with its port, where it names one.
     pub host: &'a str,
     /// The normalised path, the same that is routed and forwarded.
     pub path: &'a str,
@@ -91,7 +91,31 @@ pub struct Request<'a> {
     pub time: SystemTime,
 }
 
+/// An authority as it is routed and judged: its host in lower case and without a trailing dot, since all spellings of a
+/// host mean the same (RFC 9110, 4.2.3).
+pub fn canonical_authority(authority: &str) -> Cow<'_, str> {
+    let (host, port) = split(authority);
+    let plain = host.trim_end_matches('.');
+    if plain.len() == host.len() && !host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(authority);
+    }
+    Cow::Owned(format!("{}{port}", plain.to_ascii_lowercase()))
+}
+
+/// The host, and the port with its colon if there is one. IPv6 keeps its brackets.
+fn split(authority: &str) -> (&str, &str) {
+    match authority.rfind(':') {
+        Some(at) if !authority.ends_with(']') => authority.split_at(at),
+        _ => (authority, ""),
+    }
+}
+
 impl<'a> Request<'a> {
+    /// The host that was asked for, without its port: `destination.port` says which one that is.
+    pub fn host_name(&self) -> &'a str {
+        split(self.host).0
+    }
+
     /// The length that `Content-Length` announces, else -1.
     pub fn size(&self) -> i64 {
         let length = self.headers.get(http::header::CONTENT_LENGTH);
@@ -120,4 +144,24 @@ pub struct Connection<'a> {
     pub protocol: &'a str,
     /// `TLSv1.3`, ..., or `""` in plaintext.
     pub tls_version: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_has_one_spelling() {
+        for (said, meant) in [
+            ("shop.example", "shop.example"),
+            ("SHOP.example.", "shop.example"),
+            ("Shop.Example.:80", "shop.example:80"),
+            ("[FD00::1]:80", "[fd00::1]:80"),
+            ("[fd00::1]", "[fd00::1]"),
+            ("", ""),
+            (":80", ":80"),
+        ] {
+            assert_eq!(canonical_authority(said), meant, "{said}");
+        }
+    }
 }

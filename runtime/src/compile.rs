@@ -22,10 +22,10 @@ use api::{
     name::{NetworkName, ServiceName},
     wire,
 };
-use policies::{Authorizer, DefaultAction, facts::Guarded};
+use policies::{Authorizer, DefaultAction, Reads, facts::Guarded};
 
 use self::read::{Judges, read_inbound};
-use crate::{path::PathMode, route::Table};
+use crate::{At, path::PathMode, route::Table};
 
 pub(crate) use self::read::{port, positive};
 
@@ -249,6 +249,21 @@ impl Runtime {
     /// The application's port that `endpoint` names.
     pub fn inbound_at(&self, endpoint: &EndpointId) -> Option<&Inbound> {
         self.inbound.iter().find(|inbound| inbound.endpoint.as_ref() == Some(endpoint))
+    }
+
+    /// What policies may read of what comes so.
+    pub fn reads(&self, at: At) -> Reads {
+        match at {
+            At::Outbound { .. } => Reads::NONE,
+            At::Inbound { port } => {
+                let inbound = self.inbound.iter().find(|inbound| inbound.port == port);
+                inbound.map_or(Reads::NONE, |inbound| inbound.authorizer.reads())
+            }
+            At::Gateway { port } => self
+                .listeners
+                .get(&port)
+                .map_or(Reads::NONE, |listener| listener.table.reads().union(listener.authorizer.reads())),
+        }
     }
 
     /// The ports on which a gateway listens.

@@ -210,8 +210,8 @@ impl Runtime {
         let Some((subject, port)) = subject(facts) else {
             return refuse(400, Flag::BadRequest, "the request names no usable host");
         };
-        let Some(service) = self.service_at(&subject.host) else {
-            return self.to_no_service(subject.host.into_owned(), port, known_absent, facts);
+        let Some(service) = self.service_at(subject.host) else {
+            return self.to_no_service(subject.host.to_owned(), port, known_absent, facts);
         };
         let Some(table) = self.routes.get(&service.name) else {
             return self.to_service(service, port, None, None, facts, None);
@@ -329,9 +329,9 @@ impl Runtime {
     }
 }
 
-/// What of the facts routing looks at, with the host in lower case and apart from its port.
+/// What of the facts routing looks at, with the host apart from its port.
 struct Routed<'a> {
-    host: Cow<'a, str>,
+    host: &'a str,
     method: &'a str,
     path: &'a str,
     query: &'a str,
@@ -341,7 +341,7 @@ struct Routed<'a> {
 impl Routed<'_> {
     fn view(&self, port: u16) -> Subject<'_> {
         Subject {
-            host: &self.host,
+            host: self.host,
             port,
             method: self.method,
             path: self.path,
@@ -354,12 +354,6 @@ impl Routed<'_> {
 fn subject<'a>(facts: &Facts<'a>) -> Option<(Routed<'a>, u16)> {
     let request = facts.request?;
     let (host, port) = split_authority(request.host)?;
-    let host = host.trim_end_matches('.');
-    let host = if host.bytes().any(|b| b.is_ascii_uppercase()) {
-        Cow::Owned(host.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(host)
-    };
     let default = if request.scheme == "https" { 443 } else { 80 };
     let routed = Routed {
         host,

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use api::{name::ServiceName, wire};
 use http::HeaderMap;
-use policies::Authorizer;
+use policies::{Authorizer, Reads};
 
 pub use filter::{Filters, HeaderChange, PathChange, Redirect, Rewrite};
 use matching::Match;
@@ -107,6 +107,12 @@ impl Table {
 
     fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.hosts.iter().flat_map(|host| &host.rules)
+    }
+
+    /// What the policies attached to its rules read.
+    pub(crate) fn reads(&self) -> Reads {
+        let judges = self.rules().filter_map(|rule| rule.authorizer.as_ref());
+        judges.fold(Reads::NONE, |reads, judge| reads.union(judge.reads()))
     }
 
     /// Gives each rule its judge.

@@ -41,6 +41,10 @@ pub struct ExplainAnswer {
     pub authorization: Vec<ExplainedVerdict>,
     /// The reason for a status other than 200, in words.
     pub reason: Option<String>,
+    /// Attributes that policies on the way read and no explanation knows, such as `source.ip`: they were taken to be
+    /// empty, and a verdict that goes by them may be another one.
+    #[serde(default)]
+    pub unknown: Vec<String>,
     /// Values in force that nobody said, and those that somebody did: field to value and origin.
     pub settings: BTreeMap<String, ExplainedSetting>,
 }

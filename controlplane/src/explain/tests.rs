@@ -119,3 +119,14 @@ fn a_share_goes_to_the_others_when_nobody_there_is_healthy() {
         ["0: 100 % to west-ratings-1", "1: 0 % to ratings-1"]
     );
 }
+
+#[test]
+fn what_a_policy_reads_and_nobody_said_is_told() {
+    let policy = "apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\n\
+                  metadata: { name: near, namespace: shop }\nspec:\n  action: DENY\n  \
+                  targetRefs: [{ group: '', kind: Service, name: ratings }]\n  \
+                  rules: [{ when: 'source.ip == \"10.0.0.1\" && request.method == \"PUT\"' }]\n";
+    let asked = |inputs| ask(&east(inputs, &["ratings-1"]), "reviews-1", "/ratings").unknown;
+    assert_eq!(asked(inputs("east")), Vec::<String>::new());
+    assert_eq!(asked(inputs_beside("east", policy)), ["source.ip"]);
+}

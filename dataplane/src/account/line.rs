@@ -105,7 +105,7 @@ pub(super) fn write(log: &AccessLog, exchange: &Exchange, took: Duration) {
         tries: exchange.tries,
         duration_ms: millis(took),
         upstream_ms: exchange.upstream.map(millis),
-        bytes_in: exchange.body.as_ref().map_or(exchange.bytes_in, |body| body.bytes()),
+        bytes_in: exchange.bytes_in + exchange.body.as_ref().map_or(0, |body| body.bytes()),
         bytes_out: exchange.bytes_out,
         trace_id: exchange.trace.as_ref().map(|trace| trace.context.trace.to_string()),
         request_id: &request_id,

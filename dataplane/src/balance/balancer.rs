@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use api::endpoint::EndpointId;
@@ -65,6 +65,9 @@ pub struct Picked {
     sent: Moment,
     connecting: bool,
     answered: bool,
+    /// Whether its end was told to the endpoint's account.
+    judged: bool,
+    begun: Instant,
 }
 
 /// An endpoint as the admin view and the control plane are told of it.
@@ -139,6 +142,8 @@ impl Balancer {
             sent: now,
             connecting: false,
             answered: false,
+            judged: false,
+            begun: Instant::now(),
         }
     }
 
@@ -284,7 +289,8 @@ impl Picked {
     }
 
     /// The try is over.
-    pub fn finished(self, outcome: Outcome, now: Moment) {
+    pub fn finished(mut self, outcome: Outcome, now: Moment) {
+        self.judged = true;
         if !self.answered {
             self.silent(outcome, now);
         }
@@ -311,7 +317,11 @@ impl Drop for Picked {
         if self.connecting {
             self.endpoint.live.connected(None);
         }
-        self.endpoint.live.release(self.answered, self.probing);
+        let borne = match self.judged {
+            true => Duration::ZERO,
+            false => self.begun.elapsed(),
+        };
+        self.endpoint.live.release((!self.answered).then_some(borne), self.probing);
     }
 }
 

@@ -146,9 +146,10 @@ impl Live {
         self.usual.see(latency);
     }
 
-    pub(super) fn release(&self, answered: bool, probing: Option<Probing>) {
-        if !answered {
-            self.silence.give_up();
+    /// A try is over; without a response head after it was `borne` for so long, unless that was judged.
+    pub(super) fn release(&self, borne: Option<Duration>, probing: Option<Probing>) {
+        if let Some(borne) = borne {
+            self.silence.give_up(borne);
         }
         match probing {
             Some(Probing::Silent) => self.silence.probed(),
@@ -379,7 +380,7 @@ mod tests {
         let live = Live::default();
         live.start(at(0));
         live.head(Duration::from_millis(latency), at(latency));
-        live.release(true, None);
+        live.release(None, None);
         live
     }
 

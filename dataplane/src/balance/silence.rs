@@ -66,6 +66,9 @@ pub(super) struct Silence {
     unanswered: AtomicU32,
     /// From when it is silent; means something while `unanswered` is above 0.
     since: AtomicU64,
+    /// How long those waited without a response head, nanoseconds, who left before anything was made of it: their own
+    /// time was over, mostly sooner than an endpoint is suspected.
+    borne: AtomicU64,
     /// Connects under way inside the network, and from when none has come about.
     connecting: AtomicU32,
     connecting_since: AtomicU64,
@@ -81,7 +84,8 @@ impl Silence {
     /// A try begins.
     pub fn begin(&self, now: Moment) {
         if self.unanswered.load(Relaxed) == 0 {
-            self.since.store(now.as_nanos(), Relaxed); // first, so that nobody ever sees a try and an old time
+            // First, so that nobody ever sees a try and an old time.
+            self.since.store(now.as_nanos().saturating_sub(self.borne.load(Relaxed)), Relaxed);
         }
         self.unanswered.fetch_add(1, Relaxed);
     }
@@ -105,6 +109,9 @@ impl Silence {
     /// A response head has come.
     pub fn broken(&self, now: Moment) {
         self.since.store(now.as_nanos(), Relaxed);
+        if self.borne.load(Relaxed) > 0 {
+            self.borne.store(0, Relaxed);
+        }
         self.unanswered.fetch_sub(1, Relaxed);
         if self.suspect.load(Relaxed) {
             self.suspect.store(false, Relaxed);
@@ -112,9 +119,11 @@ impl Silence {
         }
     }
 
-    /// A try is over without a head.
-    pub fn give_up(&self) {
-        self.unanswered.fetch_sub(1, Relaxed);
+    /// A try is over without a head; nobody else has judged what it bore.
+    pub fn give_up(&self, borne: Duration) {
+        if self.unanswered.fetch_sub(1, Relaxed) == 1 {
+            self.borne.fetch_add(borne.as_nanos() as u64, Relaxed);
+        }
     }
 
     /// A probe is over.
@@ -127,11 +136,12 @@ impl Silence {
         if self.suspect.load(Relaxed) {
             return true;
         }
-        if self.unanswered.load(Relaxed) == 0 {
-            return false;
-        }
         let since = self.since.load(Relaxed);
-        let silent = now.after(Moment::from_nanos(since));
+        let silent = match (self.unanswered.load(Relaxed), self.borne.load(Relaxed)) {
+            (0, 0) => return false,
+            (0, borne) => Duration::from_nanos(borne),
+            _ => now.after(Moment::from_nanos(since)),
+        };
         let suspect = threshold().is_some_and(|threshold| {
             let connecting = || now.after(Moment::from_nanos(self.connecting_since.load(Relaxed).max(since)));
             silent > threshold || (self.connecting.load(Relaxed) > 0 && connecting() > threshold / 2)
@@ -194,11 +204,33 @@ mod tests {
         assert!(!suspect(&silence, 10_000));
         assert!(!silence.suspect(at(60_000), || None), "switched off");
         assert!(suspect(&silence, 10_001));
-        silence.give_up();
+        silence.give_up(Duration::ZERO);
         assert!(suspect(&silence, 10_002), "giving up is no answer");
         silence.begin(at(10_003));
         silence.broken(at(10_004));
         assert!(!suspect(&silence, 10_005));
+    }
+
+    #[test]
+    fn those_who_left_early_have_waited_too() {
+        let silence = Silence::default();
+        for begun in [0, 10_000] {
+            silence.begin(at(begun));
+            assert!(!suspect(&silence, begun + 400));
+            silence.give_up(millis(400));
+        }
+        assert!(!suspect(&silence, 60_000), "800 ms in all, however long ago");
+        silence.begin(at(60_000));
+        assert!(!suspect(&silence, 60_200));
+        assert!(suspect(&silence, 60_201));
+        silence.broken(at(60_300));
+        assert!(!suspect(&silence, 60_301));
+        silence.begin(at(70_000));
+        silence.give_up(millis(999));
+        assert!(!suspect(&silence, 70_999), "what was borne before its answer is forgiven");
+        silence.begin(at(80_000));
+        silence.give_up(millis(2));
+        assert!(suspect(&silence, 80_001), "also while nobody waits");
     }
 
     #[test]

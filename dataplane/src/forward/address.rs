@@ -27,15 +27,19 @@ pub async fn to_address(
 ) -> Result<Reply, AddressError> {
     let slot = worker.pool.plain(address);
     let mut fresh = false;
+    // Whether somebody may have read it already.
+    let mut sent = false;
     for _ in 0..STALE_MAX {
         let standing = if fresh { None } else { slot.take(h2) };
         let mut lease = match standing {
             Some(lease) => lease,
             None => {
                 let route = Route::plain(address, CONNECT);
-                slot.connect(worker, route, h2, worker.pool.unlimited())
-                    .await
-                    .map_err(AddressError::Connect)?
+                let connected = slot.connect(worker, route, h2, worker.pool.unlimited()).await;
+                connected.map_err(|error| match sent {
+                    false => AddressError::Connect(error),
+                    true => AddressError::Broken(error.to_string()),
+                })?
             }
         };
         let Unsent { error, returned } = match lease.send(outgoing.request(body.body(), h2, None)).await {
@@ -46,11 +50,12 @@ pub async fn to_address(
             return Err(AddressError::Client);
         }
         // A connection that was closed while it idled: nothing tells that the other end is not there.
-        let again =
-            lease.reused && body.is_whole() && (returned || is_unprocessed(&error) || outgoing.idempotent);
-        if !again {
+        let unread = returned || is_unprocessed(&error);
+        if !(lease.reused && body.is_whole() && (unread || outgoing.idempotent)) {
             return Err(AddressError::Broken(process::logs::causes(&error)));
         }
+        body.supersede();
+        sent |= !unread;
         fresh = !returned;
     }
     Err(AddressError::Broken("every connection was closed before the request was sent".into()))

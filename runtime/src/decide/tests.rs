@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::SystemTime};
 use api::{delta::View, wire, wire::resource::Body};
 use expect_test::{Expect, expect};
 use http::HeaderMap;
-use policies::facts::{Connection, Destination, Facts, Peer, Request, Source};
+use policies::facts::{Connection, Destination, Facts, Peer, Request, Source, canonical_authority};
 
 use super::*;
 
@@ -180,6 +180,7 @@ fn check(view: &View, case: Case<'_>, want: Expect) {
         cluster: "east".parse().unwrap(),
         principal: "spiffe://shop.example/ns/shop/sa/front".into(),
     };
+    let host = canonical_authority(case.host);
     let facts = Facts {
         source: Source { peer: case.peer.then_some(&peer), address: nowhere },
         destination: Destination {
@@ -189,7 +190,7 @@ fn check(view: &View, case: Case<'_>, want: Expect) {
         request: case.address.is_none().then_some(Request {
             method: case.method,
             scheme: "http",
-            host: case.host,
+            host: &host,
             path: case.path,
             raw_path: case.path,
             query: "",

@@ -71,17 +71,7 @@ impl Mesh {
         let weft = weft()?;
         let holder = tempfile::tempdir()?;
         let dir = holder.path().join("weft-up");
-        let began = Instant::now();
-        let mut up = Command::new(&weft)
-            .args(["up", "--json", "--block", &block.to_string(), "--dir"])
-            .arg(&dir)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(holder.path().join("up.err"))?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", weft.display()))?;
-        let said = up.stdout.take().context("stdout is a pipe")?;
+        let up = launch(&weft, block, &dir, args)?;
         let mut mesh = Mesh {
             up,
             holder: Some(holder),
@@ -92,17 +82,48 @@ impl Mesh {
             beside: Vec::new(),
             _turn: turn,
         };
+        mesh.ready().await?;
+        Ok(mesh)
+    }
+
+    async fn ready(&mut self) -> anyhow::Result<()> {
+        let began = Instant::now();
+        let said = self.up.stdout.take().context("stdout is a pipe")?;
         let line = tokio::task::spawn_blocking(move || first_line(said));
         let line = tokio::time::timeout(READY_LIMIT, line).await;
-        mesh.ready_after = began.elapsed();
+        self.ready_after = began.elapsed();
         let Ok(line) = line else {
-            bail!("`weft up` is not ready after {READY_LIMIT:?}:\n{}", mesh.said());
+            bail!("`weft up` is not ready after {READY_LIMIT:?}:\n{}", self.said());
         };
         let line = line??;
         match serde_json::from_str::<Up>(&line) {
-            Ok(up) if up.ready => Ok(mesh),
-            _ => bail!("`weft up` printed {line:?}:\n{}", mesh.said()),
+            Ok(up) if up.ready => Ok(()),
+            _ => bail!("`weft up` printed {line:?}:\n{}", self.said()),
         }
+    }
+
+    /// Ends it from outside, by `weft down`.
+    ///
+    /// # Panics
+    /// When a process of it is left.
+    pub async fn down(&mut self) {
+        self.weft(&["down"]).await;
+        super::eventually("`weft up` itself ends", END_LIMIT, async || match self.up.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        assert!(self.alive().is_empty(), "`weft down` left {:?}", self.alive());
+    }
+
+    /// Starts `weft up` once more on the same directory.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn up_again(&mut self) {
+        let up = launch(&self.weft, self.block, &self.dir, &[]);
+        self.up = up.unwrap_or_else(|error| panic!("{error:#}"));
+        self.ready().await.unwrap_or_else(|error| panic!("{error:#}"));
     }
 
     fn said(&self) -> String {
@@ -315,6 +336,15 @@ impl Mesh {
         }
         left
     }
+}
+
+fn launch(weft: &Path, block: u8, dir: &Path, args: &[&str]) -> anyhow::Result<Child> {
+    let beside = dir.parent().context("a directory of its own")?;
+    let errors = File::options().create(true).append(true).open(beside.join("up.err"))?;
+    let mut command = Command::new(weft);
+    command.args(["up", "--json", "--block", &block.to_string(), "--dir"]).arg(dir).args(args);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+    command.spawn().with_context(|| format!("cannot start {}", weft.display()))
 }
 
 impl Drop for Mesh {

@@ -10,6 +10,7 @@ mod gateways;
 mod isolation;
 mod kills;
 mod members;
+mod operators;
 mod page;
 mod restore;
 mod robust;

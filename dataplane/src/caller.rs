@@ -75,23 +75,35 @@ pub struct Caller {
 /// How many exchanges of a connection are under way, and since when that has not changed.
 pub struct Open {
     count: Cell<usize>,
+    ever: Cell<bool>,
     changed: Cell<Instant>,
 }
 
 impl Open {
     /// None, from now on.
     pub fn none() -> Self {
-        Open { count: Cell::new(0), changed: Cell::new(Instant::now()) }
+        Open { count: Cell::new(0), ever: Cell::new(false), changed: Cell::new(Instant::now()) }
     }
 
     /// One more.
     pub fn begin(&self) {
         self.count.set(self.count.get() + 1);
+        self.ever.set(true);
+    }
+
+    /// Whether there has ever been one.
+    pub fn ever(&self) -> bool {
+        self.ever.get()
     }
 
     /// One less.
     pub fn end(&self) {
         self.count.set(self.count.get().saturating_sub(1));
+        self.changed.set(Instant::now());
+    }
+
+    /// Counts idleness from now on.
+    pub fn awake(&self) {
         self.changed.set(Instant::now());
     }
 
@@ -168,6 +180,7 @@ mod tests {
         let (short, long) = (Duration::from_millis(30), Duration::from_secs(30));
         let open = Open::none();
         timeout(long, open.idle(short)).await.expect("nothing has ever been");
+        assert!(!open.ever());
         open.begin();
         open.begin();
         open.end();
@@ -175,5 +188,8 @@ mod tests {
         open.end();
         assert!(timeout(short / 3, open.idle(long)).await.is_err(), "from its end on");
         timeout(long, open.idle(short)).await.expect("the last has ended");
+        assert!(open.ever());
+        open.awake();
+        assert!(timeout(short / 3, open.idle(short)).await.is_err(), "and anew from when it is asked");
     }
 }

@@ -319,15 +319,20 @@ where
         .initial_connection_window_size(WINDOW * 4);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let idle = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
-    tokio::select! {
+    let in_use = tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = caller.shutdown.cancelled() => {}
-        () = caller.open.idle(idle) => {}
-    }
+        () = caller.shutdown.cancelled() => caller.open.ever(),
+        () = caller.open.idle(idle) => false,
+    };
     connection.as_mut().graceful_shutdown();
+    if in_use {
+        return connection.await;
+    }
+    // It says farewell only to who takes part: not in a handshake that is never ended.
+    caller.open.awake();
     tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
-        // It says farewell only to who takes part: not in a handshake that is never ended.
         () = caller.open.idle(FAREWELL) => Ok(()),
     }
 }

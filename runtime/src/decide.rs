@@ -213,7 +213,7 @@ impl Runtime {
         let Some(service) = self.service_at(subject.host) else {
             return self.to_no_service(subject.host.to_owned(), port, known_absent, facts);
         };
-        let Some(table) = self.routes.get(&service.name) else {
+        let Some(table) = self.routes.get(&service.name).filter(|table| table.covers(port)) else {
             return self.to_service(service, port, None, None, facts, None);
         };
         let subject = subject.view(port);

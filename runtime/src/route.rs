@@ -126,6 +126,11 @@ impl Table {
         Ok(())
     }
 
+    /// Whether any rule is for this port; requests to a port that none is for go on as if there were no routes.
+    pub fn covers(&self, port: u16) -> bool {
+        self.rules().any(|rule| rule.is_for(port))
+    }
+
     /// The rule for a request and the prefix that it matched by; `None` when nothing matches.
     pub fn find(&self, subject: &Subject<'_>) -> Option<(&Rule, Option<&str>)> {
         self.hosts
@@ -163,7 +168,7 @@ impl Host {
     fn find(&self, subject: &Subject<'_>) -> Option<(&Rule, Option<&str>)> {
         self.candidates.iter().find_map(|(one, place)| {
             let rule = &self.rules[*place];
-            let holds = (rule.ports.is_empty() || rule.ports.contains(&subject.port)) && one.holds(subject);
+            let holds = rule.is_for(subject.port) && one.holds(subject);
             holds.then(|| (rule, one.prefix()))
         })
     }
@@ -194,6 +199,10 @@ impl Rule {
             authorizer: None,
             ports: rule.ports.iter().map(|port| crate::compile::port(*port)).collect::<Result<_, _>>()?,
         })
+    }
+
+    fn is_for(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
     }
 }
 

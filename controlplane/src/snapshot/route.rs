@@ -1,6 +1,6 @@
 //! Routes: from `HTTPRoute` to the tables of services and listeners.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     name::{Hostname, Namespace, ObjectName, ServiceName},
@@ -16,74 +16,75 @@ use api::{
     wire,
 };
 
-use super::{Said, Snapshot, guard, traffic::ms};
+use super::{Said, ServiceEntry, Snapshot, guard, traffic::ms};
 
-/// The routes that rule calls from `caller` to `service`; `None` when there are none.
+/// The routes that rule calls from `caller` to a service; `None` when there are none.
 ///
-/// Routes of the caller's namespace (consumer routes, GEP-1294) come first, then those of the service's own.
+/// At a port for which the caller's namespace has routes (consumer routes), those of the service's own (producer routes)
+/// do not count: only routes of one group are merged (GEP-1294, "Multiple routes for a Service").
 pub(super) fn of_service(
     snapshot: &Snapshot,
-    service: &ServiceName,
+    entry: &ServiceEntry,
     caller: &Namespace,
 ) -> Option<wire::RouteTable> {
     let inputs = &snapshot.inputs;
-    let mut attached: Vec<_> = inputs
-        .configuration
-        .of::<HttpRoute>(&inputs.cluster)
-        .filter_map(|(route, said)| Some((rank(route, service, caller)?, route, said)))
-        .collect();
-    attached.sort_by_key(|(rank, ..)| *rank);
-    if attached.is_empty() {
-        return None;
+    let attached = |route: &Object<HttpRoute>| {
+        let by = said_by(&route.meta.namespace(), &entry.service, caller)?;
+        Some((by, ports(route, entry)))
+    };
+    let routes = inputs.configuration.of::<HttpRoute>(&inputs.cluster);
+    let attached: Vec<_> = routes.filter_map(|(route, said)| Some((attached(route)?, route, said))).collect();
+    let consumers = attached.iter().filter(|((by, _), ..)| *by == By::Consumer);
+    let taken: BTreeSet<u32> = consumers.flat_map(|((_, ports), ..)| ports).copied().collect();
+    let mut rules_in_force = Vec::new();
+    for ((by, mut ports), route, said) in attached {
+        if by == By::Producer {
+            ports.retain(|port| !taken.contains(port));
+        }
+        if ports.is_empty() {
+            continue;
+        }
+        let is_whole = entry.ports.iter().all(|own| ports.contains(&own.port));
+        let ports: Vec<u32> = if is_whole { vec![] } else { ports.into_iter().collect() };
+        let own = rules(snapshot, route, said, |_| Vec::new()).into_iter();
+        rules_in_force.extend(own.map(|rule| wire::Rule { ports: ports.clone(), ..rule }));
     }
-    let rules = attached.iter().flat_map(|(_, route, said)| {
-        let ports = ports(snapshot, route, service);
-        rules(snapshot, route, said, |_| Vec::new())
-            .into_iter()
-            .map(move |rule| wire::Rule { ports: ports.clone(), ..rule })
-    });
-    let hosts = vec![wire::VirtualHost { hosts: vec![], rules: rules.collect() }];
-    Some(wire::RouteTable { hosts, ..Default::default() })
+    let hosts = vec![wire::VirtualHost { hosts: vec![], rules: rules_in_force }];
+    (!hosts[0].rules.is_empty()).then(|| wire::RouteTable { hosts, ..Default::default() })
 }
 
-fn parents<'a>(
-    route: &'a Object<HttpRoute>,
-    service: &'a ServiceName,
-) -> impl Iterator<Item = &'a ParentRef> + 'a {
-    let home = route.meta.namespace();
-    route.spec.parent_refs.iter().filter(move |parent| {
-        parent.kind == ParentKind::Service
-            && parent.name == service.name
-            && parent.namespace.as_ref().unwrap_or(&home) == &service.namespace
-    })
+/// Whose word a route of a service is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum By {
+    /// The caller's namespace, for its own calls.
+    Consumer,
+    /// The service's namespace, for all calls.
+    Producer,
 }
 
-/// 0 for a consumer route of the caller's, 1 for a producer route; `None` when it does not rule these calls.
-fn rank(route: &Object<HttpRoute>, service: &ServiceName, caller: &Namespace) -> Option<u8> {
-    parents(route, service).next()?;
-    match route.meta.namespace() {
-        home if home == service.namespace => Some(1),
-        home if home == *caller => Some(0),
+/// `None` when what `home` says does not rule these calls.
+fn said_by(home: &Namespace, service: &ServiceName, caller: &Namespace) -> Option<By> {
+    match home {
+        home if *home == service.namespace => Some(By::Producer),
+        home if home == caller => Some(By::Consumer),
         _ => None,
     }
 }
 
-/// The service's ports that a route attaches to; empty for all.
-fn ports(snapshot: &Snapshot, route: &Object<HttpRoute>, service: &ServiceName) -> Vec<u32> {
-    let mut ports = Vec::new();
-    for parent in parents(route, service) {
-        let by_name = parent.section_name.as_ref().and_then(|section| {
-            let entry = snapshot.services.get(service)?;
-            entry.ports.iter().find(|port| port.name == *section).map(|port| port.port)
-        });
-        match parent.port.map(u32::from).or(by_name) {
-            Some(port) => ports.push(port),
-            None if parent.section_name.is_some() => ports.push(u32::MAX),
-            None => return Vec::new(),
-        }
-    }
-    ports.retain(|port| *port <= u32::from(u16::MAX));
-    ports
+/// The service's ports that a route attaches to.
+fn ports(route: &Object<HttpRoute>, entry: &ServiceEntry) -> BTreeSet<u32> {
+    let home = route.meta.namespace();
+    let parents = route.spec.parent_refs.iter().filter(|parent| {
+        parent.kind == ParentKind::Service
+            && parent.name == entry.service.name
+            && *parent.namespace.as_ref().unwrap_or(&home) == entry.service.namespace
+    });
+    let means = |parent: &ParentRef, port: &wire::ServicePort| {
+        parent.port.is_none_or(|own| u32::from(own) == port.port)
+            && parent.section_name.as_ref().is_none_or(|own| *own == port.name)
+    };
+    let of = |parent| entry.ports.iter().filter(move |port| means(parent, port)).map(|port| port.port);
+    parents.flat_map(of).collect()
 }
 
 /// The tables of the gateways that a process of this cluster at `address` serves: name and table.

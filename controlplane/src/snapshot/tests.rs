@@ -348,3 +348,43 @@ fn a_port_may_have_a_policy_of_its_own() {
     assert_eq!(limits(&all[..3]), [1, 2], "the narrower word");
     assert_eq!(limits(&[&all[..1], &all[2..3]].concat()), [0, 2], "and of that port alone");
 }
+
+/// A route of a namespace, at a Service of the shop's: for `parent`, a path of `rule`'s name to that backend.
+fn route(namespace: &str, rule: &str, parent: &str, backend: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {rule}, namespace: {namespace} }}\n\
+         spec:\n  parentRefs: [{{ group: '', kind: Service, namespace: shop, {parent} }}]\n  \
+         rules: [{{ name: {rule}, matches: [{{ path: {{ value: /{rule} }} }}], backendRefs: [{{ {backend} }}] }}]\n---\n"
+    )
+}
+
+/// The rules of a table, each with the ports that it is for.
+fn table(snapshot: &Snapshot, service: &str, caller: &str) -> Vec<(String, Vec<u32>)> {
+    let entry = &snapshot.services[&service.parse().unwrap()];
+    let table = super::route::of_service(snapshot, entry, &caller.parse().unwrap()).unwrap_or_default();
+    table.hosts.into_iter().flat_map(|host| host.rules).map(|rule| (rule.rule, rule.ports)).collect()
+}
+
+const TWO_PORTS: &str = "apiVersion: v1\nkind: Service\nmetadata: { name: two, namespace: shop }\n\
+                         spec: { ports: [{ name: one, port: 81 }, { name: other, port: 82 }] }\n---\n";
+
+#[test]
+fn the_routes_of_a_callers_namespace_replace_those_of_the_services_own() {
+    let rules = |own: &str, caller: &str| {
+        let producer = route("shop", "producer", "name: two", "name: ratings, port: 8080");
+        let consumer = route("till", "consumer", own, "name: anything, port: 80");
+        let all = format!("{TWO_PORTS}{producer}{consumer}");
+        table(&build(&living(inputs_beside("east", &all), shop())), "shop/two", caller)
+    };
+    let said = |rules: &[(&str, &[u32])]| -> Vec<(String, Vec<u32>)> {
+        rules.iter().map(|(rule, ports)| ((*rule).to_owned(), ports.to_vec())).collect()
+    };
+    assert_eq!(rules("name: two", "till"), said(&[("consumer", &[])]));
+    // To others it says nothing.
+    assert_eq!(rules("name: two", "shop"), said(&[("producer", &[])]));
+    assert_eq!(rules("name: two", "bank"), said(&[("producer", &[])]));
+    // It replaces them where it attaches.
+    let each = said(&[("producer", &[82]), ("consumer", &[81])]);
+    assert_eq!(rules("name: two, port: 81", "till"), each);
+    assert_eq!(rules("name: two, sectionName: one", "till"), each);
+}

@@ -122,7 +122,7 @@ impl Snapshot {
     /// A service as `caller` calls it; with its routes, and all that they lead to, where `routed`.
     fn add_service(&self, view: &mut View, name: &ServiceName, caller: &Namespace, routed: bool) {
         let Some(entry) = self.services.get(name) else { return };
-        if routed && let Some(table) = route::of_service(self, &entry.service, caller) {
+        if routed && let Some(table) = route::of_service(self, entry, caller) {
             self.add_backends(view, &table, caller);
             add(view, &format!("routes/{name}"), Body::Routes(table));
         }
@@ -160,7 +160,7 @@ impl Snapshot {
             }
             self.add_service(view, &name, caller, false);
             if let Some(own) =
-                self.services.get(&name).and_then(|entry| route::of_service(self, &entry.service, caller))
+                self.services.get(&name).and_then(|entry| route::of_service(self, entry, caller))
             {
                 add(view, &format!("routes/{name}"), Body::Routes(own.clone()));
                 self.add_backends(view, &own, caller);

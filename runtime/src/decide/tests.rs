@@ -297,6 +297,21 @@ fn by_the_routes_of_a_service() {
 }
 
 #[test]
+fn a_port_that_no_route_is_attached_to_is_called_as_it_is() {
+    let mut view = view(false, wire::MtlsMode::Strict);
+    let two = wire::Service {
+        ports: [80, 81].map(|port| wire::ServicePort { port, target: 8080, ..Default::default() }).into(),
+        ..service("reviews")
+    };
+    view.insert("service/shop/reviews", &wire::Resource { body: Some(Body::Service(two)) });
+    let only = wire::Rule { ports: vec![80], ..rule("v1", "/v1", vec![backend("reviews-v1", "")]) };
+    view.insert("routes/shop/reviews", &wire::Resource { body: Some(Body::Routes(table(vec![only]))) });
+    check(&view, asks(OUT, "reviews", "/v1/x"), expect!["shop/reviews-v1 port 8080 by v1"]);
+    check(&view, asks(OUT, "reviews", "/"), expect!["404 no-route: no rule of the service's routes matches"]);
+    check(&view, asks(OUT, "reviews:81", "/v1/x"), expect!["shop/reviews port 8080"]);
+}
+
+#[test]
 fn on_the_way_in() {
     let strict = view(false, wire::MtlsMode::Strict);
     let at = At::Inbound { port: 8080 };

@@ -1,7 +1,7 @@
 //! Stage 2, second half: objects → one linked [`ResourceSet`], or every reference that does not hold.
 //!
 //! Invariant: in a set that [`link`] gave, there is one `Mesh`, every cluster named exists, and every reference
-//! that Git owns resolves (unless the `Mesh` says `unresolvedReferences: REPORT`).
+//! that Git owns resolves, or is warned of where the `Mesh` says `unresolvedReferences: REPORT`.
 //!
 //! Git owns a namespace of a cluster once it declares any `Service` of it there; elsewhere Services are the
 //! cluster's own and are resolved in the snapshot. Gateways and routes are always Git's.
@@ -17,6 +17,7 @@ use std::{
 };
 
 use crate::{
+    admin::Severity,
     manifest::{
         self, Broken, Code, Diagnostic, Origin, Parsed, Placed, Position,
         report::{MAX_DIAGNOSTICS, Report},
@@ -44,16 +45,16 @@ pub struct ResourceSet {
 /// What [`load`] makes of files.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// What could be read. Only without diagnostics is it fit to be put in force.
+    /// What could be read. Only without errors is it fit to be put in force.
     pub set: ResourceSet,
-    /// Every mistake, in the order of files and positions.
+    /// Every mistake and warning, in the order of files and positions.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 impl Loaded {
-    /// The set, when nothing is wrong.
+    /// The set, when nothing refuses it.
     pub fn accept(self) -> Result<ResourceSet, Vec<Diagnostic>> {
-        if self.diagnostics.is_empty() { Ok(self.set) } else { Err(self.diagnostics) }
+        if self.diagnostics.iter().any(Diagnostic::is_error) { Err(self.diagnostics) } else { Ok(self.set) }
     }
 }
 
@@ -83,7 +84,13 @@ pub fn judge(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagno
     diagnostics.extend(check(&placed, &own.broken, extent));
     diagnostics.sort();
     diagnostics.dedup();
-    diagnostics.truncate(MAX_DIAGNOSTICS);
+    // Each by itself: what is let pass must not push out what refuses.
+    let (mut errors, mut warnings) = (0, 0);
+    diagnostics.retain(|one| {
+        let count = if one.is_error() { &mut errors } else { &mut warnings };
+        *count += 1;
+        *count <= MAX_DIAGNOSTICS
+    });
     diagnostics
 }
 
@@ -92,7 +99,7 @@ pub fn link(placed: Vec<Placed>) -> Result<ResourceSet, Vec<Diagnostic>> {
     let mut diagnostics = check(&placed.iter().collect::<Vec<_>>(), &[], Extent::Whole);
     diagnostics.sort();
     diagnostics.dedup();
-    if diagnostics.is_empty() { Ok(ResourceSet::of(placed)) } else { Err(diagnostics) }
+    if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok(ResourceSet::of(placed)) }
 }
 
 impl ResourceSet {
@@ -179,8 +186,8 @@ struct World<'a> {
     clusters: BTreeSet<ClusterName>,
     /// Where Git declares a Service.
     owned: BTreeSet<(Place, Namespace)>,
-    /// Whether dangling references are let pass.
-    lenient: bool,
+    /// How dangling references are told.
+    dangling: Severity,
 }
 
 /// Where a reference leads.
@@ -194,9 +201,10 @@ enum Lookup<'a> {
 impl<'a> World<'a> {
     fn of(placed: &'a [&'a Placed], broken: &'a [Broken], extent: Extent<'a>) -> Self {
         let meshes = placed.iter().filter_map(|own| own.resource.as_kind::<Mesh>());
-        let lenient = meshes
+        let reports = meshes
             .map(|mesh| mesh.spec.unresolved_references)
             .any(|said| said == UnresolvedReferences::Report);
+        let dangling = if reports { Severity::Warning } else { Severity::Error };
         let names = placed.iter().filter(|own| own.resource.kind() == Kind::Cluster);
         let clusters = match extent {
             Extent::Whole => {
@@ -208,7 +216,7 @@ impl<'a> World<'a> {
             }
         };
         let by_key = placed.iter().map(|own| (own.resource.key(), *own)).collect();
-        let mut world = World { extent, placed, by_key, broken, clusters, owned: BTreeSet::new(), lenient };
+        let mut world = World { extent, placed, by_key, broken, clusters, owned: BTreeSet::new(), dangling };
         for own in placed.iter().filter(|own| own.resource.kind() == Kind::Service) {
             let namespace = own.resource.meta().namespace();
             world.owned.extend(world.places(own).into_iter().map(|place| (place, namespace.clone())));
@@ -257,6 +265,7 @@ impl<'a> World<'a> {
                 code: Code::MissingField,
                 message: "there is no `Mesh`: a repository holds exactly one".into(),
                 help: Some("is this the configuration's root?".into()),
+                severity: Severity::Error,
             }),
             [first, others @ ..] => diagnostics.extend(others.iter().map(|other| Diagnostic {
                 file: other.origin.file.clone(),
@@ -264,6 +273,7 @@ impl<'a> World<'a> {
                 code: Code::DuplicateObject,
                 message: format!("a second `Mesh`: the first one is at {}", first.origin),
                 help: Some("a repository holds exactly one".into()),
+                severity: Severity::Error,
             })),
         }
     }

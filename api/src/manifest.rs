@@ -24,6 +24,7 @@ use serde_json::Value as Json;
 pub use self::diagnostic::{Code, Diagnostic, Position, Positions};
 use self::{report::Report, tree::Node};
 use crate::{
+    admin::Severity,
     name::{Namespace, ObjectName},
     resource::{Kind, Meta, Resource, Scope},
     schema,
@@ -165,7 +166,14 @@ fn text(bytes: &[u8]) -> Result<&str, tree::Fault> {
 impl Parsed {
     fn unreadable(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
         self.broken.push(Broken::default());
-        self.diagnostics.push(Diagnostic { file: file.clone(), at, code, message, help: None });
+        self.diagnostics.push(Diagnostic {
+            file: file.clone(),
+            at,
+            code,
+            message,
+            help: None,
+            severity: Severity::Error,
+        });
     }
 
     fn file(&mut self, file: &Arc<str>, text: &str) {
@@ -173,9 +181,14 @@ impl Parsed {
         let documents = tree::documents(text, &mut faults);
         for (at, code, message) in faults {
             match code {
-                Code::DuplicateKey => {
-                    self.diagnostics.push(Diagnostic { file: file.clone(), at, code, message, help: None })
-                }
+                Code::DuplicateKey => self.diagnostics.push(Diagnostic {
+                    file: file.clone(),
+                    at,
+                    code,
+                    message,
+                    help: None,
+                    severity: Severity::Error,
+                }),
                 _ => self.unreadable(file, at, code, message),
             }
         }
@@ -243,6 +256,7 @@ impl Parsed {
                     code: Code::DuplicateObject,
                     message,
                     help: Some("remove one, rename one, or place them in different clusters".into()),
+                    severity: Severity::Error,
                 });
             }
         }

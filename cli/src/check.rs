@@ -10,7 +10,8 @@ use crate::{controlplane, output::Output};
 
 /// Check a configuration repository as the control plane would
 ///
-/// Reports every mistake with file, line, column and what was expected, and ends with status 1 if there is any.
+/// Reports every mistake with file, line, column and what was expected, and ends with status 1 if there is any. What
+/// the mesh lets pass (`Mesh.spec.unresolvedReferences: REPORT`) is a warning, and no reason to fail.
 /// Reads the files as they lie in DIR; needs no mesh.
 #[derive(Args)]
 #[command(after_help = "Examples:
@@ -31,20 +32,30 @@ pub(crate) fn run(check: &Check, output: &Output) -> anyhow::Result<ExitCode> {
     ensure!(check.dir.is_dir(), "{} is no directory", check.dir.display());
     let own: Option<BTreeSet<_>> = check.namespaces.as_ref().map(|own| own.iter().cloned().collect());
     let problems = controlplane::check_dir(&check.dir, own.as_ref());
-    if problems.is_empty() {
-        output.answer(&problems, |_, _| "no mistakes found".to_owned());
-        return Ok(ExitCode::SUCCESS);
+    let is_wrong = problems.iter().any(Problem::is_error);
+    if !output.is_json() {
+        eprint!("{}", problems.iter().map(render_problem).collect::<String>());
     }
-    if output.is_json() {
-        output.answer(&problems, |_, _| String::new());
+    if output.is_json() || !is_wrong {
+        output.answer(&problems, |problems, _| count(problems));
     } else {
-        let count = match problems.len() {
-            1 => "one mistake".to_owned(),
-            count => format!("{count} mistakes"),
-        };
-        eprintln!("{}weft: {count}", problems.iter().map(render_problem).collect::<String>());
+        eprintln!("weft: {}", count(&problems));
     }
-    Ok(ExitCode::FAILURE)
+    Ok(if is_wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// `no mistakes found`, `2 mistakes, one warning`.
+fn count(problems: &[Problem]) -> String {
+    let some = |count: usize, what: &str| match count {
+        1 => format!("one {what}"),
+        count => format!("{count} {what}s"),
+    };
+    let errors = problems.iter().filter(|one| one.is_error()).count();
+    let mistakes = if errors == 0 { "no mistakes found".to_owned() } else { some(errors, "mistake") };
+    match problems.len() - errors {
+        0 => mistakes,
+        warnings => format!("{mistakes}, {}", some(warnings, "warning")),
+    }
 }
 
 /// `file:line:column: message`, and what to do on a line of its own.
@@ -54,5 +65,33 @@ pub(crate) fn render_problem(problem: &Problem) -> String {
         line => format!("{}:{line}:{}", problem.file, problem.column),
     };
     let help = problem.help.as_ref().map_or(String::new(), |help| format!("  {help}\n"));
-    format!("{place}: {}\n{help}", problem.message)
+    let warning = if problem.is_error() { "" } else { "warning: " };
+    format!("{place}: {warning}{}\n{help}", problem.message)
+}
+
+#[cfg(test)]
+mod tests {
+    use api::admin::Severity;
+
+    use super::*;
+
+    #[test]
+    fn mistakes_and_warnings_are_counted_each() {
+        let said = |severities: &[Severity]| {
+            let problem = |severity: &Severity| Problem {
+                file: "a.yaml".into(),
+                line: 1,
+                column: 1,
+                message: "there is no Service `shop/a`".into(),
+                help: None,
+                severity: *severity,
+            };
+            count(&severities.iter().map(problem).collect::<Vec<_>>())
+        };
+        use Severity::{Error, Warning};
+        assert_eq!(said(&[]), "no mistakes found");
+        assert_eq!(said(&[Warning]), "no mistakes found, one warning");
+        assert_eq!(said(&[Error]), "one mistake");
+        assert_eq!(said(&[Error, Warning, Error, Warning]), "2 mistakes, 2 warnings");
+    }
 }

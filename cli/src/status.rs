@@ -106,6 +106,7 @@ pub(crate) mod tests {
                     state: CommitState::Effective,
                     effective_after_ms: Some(41),
                     errors: Vec::new(),
+                    warnings: Vec::new(),
                 }],
             }],
             commit: Some("1a2b3c4d5e".into()),
@@ -191,6 +192,7 @@ pub(crate) mod tests {
             column: 9,
             message: "unknown name `souce`".into(),
             help: None,
+            severity: Severity::Error,
         }];
         let cluster = &mut status.clusters[0];
         cluster.primary_away_since = Some(880.0);
@@ -206,6 +208,35 @@ pub(crate) mod tests {
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }
+    }
+
+    #[test]
+    fn what_was_warned_of_stands_beside_the_commit_until_another_takes_its_place() {
+        let mut status = sample();
+        let taken = &mut status.sources[0].commits[0];
+        taken.warnings = vec![Problem {
+            file: "route.yaml".into(),
+            line: 7,
+            column: 22,
+            message: "there is no Service `shop/gone`".into(),
+            help: Some("did you mean `zone`?".into()),
+            severity: Severity::Warning,
+        }];
+        let before =
+            CommitStatus { state: CommitState::Superseded, commit: "0badf00d".into(), ..taken.clone() };
+        status.sources[0].commits.insert(0, before);
+        let text = render(&status, 1000.0, Style::PLAIN);
+        let (from, until) = (text.find("commits of").unwrap(), text.find("\nclusters").unwrap());
+        expect![[r#"
+            commits of main in /srv/config
+              COMMIT   STATE       AFTER  SEEN       BY   SUBJECT
+              1a2b3c4  effective   41 ms  1m40s ago  Ada  The shop, as it comes
+              0badf00  superseded  41 ms  1m40s ago  Ada  The shop, as it comes
+              1a2b3c4 was taken with warnings:
+                route.yaml:7:22: warning: there is no Service `shop/gone`
+                  did you mean `zone`?
+        "#]]
+        .assert_eq(&text[from..until]);
     }
 
     #[test]

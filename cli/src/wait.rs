@@ -113,6 +113,7 @@ fn laggards(laggards: &[Laggard], style: Style) -> String {
 
 #[cfg(test)]
 mod tests {
+    use api::admin::Severity;
     use expect_test::expect;
 
     use super::*;
@@ -156,6 +157,7 @@ mod tests {
             column: 9,
             message: "unknown name `souce`".into(),
             help: Some("did you mean `source`?".into()),
+            severity: Severity::Error,
         }];
         expect![[r#"
             1a2b3c4 is refused; the last good commit stays in force

@@ -81,8 +81,15 @@ impl Commits {
         Some(before.map_or(0, |before| before + 1))
     }
 
-    /// Notes what became of a commit; says whether that is new.
-    pub fn note(&mut self, tree: &Tree, state: CommitState, errors: Vec<Problem>) -> bool {
+    /// What was told of a commit, and did not refuse it.
+    pub fn warnings(&self, tree: &Tree) -> &[Problem] {
+        let mut seen = self.sources.get(&tree.source).into_iter().flat_map(|seen| &seen.commits);
+        seen.find(|one| one.commit == tree.commit.as_str()).map_or(&[], |one| &one.warnings)
+    }
+
+    /// Notes what became of a commit, with its errors and warnings; says whether that is new.
+    pub fn note(&mut self, tree: &Tree, state: CommitState, problems: Vec<Problem>) -> bool {
+        let (errors, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
         let seen = &mut self.sources.entry(tree.source.clone()).or_default().commits;
         if matches!(state, CommitState::Rolling) {
             let open = seen
@@ -102,6 +109,7 @@ impl Commits {
             state,
             effective_after_ms: None,
             errors,
+            warnings,
         });
         if seen.len() > MAX_SEEN {
             seen.pop_front();
@@ -126,7 +134,7 @@ impl Commits {
 pub(crate) mod tests {
     use std::sync::Arc;
 
-    use api::digest::Hash;
+    use api::{admin::Severity, digest::Hash};
 
     use super::*;
     use crate::git::{Checkout, File};
@@ -168,7 +176,14 @@ pub(crate) mod tests {
     }
 
     fn problem(message: &str) -> Problem {
-        Problem { file: "a.yaml".into(), line: 1, column: 1, message: message.into(), help: None }
+        Problem {
+            file: "a.yaml".into(),
+            line: 1,
+            column: 1,
+            message: message.into(),
+            help: None,
+            severity: Severity::Error,
+        }
     }
 
     /// What is known of the commits of `shop`, oldest first: the first digit of each, and its state.

@@ -4,7 +4,12 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use api::{admin::CommitState, head::CommitId, name::SourceName, resource::Mesh};
+use api::{
+    admin::{CommitState, Problem},
+    head::CommitId,
+    name::SourceName,
+    resource::Mesh,
+};
 use futures_util::future::{join_all, select_all};
 use process::shutdown::Shutdown;
 use tokio::{
@@ -97,7 +102,7 @@ pub async fn first_mesh(
             match rest.read(&commit, None).await {
                 Ok((tree, _)) => {
                     let problems = gate::judge(&tree, ownership, &[], &[]);
-                    if problems.is_empty() {
+                    if !problems.iter().any(Problem::is_error) {
                         let mesh = tree.placed().iter().find_map(|own| own.resource.as_kind::<Mesh>());
                         return mesh.map(|mesh| mesh.spec.clone());
                     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use api::{
-    admin::Problem,
+    admin::{Problem, Severity},
     head::CommitId,
     link::{self, Extent},
     manifest::{self, Code, Diagnostic, MAX_OBJECTS, Parsed, Placed},
@@ -54,6 +54,7 @@ impl Tree {
             column: refusal.column,
             message: refusal.fault.to_string(),
             help: None,
+            severity: Severity::Error,
         });
         Tree {
             source: checkout.source.clone(),
@@ -71,7 +72,8 @@ impl Tree {
     }
 }
 
-/// All that is wrong with `tree`, beside what `others` have in force; `before` is what its own source has.
+/// All errors of `tree`, which refuse it, and its warnings, beside what `others` have in force; `before` is what its own
+/// source has.
 pub fn judge(tree: &Tree, ownership: &Ownership, others: &[&Placed], before: &[Placed]) -> Vec<Problem> {
     if tree.source != *ownership.rest() && others.iter().all(|other| other.resource.kind() != Kind::Mesh) {
         return vec![no_mesh(ownership.rest())];
@@ -88,7 +90,10 @@ pub fn judge(tree: &Tree, ownership: &Ownership, others: &[&Placed], before: &[P
         wrong.retain(|one| !foreign.contains(&*one.file) || !known.contains(one));
     }
     for one in wrong.iter_mut().filter(|one| foreign.contains(&*one.file)) {
-        one.help = Some("it relies on what this commit changes: let it be changed first".into());
+        one.help = Some(match one.severity {
+            Severity::Error => "it relies on what this commit changes: let it be changed first".into(),
+            Severity::Warning => "it relies on what this commit changes".into(),
+        });
     }
     wrong.extend(trespasses(tree.placed(), |namespace| {
         let owner = ownership.owner(namespace);
@@ -98,8 +103,8 @@ pub fn judge(tree: &Tree, ownership: &Ownership, others: &[&Placed], before: &[P
     tree.refused.iter().cloned().chain(wrong.iter().map(Problem::from)).collect()
 }
 
-/// What is wrong with the files of a directory, as they are on disk: those of the whole mesh, or of a source that owns
-/// `namespaces` alone. Of what others say nothing is known then, and whatever refers to it may be right.
+/// The errors and warnings of the files of a directory, as they are on disk: those of the whole mesh, or of a source that
+/// owns `namespaces` alone. Of what others say nothing is known then, and whatever refers to it may be right.
 pub fn check_dir(path: &Path, namespaces: Option<&BTreeSet<Namespace>>) -> Vec<Problem> {
     let mut files = Vec::new();
     let mut problems = Vec::new();
@@ -155,6 +160,7 @@ fn trespasses(placed: &[Placed], owner: impl Fn(Option<&Namespace>) -> Option<St
             code: Code::Ownership,
             message,
             help: Some(help.into()),
+            severity: Severity::Error,
         })
     };
     let mut told: Vec<_> = placed.iter().filter_map(trespass).collect();
@@ -194,6 +200,7 @@ fn policy_expressions(
                 code: Code::Expression,
                 message: mistake.message,
                 help: mistake.help,
+                severity: Severity::Error,
             });
         }
     }
@@ -260,7 +267,7 @@ fn gather(
 }
 
 fn problem(file: &str, message: String) -> Problem {
-    Problem { file: file.to_owned(), line: 0, column: 0, message, help: None }
+    Problem { file: file.to_owned(), line: 0, column: 0, message, help: None, severity: Severity::Error }
 }
 
 #[cfg(test)]

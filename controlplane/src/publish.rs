@@ -12,7 +12,7 @@ use std::{
 };
 
 use api::{
-    admin::{CommitState, Problem},
+    admin::{CommitState, Problem, Severity},
     head::{CommitId, Head, Revision, Seq, SignedHead},
     identity::Vouch,
     manifest::Placed,
@@ -141,16 +141,16 @@ impl Publisher {
         if taken.is_empty() {
             return Ok(());
         }
-        let is_settled = |source: &SourceName| taken.contains(source) || self.settled.contains_key(source);
+        let is_settled =
+            |source: &SourceName| taken.contains_key(source) || self.settled.contains_key(source);
         if self.ownership.sources().all(is_settled) {
             next.forget_former();
         }
         next.seq = Some(self.put(&next, before?, election).await.map_err(unpublished)?);
         self.union = next;
-        for source in taken {
-            let tree = &self.trees[&source];
-            self.plane.commits.send_modify(|commits| _ = commits.note(tree, CommitState::Rolling, vec![]));
-            self.settled.insert(source, tree.commit.clone());
+        for (source, warnings) in taken {
+            self.tell_taken(&source, warnings);
+            self.settled.insert(source.clone(), self.trees[&source].commit.clone());
         }
         Ok(())
     }
@@ -189,16 +189,17 @@ impl Publisher {
         Ok(heads.into_iter().find(|head| self.plane.authority.believes(head).is_ok()))
     }
 
-    /// Takes into `next` what is good, again and again: one source's commit may be what another's waits for.
-    fn take(&self, next: &mut Union) -> (Vec<SourceName>, BTreeMap<SourceName, Refusal>) {
-        let (mut due, mut taken) = (self.due(), Vec::new());
+    /// Takes into `next` what is good, with its warnings, again and again: one source's commit may be what another's
+    /// waits for.
+    fn take(&self, next: &mut Union) -> (BTreeMap<SourceName, Vec<Problem>>, BTreeMap<SourceName, Refusal>) {
+        let (mut due, mut taken) = (self.due(), BTreeMap::new());
         loop {
             let mut refusals = BTreeMap::new();
             let before = due.len();
             due.retain(|source| match self.judge(&self.trees[source], next) {
-                Ok(part) => {
+                Ok((part, warnings)) => {
                     next.replace(source, part);
-                    taken.push(source.clone());
+                    taken.insert(source.clone(), warnings);
                     false
                 }
                 Err(refusal) => {
@@ -212,14 +213,14 @@ impl Publisher {
         }
     }
 
-    fn judge(&self, tree: &Tree, union: &Union) -> Result<Part, Refusal> {
+    fn judge(&self, tree: &Tree, union: &Union) -> Result<(Part, Vec<Problem>), Refusal> {
         let before = union.part(&tree.source);
         let in_force = before.map(Part::placed).unwrap_or_default();
         let mut problems = gate::judge(tree, &self.ownership, &union.beside(&tree.source), in_force);
-        if problems.is_empty() {
+        if !problems.iter().any(Problem::is_error) {
             problems.extend(unchangeable(&self.plane, tree.placed()));
         }
-        if !problems.is_empty() {
+        if problems.iter().any(Problem::is_error) {
             return Err(Refusal::Refused(problems));
         }
         let part = Part::of(tree);
@@ -228,7 +229,18 @@ impl Publisher {
         if all >= LARGE && lost * 2 > all && !self.accepted.contains(&tree.commit) {
             return Err(Refusal::Held);
         }
-        Ok(part)
+        Ok((part, problems))
+    }
+
+    /// Tells that a source's commit is in force, and what it was warned of, unless that was told before.
+    fn tell_taken(&self, source: &SourceName, warnings: Vec<Problem>) {
+        let tree = &self.trees[source];
+        let is_new = *self.plane.commits.borrow().warnings(tree) != *warnings;
+        if is_new && !warnings.is_empty() {
+            let message = format!("taken with warnings: {}", list(&warnings));
+            self.plane.events.note(format!("commit {}", tree.commit.short()), message);
+        }
+        self.plane.commits.send_modify(|commits| _ = commits.note(tree, CommitState::Rolling, warnings));
     }
 
     /// Tells why a source's commit is not taken, unless that was told before.
@@ -342,14 +354,16 @@ fn other_root(plane: &Plane, own: &Placed, mesh: &Mesh) -> Option<Problem> {
 fn at(own: &Placed, pointer: &str, message: String) -> Problem {
     let at = own.positions.at(pointer);
     let file = own.origin.file.to_string();
-    Problem { file, line: at.line, column: at.column, message, help: None }
+    Problem { file, line: at.line, column: at.column, message, help: None, severity: Severity::Error }
 }
 
 /// Problems in one line, for logs and events.
 pub(crate) fn list(problems: &[Problem]) -> String {
-    let lines =
-        problems.iter().map(|one| format!("{}:{}:{}: {}", one.file, one.line, one.column, one.message));
-    lines.collect::<Vec<_>>().join("; ")
+    let line = |one: &Problem| {
+        let warning = if one.is_error() { "" } else { "warning: " };
+        format!("{}:{}:{}: {warning}{}", one.file, one.line, one.column, one.message)
+    };
+    problems.iter().map(line).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]

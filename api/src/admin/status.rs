@@ -101,6 +101,22 @@ pub struct CommitStatus {
     pub effective_after_ms: Option<u64>,
     /// Why it was refused.
     pub errors: Vec<Problem>,
+    /// What does not refuse it, as it was when the commit was judged.
+    #[serde(default)]
+    pub warnings: Vec<Problem>,
+}
+
+/// Whether a problem refuses a commit.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// It does.
+    #[default]
+    Error,
+    /// It is told of, and let pass.
+    Warning,
 }
 
 /// One mistake in a configuration repository, where it stands.
@@ -117,6 +133,16 @@ pub struct Problem {
     pub message: String,
     /// What to do.
     pub help: Option<String>,
+    /// Whether it refuses the commit.
+    #[serde(default)]
+    pub severity: Severity,
+}
+
+impl Problem {
+    /// Whether it refuses the commit.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
 }
 
 /// One cluster, by its own word.

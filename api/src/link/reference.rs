@@ -2,6 +2,7 @@
 
 use super::{Lookup, Place, World};
 use crate::{
+    admin::Severity,
     manifest::{Code, Placed, report::Report},
     name::{Hostname, Namespace, ObjectName},
     resource::{
@@ -58,7 +59,7 @@ impl<'a> Check<'a, '_, '_> {
                 Lookup::Missing => missing.push(place),
             }
         }
-        if !missing.is_empty() && !self.report.is_full() {
+        if !missing.is_empty() && !self.report.is_full(self.world.dangling) {
             let all = missing.len() == self.world.places(self.own).len()
                 && self.own.resource.meta().cluster.is_none();
             let place = if all { String::new() } else { format!(" in cluster {}", names(&missing)) };
@@ -84,14 +85,12 @@ impl<'a> Check<'a, '_, '_> {
     }
 
     fn dangling(&mut self, pointer: &str, message: String, help: Option<String>) {
-        if !self.world.lenient {
-            self.report.add(
-                pointer,
-                self.own.positions.at(pointer),
-                Code::UnresolvedReference,
-                message,
-                help,
-            );
+        let code = Code::UnresolvedReference;
+        match self.world.dangling {
+            Severity::Error => {
+                self.report.add(pointer, self.own.positions.at(pointer), code, message, help);
+            }
+            Severity::Warning => self.report.warn(pointer, code, message, help),
         }
     }
 

@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use crate::{
+    admin::Severity,
     manifest::{Code, Diagnostic, Placed},
     name::{Namespace, ObjectName},
     resource::{Kind, Labels, Resource, TargetRef, gateway::CLASS},
@@ -80,6 +81,7 @@ pub(super) fn check(placed: &[&Placed], diagnostics: &mut Vec<Diagnostic>) {
                         own.resource.key()
                     ),
                     help: Some(help.into()),
+                    severity: Severity::Error,
                 });
             }
             holders.push(own);

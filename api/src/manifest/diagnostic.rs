@@ -6,7 +6,7 @@ use saphyr_parser::ScalarStyle;
 use serde::{Deserialize, Serialize};
 
 use super::tree::{Node, Value};
-use crate::admin::Problem;
+use crate::admin::{Problem, Severity};
 
 /// A place in a file; both count from 1, columns in characters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,14 +76,25 @@ pub struct Diagnostic {
     /// What to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
+    /// Whether it refuses the commit.
+    #[serde(default)]
+    pub severity: Severity,
+}
+
+impl Diagnostic {
+    /// Whether it refuses the commit.
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
 }
 
 impl fmt::Display for Diagnostic {
     /// `clusters/x.yaml:3:7: what is wrong (what to do)`.
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let warning = if self.is_error() { "" } else { "warning: " };
         match self.at.line {
-            0 => write!(out, "{}: {}", self.file, self.message)?,
-            line => write!(out, "{}:{line}:{}: {}", self.file, self.at.column, self.message)?,
+            0 => write!(out, "{}: {warning}{}", self.file, self.message)?,
+            line => write!(out, "{}:{line}:{}: {warning}{}", self.file, self.at.column, self.message)?,
         }
         self.help.iter().try_for_each(|help| write!(out, " ({help})"))
     }
@@ -97,6 +108,7 @@ impl From<&Diagnostic> for Problem {
             column: own.at.column,
             message: own.message.clone(),
             help: own.help.clone(),
+            severity: own.severity,
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::diagnostic::{Code, Diagnostic, Position, Positions};
+use crate::admin::Severity;
 
-/// More are not told: a commit with so many is wrong as a whole.
+/// More of a severity are not told: a commit with so many is wrong as a whole.
 pub(crate) const MAX_DIAGNOSTICS: usize = 1_000;
 
 /// The mistakes of one document.
@@ -27,14 +28,26 @@ impl Report<'_> {
     /// Tells a mistake that follows from nothing.
     pub fn tell(&mut self, pointer: &str, at: Position, code: Code, message: String, help: Option<String>) {
         self.flaws.push(pointer.to_owned());
-        if !self.is_full() {
-            self.diagnostics.push(Diagnostic { file: self.file.clone(), at, code, message, help });
+        self.push(Severity::Error, at, code, message, help);
+    }
+
+    /// Tells what is let pass at `pointer`, unless it follows from a mistake. It explains no other away.
+    pub fn warn(&mut self, pointer: &str, code: Code, message: String, help: Option<String>) {
+        if !self.follows(pointer, code) {
+            self.push(Severity::Warning, self.positions.at(pointer), code, message, help);
+        }
+    }
+
+    fn push(&mut self, severity: Severity, at: Position, code: Code, message: String, help: Option<String>) {
+        if !self.is_full(severity) {
+            let file = self.file.clone();
+            self.diagnostics.push(Diagnostic { file, at, code, message, help, severity });
         }
     }
 
     /// Whether more would not be told.
-    pub fn is_full(&self) -> bool {
-        self.diagnostics.len() >= MAX_DIAGNOSTICS
+    pub fn is_full(&self, severity: Severity) -> bool {
+        self.diagnostics.iter().filter(|one| one.severity == severity).count() >= MAX_DIAGNOSTICS
     }
 
     /// What is wrong inside a value explains what is wrong with the value: a port that was no number and left out

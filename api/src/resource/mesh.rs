@@ -107,7 +107,7 @@ pub enum UnresolvedReferences {
     /// Refuse the commit.
     #[default]
     Refuse,
-    /// Take it; the reference answers 500 for its share of the weight.
+    /// Take it, and warn of the reference; a backend answers 500 for its share of the weight.
     Report,
 }
 

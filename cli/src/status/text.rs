@@ -80,9 +80,17 @@ fn commits(source: &SourceStatus, now: f64, style: Style) -> String {
         ]);
     }
     out.push_str(&table.render(style));
-    for commit in newest.iter().rev().filter(|commit| !commit.errors.is_empty()) {
-        let _ = writeln!(out, "  {} was refused:", short_commit(&commit.commit));
-        for line in commit.errors.iter().map(render_problem).collect::<String>().lines() {
+    for commit in newest.iter().rev() {
+        let (word, warnings) = match commit.state {
+            CommitState::Superseded => ("refused", &[][..]),
+            CommitState::Refused => ("refused", &commit.warnings[..]),
+            _ => ("taken with warnings", &commit.warnings[..]),
+        };
+        let problems: String = commit.errors.iter().chain(warnings).map(render_problem).collect();
+        if !problems.is_empty() {
+            let _ = writeln!(out, "  {} was {word}:", short_commit(&commit.commit));
+        }
+        for line in problems.lines() {
             let _ = writeln!(out, "    {line}");
         }
     }

@@ -49,8 +49,9 @@ fn check(source: &str, text: &str, before: &str, others: &[(&str, &str)], expect
     let before = Part::of(&tree(source, before));
     let problems = judge(&tree(source, text), &ownership(), &others, before.placed());
     let lines = problems.iter().map(|one| {
-        let Problem { file, line, column, message, help } = one;
-        format!("{file}:{line}:{column}: {message}\n  {}\n", help.as_deref().unwrap_or("-"))
+        let Problem { file, line, column, message, help, severity } = one;
+        let warning = if *severity == Severity::Warning { "warning: " } else { "" };
+        format!("{file}:{line}:{column}: {warning}{message}\n  {}\n", help.as_deref().unwrap_or("-"))
     });
     expected.assert_eq(&lines.collect::<String>());
 }
@@ -158,6 +159,34 @@ fn what_a_commit_takes_from_another_source_is_its_mistake() {
     );
     // What was wrong with the other before is not.
     check("shop", &other, &other, &till, expect![""]);
+}
+
+#[test]
+fn references_that_lead_nowhere_are_warned_of_where_the_mesh_says_so() {
+    let lenient = MESH.replace("shop.example }", "shop.example, unresolvedReferences: REPORT }");
+    let relied = traffic("till", "reviews");
+    check(
+        "till",
+        &relied.replace("name: reviews", "name: review"),
+        "",
+        &[("platform", &lenient), ("shop", SERVICE)],
+        expect![[r#"
+            till.yaml:5:50: warning: there is no Service `shop/review`
+              did you mean `reviews`?
+        "#]],
+    );
+    let other = SERVICE.replace("name: reviews,", "name: ratings,");
+    let told = expect![[r#"
+        source till: till.yaml:5:50: warning: there is no Service `shop/reviews`
+          it relies on what this commit changes
+    "#]];
+    check("shop", &other, SERVICE, &[("platform", &lenient), ("till", &relied)], told);
+    // Who takes the leniency back takes it from everybody.
+    let told = expect![[r#"
+        source till: till.yaml:5:50: there is no Service `shop/reviews`
+          it relies on what this commit changes: let it be changed first
+    "#]];
+    check("platform", MESH, &lenient, &[("shop", &other), ("till", &relied)], told);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is said of who obeys what.
 
 use api::{
-    admin::Problem,
+    admin::{Problem, Severity},
     head::Seq,
     name::{InstanceId, WorkloadId},
 };
@@ -78,6 +78,7 @@ impl Mesh {
             column: 1,
             message: (*error).into(),
             help: None,
+            severity: Severity::Error,
         };
         let status = CommitStatus {
             commit: commit(digit).to_string(),
@@ -87,6 +88,7 @@ impl Mesh {
             state,
             effective_after_ms: None,
             errors: errors.iter().map(problem).collect(),
+            warnings: vec![],
         };
         self.plane.commits.send_modify(|commits| {
             commits.sources.get_mut(source).unwrap().commits.push_back(status);

@@ -13,9 +13,24 @@ pub(crate) fn inputs(cluster: &str) -> Inputs {
 
 /// The same, with these objects too.
 pub(crate) fn inputs_beside(cluster: &str, more: &str) -> Inputs {
+    with_files(cluster, &sample(more))
+}
+
+/// The same, where the `Mesh` lets references pass that lead nowhere.
+pub(crate) fn lenient_beside(cluster: &str, more: &str) -> Inputs {
+    let mut files = sample(more);
+    for (_, text) in &mut files {
+        let lenient = String::from_utf8_lossy(text).replace("References: REFUSE", "References: REPORT");
+        *text = lenient.into_bytes();
+    }
+    with_files(cluster, &files)
+}
+
+/// The sample configuration and these objects.
+fn sample(more: &str) -> Vec<(String, Vec<u8>)> {
     let mut files = vec![("more.yaml".to_owned(), more.into())];
     read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../policies/examples/shop")), &mut files);
-    with_files(cluster, &files)
+    files
 }
 
 /// The inputs of `cluster` under these files.

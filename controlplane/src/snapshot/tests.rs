@@ -7,7 +7,7 @@ use runtime::Runtime;
 
 use super::{
     Inputs, Registered, Role, Snapshot, Subscription, build,
-    fixture::{gateway, inputs, inputs_beside, knowing, living, workload},
+    fixture::{gateway, inputs, inputs_beside, knowing, lenient_beside, living, workload},
 };
 
 fn shop() -> Vec<Registered> {
@@ -387,4 +387,35 @@ fn the_routes_of_a_callers_namespace_replace_those_of_the_services_own() {
     let each = said(&[("producer", &[82]), ("consumer", &[81])]);
     assert_eq!(rules("name: two, port: 81", "till"), each);
     assert_eq!(rules("name: two, sectionName: one", "till"), each);
+}
+
+#[test]
+fn what_leads_nowhere_leads_nowhere_else() {
+    let wrong = [
+        TWO_PORTS.to_owned(),
+        route("shop", "no-port", "name: two, port: 83", "name: ratings, port: 8080"),
+        route("shop", "no-section", "name: two, sectionName: third", "name: ratings, port: 8080"),
+        route("shop", "no-backend", "name: front", "name: gone, port: 8080"),
+        route("shop", "no-service", "name: gone", "name: ratings, port: 8080"),
+        "apiVersion: multicluster.x-k8s.io/v1beta1\nkind: ServiceExport\nmetadata: { name: gone, namespace: shop }\n---\n".into(),
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: { name: gone, namespace: shop, labels: { kubernetes.io/service-name: gone } }\n\
+         addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [127.0.9.1] }]\n---\n".into(),
+        "apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\nmetadata: { name: gone, namespace: shop }\n\
+         spec: { action: DENY, targetRefs: [{ kind: Service, name: gone }], rules: [{}] }\n---\n".into(),
+    ];
+    let snapshot = build(&living(lenient_beside("east", &wrong.concat()), shop()));
+    assert_eq!(table(&snapshot, "shop/two", "shop"), []);
+    assert_eq!(snapshot.services.get(&"shop/gone".parse().unwrap()).map(|entry| &entry.name), None);
+    let entry = &snapshot.services[&"shop/front".parse().unwrap()];
+    let front = super::route::of_service(&snapshot, entry, &"shop".parse().unwrap()).unwrap();
+    assert_eq!(
+        front.hosts[0].rules[0].backends[0].unresolved,
+        "Service shop/gone does not exist in cluster east"
+    );
+    for node in snapshot.inputs.workloads.values() {
+        let view = snapshot.view(node, &asks(&["front", "two", "ratings"]));
+        Runtime::compile(&view, snapshot.commit(), None)
+            .unwrap_or_else(|reasons| panic!("{}: {reasons:?}", node.workload));
+    }
 }

@@ -367,16 +367,4 @@ pub(crate) fn list(problems: &[Problem]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_epoch_is_new_wherever_the_clock_is() {
-        let known = Some(Seq { epoch: 1_000, n: 7 });
-        assert_eq!(new_epoch(2.0, None), 2_000);
-        assert_eq!(new_epoch(2.0, known), 2_000);
-        for now in [0.0, 0.999, 1.0] {
-            assert_eq!(new_epoch(now, known), 1_001);
-        }
-    }
-}
+mod tests;

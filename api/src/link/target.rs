@@ -4,13 +4,16 @@
 //! target are no conflict: their verdicts are combined, and the order of the three steps decides. Neither may two
 //! Services have one virtual address, or two Gateways one port: a connection to it would mean both.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crate::{
     admin::Severity,
     manifest::{Code, Diagnostic, Placed},
     name::{Namespace, ObjectName},
-    resource::{Kind, Labels, Resource, TargetRef, gateway::CLASS},
+    resource::{Gateway, Kind, Labels, Resource, TargetRef, gateway::CLASS},
 };
 
 /// What a policy of a kind is about, seen from its namespace.
@@ -20,8 +23,8 @@ enum Target<'a> {
     Workloads(&'a Labels),
     Service(Namespace, &'a ObjectName, Option<&'a str>),
     Address(IpAddr),
-    /// At an address, or at all of a cluster's ingress gateways.
-    Listener(Option<IpAddr>, u16),
+    /// A port of the ingress gateways, at those that both Gateways are for.
+    Listener(u16),
 }
 
 impl Target<'_> {
@@ -45,7 +48,7 @@ impl Target<'_> {
         match self {
             Target::Address(_) => "a virtual address leads to one Service: give each its own",
             Target::Listener(..) => {
-                "a port of the ingress gateways belongs to one Gateway: take another, or other `addresses`"
+                "a port of the ingress gateways belongs to one Gateway: take another, or give each its own `addresses`"
             }
             _ => "two of one kind at one target contradict each other: make them one",
         }
@@ -67,7 +70,8 @@ pub(super) fn check(placed: &[&Placed], diagnostics: &mut Vec<Diagnostic>) {
             let holders = taken.entry((own.resource.kind(), scope, target)).or_default();
             let meets = |other: &&&Placed| {
                 let (left, right) = (&other.resource.meta().cluster, &meta.cluster);
-                left.is_none() || right.is_none() || left == right
+                (left.is_none() || right.is_none() || left == right)
+                    && share_a_process(&other.resource, &own.resource)
             };
             if let Some(first) = holders.iter().find(meets) {
                 diagnostics.push(Diagnostic {
@@ -87,6 +91,18 @@ pub(super) fn check(placed: &[&Placed], diagnostics: &mut Vec<Diagnostic>) {
             holders.push(own);
         }
     }
+}
+
+/// Whether a gateway process may have to serve both: one serves the Gateways that name its address, and those that name
+/// none. What is no Gateway is not told apart by this.
+fn share_a_process(left: &Resource, right: &Resource) -> bool {
+    let (Resource::Gateway(left), Resource::Gateway(right)) = (left, right) else { return true };
+    let (left, right) = (addresses(&left.spec), addresses(&right.spec));
+    left.is_empty() || right.is_empty() || !left.is_disjoint(&right)
+}
+
+fn addresses(gateway: &Gateway) -> BTreeSet<IpAddr> {
+    gateway.addresses.iter().filter_map(|own| own.value.parse().ok()).collect()
 }
 
 fn targets<'a>(resource: &'a Resource) -> Vec<(Target<'a>, String)> {
@@ -120,18 +136,11 @@ fn targets<'a>(resource: &'a Resource) -> Vec<(Target<'a>, String)> {
             once.into_iter().map(|(ip, pointer)| (Target::Address(ip), pointer)).collect()
         }
         Resource::Gateway(object) if object.spec.gateway_class_name.as_str() == CLASS => {
-            let gateway = &object.spec;
             let mut ports = BTreeMap::new();
-            for (i, listener) in gateway.listeners.iter().enumerate() {
+            for (i, listener) in object.spec.listeners.iter().enumerate() {
                 ports.entry(listener.port).or_insert_with(|| format!("/spec/listeners/{i}/port"));
             }
-            let said: Vec<_> = gateway.addresses.iter().filter_map(|own| own.value.parse().ok()).collect();
-            let places = if said.is_empty() { vec![None] } else { said.into_iter().map(Some).collect() };
-            let at = |place| {
-                let ports = ports.iter();
-                ports.map(move |(port, pointer)| (Target::Listener(place, *port), pointer.clone()))
-            };
-            places.into_iter().flat_map(at).collect()
+            ports.into_iter().map(|(port, pointer)| (Target::Listener(port), pointer)).collect()
         }
         Resource::Mesh(_)
         | Resource::Cluster(_)

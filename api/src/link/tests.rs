@@ -299,6 +299,43 @@ fn routes_attach_where_a_listener_takes_them() {
     );
 }
 
+#[test]
+fn a_port_of_a_gateway_process_belongs_to_one_gateway() {
+    let gateway = |name: &str, cluster: &str, spec: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\n\
+             metadata: {{ name: {name}, namespace: edge, labels: {{ weft.mesh/clusters: {cluster} }} }}\nspec:\n  \
+             gatewayClassName: weft\n  listeners: [{{ name: a, port: 90, protocol: HTTP }}]\n{spec}---\n"
+        )
+    };
+    let at = |address: &str| format!("  addresses: [{{ value: {address} }}]\n");
+    let one = gateway("one", "east", &at("127.1.0.1"));
+    check(
+        "z.yaml",
+        &format!("{one}{}", gateway("other", "east", &at("127.1.0.1"))),
+        expect![
+            "z.yaml:14:32: `Gateway edge/one@east`, at z.yaml:1, has the same port as `Gateway edge/other@east` (a port of the ingress gateways belongs to one Gateway: take another, or give each its own `addresses`)"
+        ],
+    );
+    // One without addresses is served at every address.
+    check(
+        "z.yaml",
+        &format!("{one}{}", gateway("other", "east", "")),
+        expect![
+            "z.yaml:14:32: `Gateway edge/one@east`, at z.yaml:1, has the same port as `Gateway edge/other@east` (a port of the ingress gateways belongs to one Gateway: take another, or give each its own `addresses`)"
+        ],
+    );
+    check(
+        "z.yaml",
+        &format!("{}{one}", gateway("other", "east", "")),
+        expect![
+            "z.yaml:13:32: `Gateway edge/other@east`, at z.yaml:1, has the same port as `Gateway edge/one@east` (a port of the ingress gateways belongs to one Gateway: take another, or give each its own `addresses`)"
+        ],
+    );
+    check("z.yaml", &format!("{one}{}", gateway("other", "east", &at("127.1.0.2"))), expect![""]);
+    check("z.yaml", &format!("{one}{}", gateway("other", "west", "")), expect![""]);
+}
+
 /// What a mutation did, and where it must be told.
 struct Mutation {
     file: usize,

@@ -11,8 +11,8 @@ use api::{
     admin::{
         ExplainAnswer, ExplainRequest, ExplainedBackend, ExplainedRoute, ExplainedSetting, ExplainedVerdict,
     },
-    name::ServiceName,
-    resource::{Kind, Resource, traffic},
+    name::{ClusterName, ServiceName},
+    resource::{HttpRoute, Kind, Mesh, Resource, TrafficPolicy, traffic},
     wire,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -21,8 +21,11 @@ use policies::{
     facts::{Connection, Destination, Facts, Guarded, Peer, Request, Source},
 };
 use runtime::{At, Decision, Plan, Runtime, Target, route::Rule};
+use serde::Serialize;
+use serde_json::Value;
 
-use crate::snapshot::{Configuration, Registered, Role, Snapshot, Subscription, traffic_policies};
+use self::callee::Callee;
+use crate::snapshot::{Registered, Role, Said, Snapshot, Subscription, mtls_and_origin, traffic_policies};
 
 /// A request that cannot be explained, and why.
 #[derive(Debug, thiserror::Error)]
@@ -101,13 +104,18 @@ pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAns
         }
         Decision::Refuse(refusal) => {
             refusal.rule.iter().for_each(|rule| answer.route(rule));
-            refusal.judgement.iter().for_each(|judgement| answer.verdict(role_name(node), judgement));
+            refusal
+                .judgement
+                .iter()
+                .for_each(|judgement| answer.verdict(role_name(node), &snapshot.inputs.cluster, judgement));
             Ok(answer.refused(refusal.status, refusal.reason.into_owned()))
         }
         Decision::Forward(plan) => {
             plan.rule.iter().for_each(|rule| answer.route(rule));
             if node.role != Role::Sidecar {
-                plan.judgement.iter().for_each(|judgement| answer.verdict(role_name(node), judgement));
+                plan.judgement.iter().for_each(|judgement| {
+                    answer.verdict(role_name(node), &snapshot.inputs.cluster, judgement)
+                });
             }
             follow(snapshot, node, &caller, &plan, facts, &mut answer)?;
             Ok(answer.0)
@@ -185,7 +193,8 @@ fn follow(
             percent,
             priorities: distance::priorities(snapshot, node, caller, &known.traffic, &endpoints),
         });
-        answer.settings(snapshot, node, &name, &known.name);
+        let at = format!("{name}:{port}");
+        answer.traffic(&at, traffic_policies(&snapshot.inputs, &name, Some(&known.name), &node.namespace));
         if endpoints.is_empty() {
             answer.0.status = 503;
             answer.0.reason = Some(format!("{name} has no endpoint"));
@@ -209,7 +218,9 @@ fn judge_backend(
     answer: &mut Answer<'_>,
 ) -> Result<(), Unexplained> {
     let mut judged: Vec<Verdict> = Vec::new();
-    for (node, callee) in callee::all(snapshot, name, port, endpoints)? {
+    for Callee { node, runtime: callee, inputs } in callee::all(snapshot, name, port, endpoints)? {
+        let (mtls, said) = mtls_and_origin(&inputs, &node, port);
+        answer.setting("mtls", &format!("{name}:{port}"), &json(mtls), said.map(|said| (said, said.line)));
         let path = plan.path.as_deref();
         let request = facts.request.map(|request| Request { path: path.unwrap_or(request.path), ..request });
         let guarded: Arc<Guarded> = callee.workload.guarded.clone();
@@ -232,7 +243,7 @@ fn judge_backend(
         if let Some(judgement) = judgement
             && !judged.contains(&judgement.verdict)
         {
-            answer.verdict(&name.to_string(), &judgement);
+            answer.verdict(&name.to_string(), &inputs.cluster, &judgement);
             judged.push(judgement.verdict);
         }
     }
@@ -268,8 +279,13 @@ fn rule_place(resource: &Resource, name: &str) -> Option<usize> {
     names.iter().enumerate().position(called)
 }
 
+/// As configuration writes it.
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
 /// An answer in the making.
-struct Answer<'a>(ExplainAnswer, &'a Configuration);
+struct Answer<'a>(ExplainAnswer, &'a Snapshot);
 
 impl<'a> Answer<'a> {
     fn new(snapshot: &'a Snapshot) -> Self {
@@ -284,7 +300,9 @@ impl<'a> Answer<'a> {
             unknown: vec![],
             settings: BTreeMap::new(),
         };
-        Answer(answer, &snapshot.inputs.configuration)
+        let mut answer = Answer(answer, snapshot);
+        answer.mesh();
+        answer
     }
 
     /// Policies on the way read this.
@@ -301,7 +319,8 @@ impl<'a> Answer<'a> {
 
     fn route(&mut self, rule: &Rule) {
         let name = rule.route.split_once(' ').map_or(&*rule.route, |(_, name)| name);
-        let (file, line) = self.position(Kind::HttpRoute, name, &rule.name);
+        let found = self.find(&self.1.inputs.cluster, Kind::HttpRoute, name);
+        let (file, line) = found.map(|said| place(said, &rule.name)).unwrap_or_default();
         self.0.route = Some(ExplainedRoute {
             route: rule.route.to_string(),
             rule: rule.name.to_string(),
@@ -309,9 +328,21 @@ impl<'a> Answer<'a> {
             line,
             commit: rule.commit.to_string(),
         });
+        let said = found.and_then(|said| {
+            let place = rule_place(&said.resource, &rule.name)?;
+            Some((said, line, said.resource.as_kind::<HttpRoute>()?.spec.rules.get(place)?))
+        });
+        let Some((said, line, rule)) = said else { return };
+        for (name, value) in [("rule.timeouts", json(&rule.timeouts)), ("rule.retry", json(&rule.retry))] {
+            match value {
+                Value::Null => self.setting(name, "", &json("none of its own"), None),
+                value => self.setting(name, "", &value, Some((said, line))),
+            }
+        }
     }
 
-    fn verdict(&mut self, at: &str, judgement: &Judgement) {
+    /// A verdict by the policies of `cluster`.
+    fn verdict(&mut self, at: &str, cluster: &ClusterName, judgement: &Judgement) {
         let (allowed, by) = match &judgement.verdict {
             Verdict::Allow(by) => (true, by),
             Verdict::Deny(by) => (false, by),
@@ -326,7 +357,8 @@ impl<'a> Answer<'a> {
             By::Default => ("default".into(), String::new(), String::new()),
         };
         let first = policy.split(", ").next().unwrap_or_default();
-        let (file, line) = self.position(Kind::AuthorizationPolicy, first, &rule);
+        let found = self.find(cluster, Kind::AuthorizationPolicy, first);
+        let (file, line) = found.map(|said| place(said, &rule)).unwrap_or_default();
         self.0.authorization.push(ExplainedVerdict {
             at: at.to_owned(),
             allowed,
@@ -338,28 +370,54 @@ impl<'a> Answer<'a> {
         });
     }
 
-    /// Where a rule of an object stands, or the object, when no rule of it is meant.
-    fn position(&self, kind: Kind, name: &str, rule: &str) -> (String, u32) {
-        let mut objects = self.1.objects.iter();
-        let found = objects.find(|said| {
+    /// The object `namespace/name` of a kind that applies in `cluster`.
+    fn find(&self, cluster: &ClusterName, kind: Kind, name: &str) -> Option<&'a Said> {
+        self.1.inputs.configuration.objects.iter().find(|said| {
+            let meta = said.resource.meta();
             said.resource.kind() == kind
-                && format!("{}/{}", said.resource.meta().namespace(), said.resource.meta().name) == name
-        });
-        let Some(said) = found else { return Default::default() };
-        let place = rule_place(&said.resource, rule);
-        (said.file.clone(), place.and_then(|place| said.rules.get(place).copied()).unwrap_or(said.line))
+                && meta.applies_in(cluster)
+                && format!("{}/{}", meta.namespace(), meta.name) == name
+        })
     }
 
-    /// Every group of the traffic policy in force, with who says it.
-    fn settings(&mut self, snapshot: &Snapshot, node: &Registered, service: &ServiceName, port: &str) {
-        let said = traffic_policies(&snapshot.inputs, service, Some(port), &node.namespace);
-        let specs: Vec<_> = said.iter().map(|(policy, _)| *policy).collect();
-        let effective = serde_json::to_value(traffic::merge(&specs)).unwrap_or_default();
-        for (group, origin) in traffic::origins(&specs) {
-            let origin = origin.map(|place| said[place].1.resource.key().to_string());
-            let value = effective.get(group).map(ToString::to_string).unwrap_or_default();
-            let origin = origin.unwrap_or_else(|| "default".into());
-            self.0.settings.insert(group.to_owned(), ExplainedSetting { value, origin });
+    /// All that the `Mesh` says beside its trust domain. What has its default may have been said all the same.
+    fn mesh(&mut self) {
+        let mut objects = self.1.inputs.configuration.objects.iter();
+        let said = objects.find_map(|said| Some((said, &said.resource.as_kind::<Mesh>()?.spec)));
+        let Some((said, mesh)) = said else { return };
+        let usual = json(Mesh::of(mesh.trust_domain.clone()));
+        for (name, value) in json(mesh).as_object().into_iter().flatten() {
+            if name != "trustDomain" {
+                let is_usual = usual.get(name) == Some(value);
+                self.setting(name, "", value, (!is_usual).then_some((said, said.line)));
+            }
         }
     }
+
+    /// Every group of the traffic policy in force at a backend, by what was said of it, narrowest first.
+    fn traffic(&mut self, at: &str, said: Vec<(&TrafficPolicy, &Said)>) {
+        let specs: Vec<_> = said.iter().map(|(policy, _)| *policy).collect();
+        let effective = json(traffic::merge(&specs));
+        for (group, origin) in traffic::origins(&specs) {
+            let origin = origin.map(|place| (said[place].1, said[place].1.line));
+            self.setting(group, at, effective.get(group).unwrap_or(&Value::Null), origin);
+        }
+    }
+
+    /// A value in force, and who says it in which line. Where another backend has another one, it is that of `at`.
+    fn setting(&mut self, name: &str, at: &str, value: &Value, origin: Option<(&Said, u32)>) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let said = |(said, line): (&Said, u32)| format!("{}, {}:{line}", said.resource.key(), said.file);
+        let origin = origin.map_or_else(|| "default".to_owned(), said);
+        let setting = ExplainedSetting { value, origin };
+        let differs = self.0.settings.get(name).is_some_and(|known| *known != setting);
+        let name = if differs { format!("{name} at {at}") } else { name.to_owned() };
+        self.0.settings.insert(name, setting);
+    }
+}
+
+/// Where a rule of an object stands, or the object, when no rule of it is meant.
+fn place(said: &Said, rule: &str) -> (String, u32) {
+    let place = rule_place(&said.resource, rule);
+    (said.file.clone(), place.and_then(|place| said.rules.get(place).copied()).unwrap_or(said.line))
 }

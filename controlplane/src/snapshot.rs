@@ -31,6 +31,7 @@ use api::{
 use serde::{Deserialize, Serialize};
 
 pub use build::build;
+pub(crate) use guard::mtls_and_origin;
 pub use service::{Reach, ServiceEntry};
 pub(crate) use traffic::policies as traffic_policies;
 pub use view::Subscription;

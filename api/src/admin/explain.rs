@@ -45,7 +45,9 @@ pub struct ExplainAnswer {
     /// empty, and a verdict that goes by them may be another one.
     #[serde(default)]
     pub unknown: Vec<String>,
-    /// Values in force that nobody said, and those that somebody did: field to value and origin.
+    /// Values in force that nobody said, and those that somebody did: field to value and origin. Those of the `Mesh`,
+    /// `mtls` of who is called, `rule.timeouts` and `rule.retry` of the route's rule, and the groups of the
+    /// `TrafficPolicy`; where another backend has another value, also as `FIELD at NAMESPACE/NAME:PORT`.
     pub settings: BTreeMap<String, ExplainedSetting>,
 }
 
@@ -55,7 +57,7 @@ pub struct ExplainAnswer {
 pub struct ExplainedSetting {
     /// As configuration writes it.
     pub value: String,
-    /// `default`, or the object that says it.
+    /// `default`, or the object that says it and where: `TrafficPolicy shop/reviews, reviews.yaml:25`.
     pub origin: String,
 }
 

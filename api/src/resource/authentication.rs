@@ -45,29 +45,18 @@ pub struct PortMtls {
     pub mtls: Mtls,
 }
 
-/// What a workload accepts once all that was said is merged.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Effective {
-    /// At every port that `ports` does not name.
-    pub mtls: Mtls,
-    /// At single ports.
-    pub ports: Vec<PortMtls>,
-}
-
-impl Effective {
-    /// What `port` accepts.
-    pub fn at(&self, port: u16) -> Mtls {
-        self.ports.iter().find(|own| own.port == port).map_or(self.mtls, |own| own.mtls)
-    }
-}
-
-/// Merges what was said, narrowest first: workload, namespace, mesh. Each field group comes from the first that says it.
-pub fn merge(narrowest_first: &[&PeerAuthentication]) -> Effective {
-    Effective {
-        mtls: narrowest_first.iter().find_map(|said| said.mtls).unwrap_or_default(),
-        ports: narrowest_first.iter().find_map(|said| said.ports.clone()).unwrap_or_default(),
-    }
+/// What `port` accepts by what was said of it, narrowest first (workload, namespace, mesh), and the index of who says it;
+/// `None` is the default. Each field group counts from the first that says it.
+pub fn at(narrowest_first: &[&PeerAuthentication], port: u16) -> (Mtls, Option<usize>) {
+    let ports = narrowest_first.iter().position(|said| said.ports.is_some());
+    let own = ports.and_then(|place| {
+        let said = narrowest_first[place].ports.iter().flatten().find(|own| own.port == port)?;
+        Some((said.mtls, Some(place)))
+    });
+    own.unwrap_or_else(|| {
+        let whole = narrowest_first.iter().position(|said| said.mtls.is_some());
+        (whole.and_then(|place| narrowest_first[place].mtls).unwrap_or_default(), whole)
+    })
 }
 
 #[cfg(test)]
@@ -81,8 +70,10 @@ mod tests {
             read(r#"{"selector":{"matchLabels":{"a":"b"}},"ports":[{"port":8080,"mtls":"PERMISSIVE"}]}"#);
         let namespace = read(r#"{"mtls":"DISABLE","ports":[{"port":9090,"mtls":"STRICT"}]}"#);
         let mesh = read(r#"{"mtls":"STRICT"}"#);
-        let effective = merge(&[&workload, &namespace, &mesh]);
-        assert_eq!((effective.at(8080), effective.at(9090)), (Mtls::Permissive, Mtls::Disable));
-        assert_eq!(merge(&[]).at(1), Mtls::Strict);
+        let all = [&workload, &namespace, &mesh];
+        assert_eq!(at(&all, 8080), (Mtls::Permissive, Some(0)));
+        assert_eq!(at(&all, 9090), (Mtls::Disable, Some(1)), "a narrower list of ports replaces a wider one");
+        assert_eq!(at(&all[1..], 9090), (Mtls::Strict, Some(0)));
+        assert_eq!(at(&[], 1), (Mtls::Strict, None));
     }
 }

@@ -13,26 +13,35 @@ use runtime::Runtime;
 use super::{Unexplained, compile};
 use crate::snapshot::{Inputs, Registered, Role, Snapshot, Subscription, build};
 
-/// The workloads behind a backend, each with its runtime: those that live here; of a cluster from which alone it is
+/// A workload behind a backend.
+pub(super) struct Callee {
+    pub(super) node: Registered,
+    pub(super) runtime: Runtime,
+    /// What its own cluster's proxies obey.
+    pub(super) inputs: Inputs,
+}
+
+/// The workloads behind a backend: those that live here; of a cluster from which alone it is
 /// served, one as that cluster's policies guard it.
 pub(super) fn all(
     snapshot: &Snapshot,
     name: &ServiceName,
     port: u16,
     endpoints: &[wire::Endpoint],
-) -> Result<Vec<(Registered, Runtime)>, Unexplained> {
+) -> Result<Vec<Callee>, Unexplained> {
     let here = |endpoint: &&wire::Endpoint| endpoint.cluster == snapshot.inputs.cluster.as_str();
     let local: Vec<_> = endpoints.iter().filter(here).map(|endpoint| endpoint.workload.as_str()).collect();
     let nodes = snapshot.inputs.workloads.values().filter(|one| local.contains(&one.workload.as_str()));
-    let with_runtime = |snapshot: &Snapshot, node: &Registered| {
-        Ok((node.clone(), compile(snapshot, node, &Subscription::new())?))
+    let callee = |snapshot: &Snapshot, node: &Registered| {
+        let runtime = compile(snapshot, node, &Subscription::new())?;
+        Ok(Callee { node: node.clone(), runtime, inputs: snapshot.inputs.clone() })
     };
-    let mut callees = nodes.map(|node| with_runtime(snapshot, node)).collect::<Result<Vec<_>, _>>()?;
+    let mut callees = nodes.map(|node| callee(snapshot, node)).collect::<Result<Vec<_>, _>>()?;
     if callees.is_empty()
         && let Some((there, node)) =
             endpoints.iter().find_map(|endpoint| elsewhere(snapshot, name, port, endpoint))
     {
-        callees.push(with_runtime(&there, &node)?);
+        callees.push(callee(&there, &node)?);
     }
     Ok(callees)
 }

@@ -130,3 +130,83 @@ fn what_a_policy_reads_and_nobody_said_is_told() {
     assert_eq!(asked(inputs("east")), Vec::<String>::new());
     assert_eq!(asked(inputs_beside("east", policy)), ["source.ip"]);
 }
+
+/// What is in force of this name, and who says it.
+fn setting<'a>(answer: &'a ExplainAnswer, name: &str) -> (&'a str, &'a str) {
+    let setting = &answer.settings[name];
+    (&setting.value, &setting.origin)
+}
+
+#[test]
+fn every_value_in_force_has_its_origin() {
+    let more = "apiVersion: weft.mesh/v1alpha1
+kind: PeerAuthentication
+metadata: { name: scraped, namespace: shop }
+spec: { selector: { matchLabels: { app: ratings } }, ports: [{ port: 8080, mtls: PERMISSIVE }] }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: ratings, namespace: shop }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: ratings }]
+  rules:
+    - { name: short, timeouts: { request: 3s }, backendRefs: [{ name: ratings, port: 8080 }] }
+---
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: ratings, namespace: shop }
+spec: { targetRefs: [{ group: '', kind: Service, name: ratings }], limits: { requests: 9 } }
+";
+    let answer = ask(&east(inputs_beside("east", more), &["ratings-1"]), "reviews-1", "/ratings");
+    assert_eq!(setting(&answer, "mtls"), ("PERMISSIVE", "PeerAuthentication shop/scraped, more.yaml:1"));
+    let (timeouts, origin) = setting(&answer, "rule.timeouts");
+    assert_eq!((timeouts, origin), (r#"{"request":"3s"}"#, "HTTPRoute shop/ratings, more.yaml:6"));
+    assert_eq!(setting(&answer, "rule.retry"), ("none of its own", "default"));
+    let (limits, origin) = setting(&answer, "limits");
+    assert_eq!(origin, "TrafficPolicy shop/ratings, more.yaml:14");
+    assert!(limits.contains(r#""requests":9"#), "{limits}");
+    assert_eq!(setting(&answer, "defaultAuthorization"), ("ALLOW", "default"));
+    assert_eq!(setting(&answer, "outbound"), ("ALLOW_ANY", "default"));
+    assert_eq!(setting(&answer, "keepAlive").1, "default");
+    assert!(setting(&answer, "loadBalancing").1.starts_with("TrafficPolicy shop/defaults, "));
+    for name in ["certificates", "clusterLocalFailover", "pathNormalization", "unresolvedReferences", "retry"]
+    {
+        assert!(answer.settings.contains_key(name), "{name}");
+    }
+}
+
+#[test]
+fn backends_that_are_called_in_another_way_say_so() {
+    let more = "apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: v2, namespace: shop }
+spec: { targetRefs: [{ group: '', kind: Service, name: reviews-v2, sectionName: http }], limits: { requests: 9 } }
+";
+    let asked = ExplainRequest {
+        source: "front-1".into(),
+        method: "GET".into(),
+        host: "reviews:8080".into(),
+        path: "/reviews".into(),
+        ..ExplainRequest::default()
+    };
+    let answer = explain(&build(&east(inputs_beside("east", more), &[])), &asked).unwrap();
+    let limits: Vec<_> = answer.settings.keys().filter(|name| name.starts_with("limits")).collect();
+    assert_eq!(limits, ["limits", "limits at shop/reviews-v2:8080"]);
+}
+
+#[test]
+fn what_is_shown_stands_where_it_applies() {
+    let routes = ["east", "west"].map(|cluster| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+             metadata: {{ name: ratings, namespace: shop, labels: {{ weft.mesh/clusters: {cluster} }} }}\n\
+             spec:\n  parentRefs: [{{ group: '', kind: Service, name: ratings }}]\n  \
+             rules: [{{ name: {cluster}, backendRefs: [{{ name: ratings, port: 8080 }}] }}]\n"
+        )
+    });
+    let west = inputs_beside("west", &routes.join("---\n"));
+    let west =
+        living(west, [workload("front-1", "front", "v1", 11), workload("ratings-1", "ratings", "v1", 20)]);
+    let route = ask(&west, "front-1", "/ratings").route.unwrap();
+    assert_eq!((route.rule.as_str(), route.line), ("west", 8));
+}

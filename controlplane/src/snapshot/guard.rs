@@ -99,10 +99,23 @@ fn covers(section: Option<&str>, service: &Service, port: Option<u16>) -> bool {
 
 /// What each port of a workload accepts.
 pub(super) fn mtls(inputs: &Inputs, workload: &Registered, port: u16) -> wire::MtlsMode {
+    match mtls_and_origin(inputs, workload, port).0 {
+        Mtls::Strict => wire::MtlsMode::Strict,
+        Mtls::Permissive => wire::MtlsMode::Permissive,
+        Mtls::Disable => wire::MtlsMode::Disable,
+    }
+}
+
+/// The same, and who says it; `None` is the default.
+pub(crate) fn mtls_and_origin<'a>(
+    inputs: &'a Inputs,
+    workload: &Registered,
+    port: u16,
+) -> (Mtls, Option<&'a Said>) {
     let mut said: Vec<_> = inputs
         .configuration
         .of::<PeerAuthentication>(&inputs.cluster)
-        .filter_map(|(object, _)| {
+        .filter_map(|(object, said)| {
             let home = object.meta.namespace();
             let narrowness = match &object.spec.selector {
                 Some(selector) if home == workload.namespace && selector.matches(&workload.labels) => 0,
@@ -111,16 +124,13 @@ pub(super) fn mtls(inputs: &Inputs, workload: &Registered, port: u16) -> wire::M
                 None if home.is_system() => 2,
                 None => return None,
             };
-            Some((narrowness, &object.spec))
+            Some((narrowness, &object.spec, said))
         })
         .collect();
-    said.sort_by_key(|(narrowness, _)| *narrowness);
-    let said: Vec<_> = said.into_iter().map(|(_, spec)| spec).collect();
-    match authentication::merge(&said).at(port) {
-        Mtls::Strict => wire::MtlsMode::Strict,
-        Mtls::Permissive => wire::MtlsMode::Permissive,
-        Mtls::Disable => wire::MtlsMode::Disable,
-    }
+    said.sort_by_key(|(narrowness, ..)| *narrowness);
+    let specs: Vec<_> = said.iter().map(|(_, spec, _)| *spec).collect();
+    let (mtls, place) = authentication::at(&specs, port);
+    (mtls, place.map(|place| said[place].2))
 }
 
 /// Every policy of this cluster that some view may name.

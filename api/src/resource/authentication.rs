@@ -21,7 +21,7 @@ pub struct PeerAuthentication {
     pub ports: Option<Vec<PortMtls>>,
 }
 
-/// What a port accepts. A sidecar accepts mTLS in every mode but DISABLE.
+/// What a port accepts. A sidecar accepts mTLS in every mode, and others of the mesh call it so in every mode.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum Mtls {
@@ -30,7 +30,7 @@ pub enum Mtls {
     Strict,
     /// Plaintext too.
     Permissive,
-    /// Only plaintext.
+    /// As PERMISSIVE.
     Disable,
 }
 

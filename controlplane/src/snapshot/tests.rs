@@ -419,3 +419,24 @@ fn what_leads_nowhere_leads_nowhere_else() {
             .unwrap_or_else(|reasons| panic!("{}: {reasons:?}", node.workload));
     }
 }
+
+#[test]
+fn who_is_in_the_mesh_is_called_with_mtls_whatever_else_it_takes() {
+    for mode in ["STRICT", "PERMISSIVE", "DISABLE"] {
+        let more = format!(
+            "apiVersion: weft.mesh/v1alpha1\nkind: PeerAuthentication\nmetadata: {{ name: all, namespace: shop }}\n\
+             spec: {{ mtls: {mode} }}\n"
+        );
+        let snapshot = build(&living(inputs_beside("east", &more), shop()));
+        let entry = &snapshot.services[&"shop/ratings".parse().unwrap()];
+        assert!(entry.endpoints.iter().all(|one| one.mtls), "{mode}: {:?}", entry.endpoints);
+        assert_eq!(
+            snapshot.passthrough.endpoints.len(),
+            build(&east()).passthrough.endpoints.len(),
+            "{mode}"
+        );
+        let ratings = snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "ratings-1");
+        let runtime = Runtime::compile(&snapshot.view(ratings.unwrap(), &asks(&[])), "", None).unwrap();
+        assert_eq!(runtime.inbound()[0].mtls.as_str_name(), mode);
+    }
+}

@@ -331,8 +331,13 @@ fn on_the_way_in() {
         asks(At::Inbound { port: 81 }, "front", "/"),
         expect!["404 no-route: this workload serves no such port"],
     );
-    let permissive = view(false, wire::MtlsMode::Permissive);
-    check(&permissive, Case { peer: false, ..asks(at, "front", "/") }, expect!["application 127.0.0.1:8080"]);
+    // DISABLE takes nothing away: who shows a certificate is heard, and known by it.
+    for mode in [wire::MtlsMode::Permissive, wire::MtlsMode::Disable] {
+        let open = view(false, mode);
+        for peer in [false, true] {
+            check(&open, Case { peer, ..asks(at, "front", "/") }, expect!["application 127.0.0.1:8080"]);
+        }
+    }
     // A mode that nobody said is the strict one.
     let unsaid = view(false, wire::MtlsMode::MtlsUnspecified);
     check(

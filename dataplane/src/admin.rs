@@ -1,5 +1,7 @@
 //! The admin view of a proxy: the compiled runtime as JSON, and the word to drain.
 
+mod settings;
+
 use std::sync::{Arc, OnceLock};
 
 use process::{admin::Routes, shutdown::Shutdown};
@@ -53,6 +55,7 @@ fn runtime(runtime: &Runtime) -> Value {
         .iter()
         .map(|one| {
             json!({ "port": one.port, "application": one.address, "mtls": one.mtls.as_str_name(),
+                    "mtlsOrigin": settings::origin(&one.mtls_origin),
                     "protocol": one.protocol.as_str_name(), "endpoint": one.endpoint.as_ref().map(|id| id.as_str()) })
         })
         .collect();
@@ -62,7 +65,9 @@ fn runtime(runtime: &Runtime) -> Value {
             let ports: Vec<_> = service
                 .ports
                 .iter()
-                .map(|port| json!({ "port": port.port, "target": port.target }))
+                .map(|port| {
+                    json!({ "port": port.port, "target": port.target, "traffic": settings::traffic(&port.traffic) })
+                })
                 .collect();
             json!({ "name": service.name.to_string(), "ports": ports,
                     "identities": service.identities.iter().map(ToString::to_string).collect::<Vec<_>>() })
@@ -75,6 +80,7 @@ fn runtime(runtime: &Runtime) -> Value {
         "workload": { "id": own.id, "namespace": own.guarded.namespace, "serviceAccount": own.service_account,
                       "cluster": own.guarded.cluster, "network": own.network, "locality": own.locality.to_string(),
                       "services": own.guarded.services.iter().map(ToString::to_string).collect::<Vec<_>>() },
+        "mesh": settings::mesh(&runtime.mesh),
         "inbound": inbound,
         "services": services,
         "listeners": runtime.listener_ports().collect::<Vec<_>>(),

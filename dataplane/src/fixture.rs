@@ -193,6 +193,7 @@ impl Sidecar {
             protocol: wire::Protocol::Http as i32,
             endpoint_id: endpoint_id(&self.cluster, &self.name).to_string(),
             policies: Vec::new(),
+            mtls_origin: String::new(),
         });
         self
     }

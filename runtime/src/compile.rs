@@ -150,6 +150,8 @@ pub struct Inbound {
     pub address: SocketAddr,
     /// Whether plaintext is accepted.
     pub mtls: wire::MtlsMode,
+    /// The object that says so; empty: the default.
+    pub mtls_origin: String,
     /// What is spoken.
     pub protocol: wire::Protocol,
     /// By which name other proxies reach it.

@@ -97,16 +97,16 @@ fn covers(section: Option<&str>, service: &Service, port: Option<u16>) -> bool {
     named.is_some_and(|named| named.target() == TargetPort::Number(port))
 }
 
-/// What each port of a workload accepts.
-pub(super) fn mtls(inputs: &Inputs, workload: &Registered, port: u16) -> wire::MtlsMode {
-    match mtls_and_origin(inputs, workload, port).0 {
+/// A mode as the wire says it.
+pub(super) fn mode(mtls: Mtls) -> wire::MtlsMode {
+    match mtls {
         Mtls::Strict => wire::MtlsMode::Strict,
         Mtls::Permissive => wire::MtlsMode::Permissive,
         Mtls::Disable => wire::MtlsMode::Disable,
     }
 }
 
-/// The same, and who says it; `None` is the default.
+/// What a port of a workload accepts, and who says it; `None` is the default.
 pub(crate) fn mtls_and_origin<'a>(
     inputs: &'a Inputs,
     workload: &Registered,

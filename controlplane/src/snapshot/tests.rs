@@ -440,3 +440,14 @@ fn who_is_in_the_mesh_is_called_with_mtls_whatever_else_it_takes() {
         assert_eq!(runtime.inbound()[0].mtls.as_str_name(), mode);
     }
 }
+
+#[test]
+fn a_proxy_is_told_who_says_what() {
+    let snapshot = build(&east());
+    let front = snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
+    let runtime = Runtime::compile(&snapshot.view(front, &asks(&["ratings"])), "", None).unwrap();
+    assert_eq!(runtime.inbound()[0].mtls_origin, "PeerAuthentication weft-system/strict");
+    let origins = &runtime.service(&"shop/ratings".parse().unwrap()).unwrap().ports[0].traffic.origins;
+    assert_eq!(origins["timeouts"], "TrafficPolicy shop/defaults");
+    assert!(!origins.contains_key("keepAlive"), "it has its default");
+}

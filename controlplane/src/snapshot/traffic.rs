@@ -37,7 +37,14 @@ pub(crate) fn policies<'a>(
 
 /// What is in force for calls from `caller` to `service`.
 pub(crate) fn effective(inputs: &Inputs, service: &ServiceName, caller: &Namespace) -> Effective {
-    merged(policies(inputs, service, None, caller))
+    let specs: Vec<_> =
+        policies(inputs, service, None, caller).into_iter().map(|(policy, _)| policy).collect();
+    traffic::merge(&specs)
+}
+
+/// The same as the wire says it, with who says what.
+pub(super) fn of_service(inputs: &Inputs, service: &ServiceName, caller: &Namespace) -> wire::TrafficPolicy {
+    with_origins(&policies(inputs, service, None, caller))
 }
 
 /// What is in force for calls to this port, if anybody speaks of it alone.
@@ -46,17 +53,21 @@ pub(super) fn of_port(
     service: &ServiceName,
     port: &str,
     caller: &Namespace,
-) -> Option<Effective> {
+) -> Option<wire::TrafficPolicy> {
     let said = policies(inputs, service, Some(port), caller);
     let names_it = |policy: &TrafficPolicy| {
         policy.target_refs.iter().any(|target| target.section_name.as_deref() == Some(port))
     };
-    said.iter().any(|(policy, _)| names_it(policy)).then(|| merged(said))
+    said.iter().any(|(policy, _)| names_it(policy)).then(|| with_origins(&said))
 }
 
-fn merged(said: Vec<(&TrafficPolicy, &Said)>) -> Effective {
-    let policies: Vec<_> = said.into_iter().map(|(policy, _)| policy).collect();
-    traffic::merge(&policies)
+fn with_origins(said: &[(&TrafficPolicy, &Said)]) -> wire::TrafficPolicy {
+    let specs: Vec<_> = said.iter().map(|(policy, _)| *policy).collect();
+    let origins = traffic::origins(&specs).into_iter().filter_map(|(group, place)| {
+        let (_, said) = said[place?];
+        Some((group.to_owned(), said.resource.key().to_string()))
+    });
+    wire::TrafficPolicy { origins: origins.collect(), ..to_wire(&traffic::merge(&specs)) }
 }
 
 /// How narrow a policy of `home` is for these calls, 0 the narrowest; `None` when it does not speak of them.
@@ -93,8 +104,8 @@ fn narrowness(
     narrow.min().map(|narrow| narrow + whose)
 }
 
-/// As the wire says it, every field present.
-pub(super) fn to_wire(policy: &Effective) -> wire::TrafficPolicy {
+/// As the wire says it, every field present, without who says it.
+fn to_wire(policy: &Effective) -> wire::TrafficPolicy {
     let Effective {
         load_balancing,
         locality,
@@ -179,6 +190,7 @@ pub(super) fn to_wire(policy: &Effective) -> wire::TrafficPolicy {
         tcp_keepalive_time_ms: ms(keep_alive.tcp.time),
         tcp_keepalive_interval_ms: ms(keep_alive.tcp.interval),
         tcp_keepalive_probes: keep_alive.tcp.probes,
+        origins: Default::default(),
     }
 }
 
@@ -247,6 +259,7 @@ mod tests {
             let text = format!("{policy:#?}");
             let lines =
                 text.lines().map(str::trim).filter(|line| line.contains(": ") && !line.ends_with(['[', '(']));
+            let lines = lines.filter(|line| !line.starts_with("origins"));
             lines.map(str::to_owned).collect::<Vec<_>>()
         };
         let same: Vec<_> = fields(&usual).into_iter().filter(|line| fields(&said).contains(line)).collect();

@@ -82,10 +82,12 @@ impl Snapshot {
         let services = guard::selecting(&self.inputs, node).map(|(name, _)| name.to_string()).collect();
         let ports = node.ports.iter().map(|(port, address)| {
             let policies = guard::of_workload(&self.inputs, node, Some(*port));
+            let (mtls, said_by) = guard::mtls_and_origin(&self.inputs, node, *port);
             wire::InboundPort {
                 port: (*port).into(),
                 address: address.to_string(),
-                mtls: guard::mtls(&self.inputs, node, *port).into(),
+                mtls: guard::mode(mtls).into(),
+                mtls_origin: said_by.map(|said| said.resource.key().to_string()).unwrap_or_default(),
                 protocol: self.protocol(node, *port).into(),
                 endpoint_id: EndpointId::new(&self.inputs.cluster, &node.instance, *port).to_string(),
                 policies: policies.iter().map(|(policy, _)| guard::policy_name(policy)).collect(),
@@ -130,10 +132,10 @@ impl Snapshot {
         if view.items.contains_key(resource.as_str()) {
             return;
         }
-        let traffic = traffic::effective(&self.inputs, &entry.service, caller);
+        let traffic = traffic::of_service(&self.inputs, &entry.service, caller);
         let port = |port: &wire::ServicePort| {
             let own = traffic::of_port(&self.inputs, &entry.service, &port.name, caller);
-            wire::ServicePort { traffic: own.as_ref().map(traffic::to_wire), ..port.clone() }
+            wire::ServicePort { traffic: own, ..port.clone() }
         };
         let service = wire::Service {
             namespace: name.namespace.to_string(),
@@ -141,7 +143,7 @@ impl Snapshot {
             hosts: entry.hosts(caller),
             ports: entry.ports.iter().map(port).collect(),
             identities: entry.identities.iter().cloned().collect(),
-            traffic: Some(traffic::to_wire(&traffic)),
+            traffic: Some(traffic),
         };
         add(view, &resource, Body::Service(service));
         self.add_shared(view, &format!("endpoints/{name}"));

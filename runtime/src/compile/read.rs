@@ -133,6 +133,7 @@ pub(super) fn read_inbound(workload: &wire::Workload, judges: &Judges) -> Result
             port: port(one.port)?,
             address: one.address.parse().map_err(Fault::new)?,
             mtls,
+            mtls_origin: one.mtls_origin.clone(),
             protocol: wire::Protocol::try_from(one.protocol).map_err(Fault::new)?,
             endpoint: endpoint.map(EndpointId::parse).transpose().map_err(Fault::new)?,
             authorizer: judges.of(&one.policies, judges.default)?,

@@ -290,6 +290,11 @@ impl Exchange {
         self.picked = picked.map(|picked| (picked, Outcome::Success));
     }
 
+    /// What is left of it cannot be told to the caller but by the end of its connection, unless others share that.
+    pub fn hang_up(&self) {
+        self.caller.hang_up.notify_one();
+    }
+
     /// Whether something is wrong with it that an operator wants to see whatever the share is.
     fn failed(&self) -> bool {
         self.status >= 500 || (self.status == 0 && !self.connection) || !self.flag.is_empty()
@@ -326,6 +331,10 @@ impl Drop for Exchange {
         self.caller.open.end();
         if self.status == 0 && !self.connection {
             self.refused(499, "client-gone", "the caller went before there was an answer");
+        }
+        if !self.complete && self.flag.is_empty() {
+            self.flag = "client-gone";
+            self.reason = "the caller went before the end of the answer".into();
         }
         self.let_go(now);
         let took = now.saturating_duration_since(self.started);

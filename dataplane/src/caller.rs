@@ -9,9 +9,11 @@ use std::{
 
 use api::identity::{SpiffeId, UnixTime, Verified};
 use http::HeaderValue;
+use hyper::upgrade::Upgraded;
 use policies::facts::Peer;
 use process::{shutdown::Shutdown, tls::Identity};
 use runtime::At;
+use tokio::sync::Notify;
 
 /// The listener that a connection came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,10 @@ pub struct Caller {
     pub shutdown: Shutdown,
     /// What it has under way.
     pub open: Open,
+    /// That an answer was cut short while its reader does not read: over HTTP/1.1 only the end of the connection says so.
+    pub hang_up: Notify,
+    /// Ends what its connection has become, as one that broke.
+    pub reset: fn(Upgraded),
 }
 
 /// How many exchanges of a connection are under way, and since when that has not changed.

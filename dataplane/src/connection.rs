@@ -15,6 +15,7 @@ use api::{endpoint::ServerName, wire};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
+    upgrade::Upgraded,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use process::{
@@ -27,6 +28,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
+    sync::Notify,
     time::timeout,
 };
 use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
@@ -37,7 +39,7 @@ use crate::{
     http1::{Guard, HEAD_BYTES},
     request, review,
     sniff::{self, Spoken},
-    tcp,
+    tcp::{self, Cut},
     worker::{LocalExecutor, Worker},
 };
 
@@ -127,6 +129,8 @@ pub async fn run(
         original,
         shutdown,
         open: Open::none(),
+        hang_up: Notify::new(),
+        reset: drop,
     };
     match (entrance, original) {
         (Entrance::Outbound, Some(_)) => return captured::outbound(&worker, stream, caller).await,
@@ -264,10 +268,11 @@ async fn unrecognized(start: StartHandshake<TcpStream>) {
 /// Serves the requests of a connection; ends early when its peer is no longer believed.
 pub(crate) async fn http<S>(worker: &Rc<Worker>, stream: S, mut caller: Caller, opening: Opening)
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Cut + Unpin + Send + 'static,
 {
     let h2 = matches!(opening, Opening::Http2);
     caller.protocol = if h2 { "h2" } else { "http/1.1" };
+    caller.reset = reset::<S>;
     let caller = Rc::new(caller);
     let serving = async {
         let ended = if h2 {
@@ -289,9 +294,9 @@ async fn http1<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let (worker, shutdown) = (worker.clone(), caller.shutdown.clone());
+    let (worker, owner) = (worker.clone(), caller.clone());
     let head = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
-    let service = service_fn(move |request| request::serve(worker.clone(), caller.clone(), request));
+    let service = service_fn(move |request| request::serve(worker.clone(), owner.clone(), request));
     // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
     let mut builder = http1::Builder::new();
     builder.max_buf_size(HEAD_BYTES * 4).timer(TokioTimer::new()).header_read_timeout(head);
@@ -299,9 +304,13 @@ where
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return ended,
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = caller.hang_up.notified() => return Ok(()),
+        () = caller.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
-    connection.await
+    tokio::select! {
+        ended = connection => ended,
+        () = caller.hang_up.notified() => Ok(()),
+    }
 }
 
 async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::Result<()>
@@ -334,6 +343,16 @@ where
         biased;
         ended = connection.as_mut() => ended,
         () = caller.open.idle(FAREWELL) => Ok(()),
+    }
+}
+
+/// What an HTTP/1.1 connection has become ends as one that broke.
+fn reset<S>(upgraded: Upgraded)
+where
+    S: AsyncRead + AsyncWrite + Cut + Unpin + Send + 'static,
+{
+    if let Ok(parts) = upgraded.downcast::<TokioIo<Guard<S>>>() {
+        tcp::reset(parts.io.inner().socket());
     }
 }
 

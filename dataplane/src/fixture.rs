@@ -15,7 +15,9 @@ use api::{
 };
 use federation::authority::{Intermediate, IntermediateKey, ROOT_LIFETIME, Root};
 use process::{
+    access_log::{AccessLog, Sink},
     metrics::Registry,
+    shutdown::Shutdown,
     tls::{Identity, Key},
     trace::Exporter,
 };
@@ -317,9 +319,11 @@ impl Sidecar {
             capture: None,
         };
         let registry = Registry::new();
+        let writing = Shutdown::new();
+        let log = AccessLog::open(Sink::File(dir.path().join("access.log")), &writing).unwrap();
         let telemetry = Telemetry {
             meters: Meters::new(&registry),
-            log: None,
+            log: Some((log, 1.0)),
             spans: Exporter::disabled(),
             trace_share: 0.0,
         };
@@ -334,7 +338,8 @@ impl Sidecar {
             inbound,
             outbound,
             registry,
-            _dir: dir,
+            dir,
+            _writing: writing,
             _questions: questions,
         }
     }
@@ -361,7 +366,8 @@ pub struct Running {
     pub inbound: SocketAddr,
     pub outbound: SocketAddr,
     pub registry: Registry,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    _writing: Shutdown,
     _questions: tokio::sync::mpsc::Receiver<String>,
 }
 
@@ -371,9 +377,25 @@ impl Running {
         install(&self.proxy, sidecar);
     }
 
+    /// The first line of its access log that is `wanted`, once it is written.
+    pub async fn told(&self, wanted: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let path = self.dir.path().join("access.log");
+        let told = async {
+            loop {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let whole = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+                if let Some(line) = whole.into_iter().find(&wanted) {
+                    return line;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), told).await.expect("nothing of the kind is told")
+    }
+
     /// Drains it and waits for its end.
     pub async fn drain(&mut self) {
-        let control = process::shutdown::Shutdown::new();
+        let control = Shutdown::new();
         self.threads.take().unwrap().drain(&self.proxy, &control).await;
     }
 }

@@ -19,13 +19,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use process::shutdown::Shutdown;
 use tokio::{
-    io::{AsyncRead, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{MissedTickBehavior, interval},
 };
@@ -51,11 +51,10 @@ struct Connection {
     seen: Seen,
     /// Who is at the other end of TCP, when that is not the peer.
     gateway: Option<Arc<Gateway>>,
-    /// Of half a flow.
-    sign: Option<Arc<Sign>>,
+    sign: Arc<Sign>,
 }
 
-/// What half a flow and who sweeps tell each other.
+/// What who owns a stream and who sweeps tell each other.
 #[derive(Debug, Default)]
 struct Sign {
     /// It was written to since it was last looked at: what idles need not be asked about, of which there may be many.
@@ -83,6 +82,7 @@ struct Acks {
 pub struct Watched {
     stream: TcpStream,
     watch: Arc<Liveness>,
+    sign: Arc<Sign>,
 }
 
 /// Half of a flow that is watched until this is dropped.
@@ -96,20 +96,20 @@ pub struct Half<'a> {
 impl Liveness {
     /// Watches a stream, to this gateway if it goes through one.
     pub fn watch(self: &Arc<Self>, stream: TcpStream, gateway: Option<Arc<Gateway>>) -> Watched {
-        self.insert(&stream, gateway, None);
-        Watched { stream, watch: self.clone() }
+        let sign = self.insert(&stream, gateway);
+        Watched { stream, watch: self.clone(), sign }
     }
 
     /// Watches half of a flow.
     pub fn half<'a>(&'a self, stream: &'a TcpStream) -> Half<'a> {
-        let sign = Arc::<Sign>::default();
-        self.insert(stream, None, Some(sign.clone()));
-        Half { stream, watch: self, sign }
+        Half { stream, watch: self, sign: self.insert(stream, None) }
     }
 
-    fn insert(&self, stream: &TcpStream, gateway: Option<Arc<Gateway>>, sign: Option<Arc<Sign>>) {
-        let connection = Connection { seen: Seen::default(), gateway, sign };
+    fn insert(&self, stream: &TcpStream, gateway: Option<Arc<Gateway>>) -> Arc<Sign> {
+        let sign = Arc::<Sign>::default();
+        let connection = Connection { seen: Seen::default(), gateway, sign: sign.clone() };
         self.lock().insert(stream.as_raw_fd(), connection);
+        sign
     }
 
     /// Sweeps a few times a second until `shutdown`, and does what else there is to do as often.
@@ -155,16 +155,21 @@ impl Liveness {
 impl Connection {
     /// Whether all that was said had been acknowledged when this was last asked, and nothing was said since.
     fn idles(&self) -> bool {
-        let spoke = self.sign.as_ref().is_none_or(|sign| sign.spoke.swap(false, Relaxed));
-        !spoke && self.seen.stuck.is_none()
+        !self.sign.spoke.swap(false, Relaxed) && self.seen.stuck.is_none()
     }
 
     fn dead(&self, now: Moment) {
         if let Some(gateway) = &self.gateway {
             gateway.lost(now);
         }
-        if let Some(sign) = &self.sign {
-            sign.dead.store(true, Relaxed);
+        self.sign.dead.store(true, Relaxed);
+    }
+}
+
+impl Sign {
+    fn spoke(&self) {
+        if !self.spoke.load(Relaxed) {
+            self.spoke.store(true, Relaxed);
         }
     }
 }
@@ -172,9 +177,7 @@ impl Connection {
 impl Half<'_> {
     /// Something was written.
     pub fn spoke(&self) {
-        if !self.sign.spoke.load(Relaxed) {
-            self.sign.spoke.store(true, Relaxed);
-        }
+        self.sign.spoke();
     }
 
     /// Whether it was shut down because its other end is gone.
@@ -240,14 +243,54 @@ impl AsyncRead for Watched {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        if buffer.filled().len() == before && buffer.remaining() > 0 && self.sign.dead.load(Relaxed) {
+            return Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "nothing is acknowledged any more",
+            )));
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
-process::writes_pass!(Watched);
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.sign.spoke();
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.sign.spoke();
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncReadExt;
+
     use super::*;
 
     #[test]
@@ -275,5 +318,19 @@ mod tests {
         assert_eq!((liveness.sweep(Moment::from_nanos(0)), liveness.lock().len()), (0, 1));
         drop(watched);
         assert_eq!(liveness.lock().len(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_dead_stream_is_no_proper_end() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let liveness = Arc::new(Liveness::default());
+        let mut read = async |dead: bool| {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut watched = liveness.watch(stream, None);
+            watched.sign.dead.store(dead, Relaxed);
+            nix::sys::socket::shutdown(watched.stream.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+            watched.read(&mut [0]).await.map_err(|error| error.kind())
+        };
+        assert_eq!((read(false).await, read(true).await), (Ok(0), Err(io::ErrorKind::TimedOut)));
     }
 }

@@ -20,7 +20,7 @@ use runtime::{Decision, Plan, Refusal, Runtime, route::HeaderChange};
 use self::read::Asked;
 use crate::{
     account::Exchange,
-    body::{Body, REPLAY_BYTES, Replayable},
+    body::{Body, Limits, REPLAY_BYTES, Replayable},
     caller::{Caller, Side},
     control::hosts::WAIT,
     failure::Failure,
@@ -297,7 +297,7 @@ async fn forward(
         let terms = terms.sent_with(judged.unwrap_or_else(|| outgoing.into_headers()), claimed);
         Box::pin(terms.revoked(ways.worker.clone(), ways.caller.clone())) as _
     });
-    let body = Body::incoming(incoming).until(deadline).while_allowed(revoked);
+    let body = Body::incoming(incoming).within(Limits::new(deadline, revoked));
     Ok((Response::from_parts(head, body), ends))
 }
 

@@ -26,6 +26,7 @@ use crate::{
     fixture::{Running, Sidecar, endpoint, free, sidecar},
 };
 
+mod ends;
 mod limits;
 mod messages;
 
@@ -74,6 +75,11 @@ async fn behave(
             let first = futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"first")))]);
             let body = futures_util::StreamExt::chain(first, futures_util::stream::pending());
             Ok(Response::new(StreamBody::new(body).boxed()))
+        }
+        "/flood" => {
+            let frames =
+                futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; 16 << 10]))));
+            Ok(Response::new(StreamBody::new(frames).boxed()))
         }
         "/lies" => {
             Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())

@@ -3,11 +3,18 @@
 use std::{cell::Cell, io, rc::Rc, sync::Arc};
 
 use api::identity::{UnixTime, Verified};
-use hyper::upgrade::OnUpgrade;
+use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-use crate::{account::Exchange, caller::Caller, dial::Stream, review::Terms, tcp::Counted, worker::Worker};
+use crate::{
+    account::Exchange,
+    caller::Caller,
+    dial::Stream,
+    review::Terms,
+    tcp::{self, Counted, Cut},
+    worker::Worker,
+};
 
 /// Both ends of a tunnel that is about to be one.
 pub struct Ends {
@@ -42,36 +49,78 @@ pub enum Above {
     Stream(Box<Stream>),
 }
 
-/// Copies until both directions have ended, or it is not allowed any more; the exchange is accounted for then.
+/// Copies until both directions have ended, or it is not allowed any more; the exchange is accounted for then. What is no
+/// end of both sides is passed on as a reset.
 pub fn start(worker: &Rc<Worker>, caller: &Rc<Caller>, ends: Ends, mut exchange: Box<Exchange>) {
     let Ends { below, above, terms } = ends;
     let revoked = terms.revoked(worker.clone(), caller.clone());
+    let reset = caller.reset;
     let tunnel = async move {
         let (up, down) = (Cell::new(0), Cell::new(0));
-        tokio::select! {
-            copied = copy(below, above, &up, &down) => if let Err(error) = copied {
-                tracing::debug!(%error, "a tunnel broke off");
-                exchange.revoked_as("broken-off", "one of its ends broke off");
-            },
-            reason = revoked => exchange.revoked(&reason),
+        match open(below, above).await {
+            Ok((mut below, mut above)) => {
+                tokio::select! {
+                    copied = copy(&mut below, &mut above, &up, &down) => match copied {
+                        Ok(_) => exchange.ended(),
+                        Err(error) => broken(&mut exchange, &error),
+                    },
+                    reason = revoked => exchange.revoked(&reason),
+                }
+                if !exchange.is_complete() {
+                    reset(below.into_inner());
+                    above.reset();
+                }
+            }
+            Err(error) => broken(&mut exchange, &error),
         }
         exchange.carried(up.get(), down.get());
     };
     worker.spawn(caller.shutdown.track("tunnel".into(), tunnel));
 }
 
-/// Counts what comes from below and from above.
-async fn copy(below: OnUpgrade, above: Above, up: &Cell<u64>, down: &Cell<u64>) -> io::Result<()> {
+fn broken(exchange: &mut Exchange, error: &io::Error) {
+    tracing::debug!(%error, "a tunnel broke off");
+    exchange.revoked_as("broken-off", "one of its ends broke off");
+}
+
+/// The end towards the endpoint, once it is open.
+enum Opened {
+    Upgraded(TokioIo<Upgraded>),
+    Stream(Box<Stream>),
+}
+
+async fn open(below: OnUpgrade, above: Above) -> io::Result<(TokioIo<Upgraded>, Opened)> {
     let below = TokioIo::new(below.await.map_err(io::Error::other)?);
+    let above = match above {
+        Above::Upgrade(above) => Opened::Upgraded(TokioIo::new(above.await.map_err(io::Error::other)?)),
+        Above::Stream(stream) => Opened::Stream(stream),
+    };
+    Ok((below, above))
+}
+
+/// Counts what comes from below and from above.
+async fn copy(
+    below: &mut TokioIo<Upgraded>,
+    above: &mut Opened,
+    up: &Cell<u64>,
+    down: &Cell<u64>,
+) -> io::Result<(u64, u64)> {
     let mut below = Counted::new(below, up);
     match above {
-        Above::Upgrade(above) => {
-            let above = TokioIo::new(above.await.map_err(io::Error::other)?);
-            copy_bidirectional(&mut below, &mut Counted::new(above, down)).await?;
-        }
-        Above::Stream(above) => {
-            copy_bidirectional(&mut below, &mut Counted::new(*above, down)).await?;
+        Opened::Upgraded(above) => copy_bidirectional(&mut below, &mut Counted::new(above, down)).await,
+        Opened::Stream(above) => copy_bidirectional(&mut below, &mut Counted::new(&mut **above, down)).await,
+    }
+}
+
+impl Opened {
+    fn reset(self) {
+        match self {
+            Opened::Stream(stream) => tcp::reset(stream.socket()),
+            Opened::Upgraded(upgraded) => {
+                if let Ok(parts) = upgraded.into_inner().downcast::<TokioIo<Stream>>() {
+                    tcp::reset(parts.io.inner().socket());
+                }
+            }
         }
     }
-    Ok(())
 }

@@ -6,9 +6,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::{
+    io::{AsyncRead, ReadBuf},
+    net::TcpStream,
+};
 
 use super::Framing;
+use crate::tcp::Cut;
 
 /// What no parser takes, wherever in a head or in a chunk's size it stands, and what ends a head, since hyper looks at
 /// one that came in pieces only when its end is there: it answers 400 and closes.
@@ -27,6 +31,12 @@ impl<S> Guard<S> {
     /// Guards a stream from its first byte on.
     pub fn new(stream: S) -> Self {
         Guard { stream, framing: Framing::default(), poison: None }
+    }
+}
+
+impl<S: Cut> Cut for Guard<S> {
+    fn socket(&self) -> &TcpStream {
+        self.stream.socket()
     }
 }
 

@@ -35,8 +35,9 @@ pub(super) async fn send(
     plan: &Plan<'_>,
     outgoing: &Outgoing,
 ) -> Result<Reply, Failure> {
-    let body = exchange.body.take().unwrap_or_else(Replayable::none);
-    let sent = match &plan.target {
+    // The account keeps it, too: this may be given up at any time.
+    let body = exchange.body.clone().unwrap_or_else(Replayable::none);
+    match &plan.target {
         Target::Application(inbound) => {
             let speaks_h2 = speaks_h2(inbound.protocol) || (outgoing.h2 && outgoing.grpc);
             to_application(ways.worker, exchange, inbound.address, speaks_h2, outgoing, &body).await
@@ -61,9 +62,7 @@ pub(super) async fn send(
             call.run(exchange).await
         }
         Target::Direct { host, port } => to_host(ways.worker, exchange, host, *port, outgoing, &body).await,
-    };
-    exchange.body = Some(body);
-    sent
+    }
 }
 
 fn speaks_h2(protocol: api::wire::Protocol) -> bool {

@@ -267,6 +267,9 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
             }),
             Err(error) => tracing::warn!(%error, "leases could not be judged"),
         }
+        if let Err(error) = plane.registry.enrolments.end_unused(plane.world.moment()).await {
+            tracing::warn!(%error, "enrolments that nobody can use any more stay");
+        }
         if let Err(error) = plane.vault.keep().await {
             tracing::warn!(%error, "other control planes of this cluster learn later of what has changed");
         }

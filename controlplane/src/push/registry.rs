@@ -3,26 +3,23 @@
 //! Invariant: a stream that breaks takes nobody out. A workload goes by its own farewell, an operator's word, a
 //! next life of its own, or a lease that ran out while it could have been renewed.
 
+mod enrolments;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
 };
 
-use api::{
-    digest::Hash,
-    name::{InstanceId, Namespace, ServiceAccount, WorkloadId},
-    resource::Labels,
-};
+use api::name::{InstanceId, Namespace, ServiceAccount, WorkloadId};
 use process::world::Moment;
-use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{RwLock, watch},
-    time::Instant,
-};
+use serde::Serialize;
+use tokio::sync::{RwLock, watch};
+
+pub use self::enrolments::{Enrolled, Enrolments};
 
 use super::session::MAX_HOSTS;
 use crate::{
@@ -30,40 +27,8 @@ use crate::{
     store::{Registration, Store, StoreError},
 };
 
-/// Leaves of one workload that are believed at a time: the present one, and those that may still be in use.
-const KEPT_LEAVES: usize = 8;
 /// How long a proxy that is gone stays in the status.
 const GONE_SHOWN: Duration = Duration::from_secs(600);
-/// Enrolments stand beside registrations under a name that no instance has.
-const ENROLLED: &str = "enrolled.";
-/// How much longer than its newest leaf an enrolment stays: without a leaf nobody can use it.
-const ENROLMENT_KEPT: Duration = Duration::from_secs(3600);
-
-/// What a token vouched for, and the certificates that were signed on the strength of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Enrolled {
-    /// The workload.
-    pub workload: WorkloadId,
-    /// Its namespace.
-    pub namespace: Namespace,
-    /// Its service account.
-    pub service_account: ServiceAccount,
-    /// Its labels.
-    pub labels: Labels,
-    /// SHA-256 of its leaves, oldest first.
-    pub leaves: Vec<Hash>,
-    /// How many seconds the newest of them lives.
-    #[serde(default)]
-    pub lifetime: u64,
-}
-
-/// An enrolment, and since when its newest leaf lives; no earlier than since this process does.
-#[derive(Debug)]
-struct Known {
-    enrolled: Enrolled,
-    since: Instant,
-}
 
 /// One proxy, as the status shows it.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,7 +89,8 @@ pub type Asked = Arc<BTreeMap<Account, BTreeSet<String>>>;
 pub struct Registry {
     store: Arc<dyn Store>,
     lease: Duration,
-    enrolled: Mutex<HashMap<WorkloadId, Known>>,
+    /// Who was let in.
+    pub enrolments: Enrolments,
     workloads: watch::Sender<Arc<BTreeMap<InstanceId, Registered>>>,
     proxies: watch::Sender<Arc<BTreeMap<InstanceId, Proxy>>>,
     asked: watch::Sender<Asked>,
@@ -139,13 +105,12 @@ pub struct Registry {
 impl Registry {
     /// The registry as the store remembers it. Every lease begins one full time anew at `now`.
     pub async fn open(store: Arc<dyn Store>, lease: Duration, now: Moment) -> Result<Self, StoreError> {
-        let mut enrolled = HashMap::new();
+        let mut enrolled = Vec::new();
         let mut workloads = BTreeMap::new();
         let mut proxies = BTreeMap::new();
         for registration in store.registrations().await? {
-            if registration.instance.as_str().starts_with(ENROLLED) {
-                let known: Enrolled = read(&registration)?;
-                enrolled.insert(known.workload.clone(), Known { enrolled: known, since: now.counted });
+            if enrolments::is_one(&registration.instance) {
+                enrolled.push(read(&registration)?);
                 continue;
             }
             let registered: Registered = read(&registration)?;
@@ -153,9 +118,9 @@ impl Registry {
             workloads.insert(registration.instance, registered);
         }
         Ok(Registry {
+            enrolments: Enrolments::new(store.clone(), enrolled, now),
             store,
             lease,
-            enrolled: Mutex::new(enrolled),
             workloads: watch::Sender::new(Arc::new(workloads)),
             proxies: watch::Sender::new(Arc::new(proxies)),
             asked: watch::Sender::default(),
@@ -195,62 +160,14 @@ impl Registry {
         self.proxies.subscribe()
     }
 
-    /// Notes what a token vouched for and the first leaf signed for it.
-    pub async fn enrol(&self, enrolled: Enrolled, now: Moment) -> Result<(), StoreError> {
-        let _comes = self.coming.read().await;
-        self.note(enrolled, now).await
-    }
-
-    /// Notes a renewed leaf of the workload that showed `present`, which lives for `lifetime` seconds.
-    pub async fn renewed(
-        &self,
-        present: &Hash,
-        next: Hash,
-        lifetime: u64,
-        now: Moment,
-    ) -> Result<(), RegistryError> {
-        let _comes = self.coming.read().await;
-        let mut enrolled = self.by_leaf(present).ok_or(RegistryError::Unknown)?;
-        enrolled.lifetime = lifetime;
-        enrolled.leaves.push(next);
-        let surplus = enrolled.leaves.len().saturating_sub(KEPT_LEAVES);
-        enrolled.leaves.drain(..surplus);
-        Ok(self.note(enrolled, now).await?)
-    }
-
-    async fn note(&self, enrolled: Enrolled, now: Moment) -> Result<(), StoreError> {
-        self.keep(&enrolled).await?;
-        self.lock().insert(enrolled.workload.clone(), Known { enrolled, since: now.counted });
-        Ok(())
-    }
-
     /// Ends the enrolment of a workload, whose certificate can then not be renewed, and takes it out; whether there was
     /// anything to end.
     pub async fn revoke(&self, workload: &WorkloadId) -> Result<bool, StoreError> {
         let _alone = self.coming.write().await;
+        let enrolled = self.enrolments.end(workload).await?;
         let instances = self.instances_of(workload);
-        let known = self.lock().contains_key(workload);
-        self.disenrol(known.then(|| workload.clone()).as_slice()).await?;
         self.take_out(instances.clone()).await?;
-        Ok(known || !instances.is_empty())
-    }
-
-    async fn disenrol(&self, workloads: &[WorkloadId]) -> Result<(), StoreError> {
-        if workloads.is_empty() {
-            return Ok(());
-        }
-        let named = workloads.iter().map(enrolled_name).collect::<Result<_, _>>()?;
-        self.store.remove_registrations(named).await?;
-        let mut enrolled = self.lock();
-        workloads.iter().for_each(|workload| drop(enrolled.remove(workload)));
-        Ok(())
-    }
-
-    /// The workload that a leaf was signed for.
-    pub fn by_leaf(&self, leaf: &Hash) -> Option<Enrolled> {
-        let all = self.lock();
-        let mut all = all.values().map(|known| &known.enrolled);
-        all.find(|enrolled| enrolled.leaves.contains(leaf)).cloned()
+        Ok(enrolled || !instances.is_empty())
     }
 
     /// A proxy's stream is up. Earlier lives of the workload whose streams are away end
@@ -271,10 +188,7 @@ impl Registry {
             let others =
                 proxies.get(&instance).is_some_and(|held| held.registered.workload != registered.workload);
             let own = instance.as_str().strip_prefix(registered.workload.as_str());
-            if others
-                || !own.is_some_and(|rest| rest.starts_with('-'))
-                || instance.as_str().starts_with(ENROLLED)
-            {
+            if others || !own.is_some_and(|rest| rest.starts_with('-')) || enrolments::is_one(&instance) {
                 return Err(RegistryError::Instance(instance));
             }
             let same = proxies.values().filter(|proxy| {
@@ -317,7 +231,6 @@ impl Registry {
         heartbeat: api::wire::Heartbeat,
         now: SystemTime,
     ) -> Vec<String> {
-        let _comes = self.coming.read().await;
         let mut news = Vec::new();
         let (app_ready, draining) = (heartbeat.app_ready, heartbeat.draining);
         let ejected: BTreeMap<_, _> =
@@ -341,9 +254,13 @@ impl Registry {
             proxy.certificate_not_after = heartbeat.certificate_not_after;
             proxy.ejected = ejected;
         });
-        let known = self.workloads.borrow().get(&stream.instance).cloned();
+        let known = || self.workloads.borrow().get(&stream.instance).cloned();
         let is_news = |known: &Registered| (known.app_ready, known.draining) != (app_ready, draining);
-        if let Some(known) = known.filter(|known| counts && is_news(known)) {
+        if !counts || !known().is_some_and(|known| is_news(&known)) {
+            return news; // as almost always, so that nobody waits here for who is taken out
+        }
+        let _comes = self.coming.read().await;
+        if let Some(known) = known().filter(is_news) {
             let known = Registered { app_ready, draining, ..known };
             self.set_workload(known.clone());
             // The next life of this process begins with it.
@@ -407,7 +324,6 @@ impl Registry {
                 old.map(|proxy| proxy.registered.instance.clone()).collect(),
             )
         };
-        self.disenrol(&self.unused(now)).await?;
         if expired.is_empty() && forgotten.is_empty() {
             return Ok(Vec::new());
         }
@@ -439,17 +355,7 @@ impl Registry {
         for unknown in self.store.beat(connected.keys().cloned().collect(), millis(now)).await? {
             self.put(&connected[&unknown], now).await?;
         }
-        let enrolled: HashMap<InstanceId, Enrolled> = {
-            let all = self.lock();
-            let named = all.values().map(|known| &known.enrolled);
-            let named = named.map(|one| Ok((enrolled_name(&one.workload)?, one.clone())));
-            named.collect::<Result<_, StoreError>>()?
-        };
-        // Enrolments have no lease: this only asks who is there.
-        for unknown in self.store.beat(enrolled.keys().cloned().collect(), 0).await? {
-            self.keep(&enrolled[&unknown]).await?;
-        }
-        Ok(())
+        self.enrolments.keep_all().await
     }
 
     fn set_workload(&self, registered: Registered) {
@@ -481,36 +387,7 @@ impl Registry {
     }
 
     async fn put(&self, registered: &Registered, now: SystemTime) -> Result<(), StoreError> {
-        self.write(registered.instance.clone(), registered, now).await
-    }
-
-    async fn keep(&self, enrolled: &Enrolled) -> Result<(), StoreError> {
-        self.write(enrolled_name(&enrolled.workload)?, enrolled, SystemTime::UNIX_EPOCH).await
-    }
-
-    async fn write(
-        &self,
-        instance: InstanceId,
-        value: &impl Serialize,
-        now: SystemTime,
-    ) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Damaged(error.to_string()))?;
-        let beat_ms = millis(now);
-        self.store.put_registration(Registration { instance, bytes: bytes.into(), beat_ms }).await
-    }
-
-    /// Who has no leaf any more by which it could be known.
-    fn unused(&self, now: Moment) -> Vec<WorkloadId> {
-        let is_over = |known: &Known| {
-            let lives = Duration::from_secs(known.enrolled.lifetime) + ENROLMENT_KEPT;
-            known.enrolled.lifetime > 0 && now.since(Moment { counted: known.since, ..now }) > lives
-        };
-        let enrolled = self.lock();
-        enrolled.iter().filter(|(_, known)| is_over(known)).map(|(workload, _)| workload.clone()).collect()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<WorkloadId, Known>> {
-        self.enrolled.lock().unwrap_or_else(PoisonError::into_inner)
+        write(&*self.store, registered.instance.clone(), registered, now).await
     }
 }
 
@@ -544,9 +421,14 @@ fn millis(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64
 }
 
-fn enrolled_name(workload: &WorkloadId) -> Result<InstanceId, StoreError> {
-    let name = InstanceId::new(format!("{ENROLLED}{workload}"));
-    name.map_err(|error| StoreError::Damaged(error.to_string()))
+async fn write(
+    store: &dyn Store,
+    instance: InstanceId,
+    value: &impl Serialize,
+    now: SystemTime,
+) -> Result<(), StoreError> {
+    let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    store.put_registration(Registration { instance, bytes: bytes.into(), beat_ms: millis(now) }).await
 }
 
 fn read<T: serde::de::DeserializeOwned>(registration: &Registration) -> Result<T, StoreError> {

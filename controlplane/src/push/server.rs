@@ -88,7 +88,7 @@ impl Server {
             ));
         }
         let leaf = Hash::of(&chain[0]);
-        let enrolled = self.plane.registry.by_leaf(&leaf);
+        let enrolled = self.plane.registry.enrolments.by_leaf(&leaf);
         let enrolled = enrolled.ok_or_else(|| {
             Status::permission_denied(
                 "this certificate belongs to no enrolled workload of this cluster: enrol again with a token",
@@ -137,7 +137,8 @@ impl Control for Server {
         let now = self.plane.world.moment();
         self.plane
             .registry
-            .enrol(enrolled, now)
+            .enrolments
+            .begin(enrolled, now)
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(self.signed(&id, chain)))
@@ -152,7 +153,8 @@ impl Control for Server {
         let (chain, leaf, lifetime) = self.sign(&id, &request.into_inner().csr)?;
         self.plane
             .registry
-            .renewed(&present, leaf, lifetime, self.plane.world.moment())
+            .enrolments
+            .renew(&present, leaf, lifetime, self.plane.world.moment())
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(self.signed(&id, chain)))

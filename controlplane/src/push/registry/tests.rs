@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use api::digest::Hash;
 use tokio::time::Instant;
 
 use super::*;
@@ -36,7 +37,7 @@ async fn beat(registry: &Registry, stream: &ProxyStream, heartbeat: api::wire::H
 }
 
 async fn enrol(registry: &Registry, one: Enrolled) {
-    registry.enrol(one, at(0)).await.unwrap();
+    registry.enrolments.begin(one, at(0)).await.unwrap();
 }
 
 fn state(registry: &Registry, name: &str) -> (bool, bool) {
@@ -225,22 +226,22 @@ async fn a_workload_is_known_by_the_leaves_that_were_signed_for_it_lately() {
     let dir = tempfile::tempdir().unwrap();
     let first = registry(&dir).await;
     let leaf = |name: &str| Hash::of(name.as_bytes());
-    assert_eq!(first.by_leaf(&leaf("0")), None);
-    let unknown = first.renewed(&leaf("0"), leaf("1"), DAY, at(1)).await;
+    assert_eq!(first.enrolments.by_leaf(&leaf("0")), None);
+    let unknown = first.enrolments.renew(&leaf("0"), leaf("1"), DAY, at(1)).await;
     assert!(matches!(unknown, Err(RegistryError::Unknown)));
     enrol(&first, enrolled("reviews", "0")).await;
     enrol(&first, enrolled("ratings", "r")).await;
-    assert_eq!(first.by_leaf(&leaf("0")), Some(enrolled("reviews", "0")));
-    for n in 0..KEPT_LEAVES {
-        first.renewed(&leaf(&n.to_string()), leaf(&(n + 1).to_string()), DAY, at(1)).await.unwrap();
+    assert_eq!(first.enrolments.by_leaf(&leaf("0")), Some(enrolled("reviews", "0")));
+    for n in 0..enrolments::KEPT_LEAVES {
+        first.enrolments.renew(&leaf(&n.to_string()), leaf(&(n + 1).to_string()), DAY, at(1)).await.unwrap();
     }
     drop(first);
     let second = registry(&dir).await;
-    assert_eq!(second.by_leaf(&leaf("0")), None, "so many are known at a time");
-    for n in 1..=KEPT_LEAVES {
-        assert_eq!(second.by_leaf(&leaf(&n.to_string())).unwrap().workload.as_str(), "reviews");
+    assert_eq!(second.enrolments.by_leaf(&leaf("0")), None, "so many are known at a time");
+    for n in 1..=enrolments::KEPT_LEAVES {
+        assert_eq!(second.enrolments.by_leaf(&leaf(&n.to_string())).unwrap().workload.as_str(), "reviews");
     }
-    assert_eq!(second.by_leaf(&leaf("r")).unwrap().workload.as_str(), "ratings");
+    assert_eq!(second.enrolments.by_leaf(&leaf("r")).unwrap().workload.as_str(), "ratings");
     assert!(second.workloads().borrow().is_empty(), "who enrolled has not come yet");
 }
 
@@ -325,18 +326,18 @@ async fn who_is_revoked_is_known_by_no_leaf_any_more() {
     enrol(&first, enrolled("ratings", "r")).await;
     connect(&first, instance("reviews", "reviews-a"), 0).await.unwrap();
     first.forget(first.instances_of(&id("reviews"))).await.unwrap();
-    assert!(first.by_leaf(&leaf("0")).is_some(), "who is deregistered may come again");
+    assert!(first.enrolments.by_leaf(&leaf("0")).is_some(), "who is deregistered may come again");
     connect(&first, instance("reviews", "reviews-a"), 1).await.unwrap();
     assert!(first.revoke(&id("reviews")).await.unwrap());
-    assert_eq!(first.by_leaf(&leaf("0")), None);
+    assert_eq!(first.enrolments.by_leaf(&leaf("0")), None);
     assert!(first.workloads().borrow().is_empty());
-    let renewed = first.renewed(&leaf("0"), leaf("1"), DAY, at(2)).await;
+    let renewed = first.enrolments.renew(&leaf("0"), leaf("1"), DAY, at(2)).await;
     assert!(matches!(renewed, Err(RegistryError::Unknown)));
     assert!(!first.revoke(&id("reviews")).await.unwrap());
     drop(first);
     let second = registry(&dir).await;
-    assert_eq!(second.by_leaf(&leaf("0")), None);
-    assert!(second.by_leaf(&leaf("r")).is_some());
+    assert_eq!(second.enrolments.by_leaf(&leaf("0")), None);
+    assert!(second.enrolments.by_leaf(&leaf("r")).is_some());
 }
 
 #[tokio::test]
@@ -346,14 +347,14 @@ async fn an_enrolment_ends_with_its_last_leaf_whatever_the_clock_says() {
     let leaf = |name: &str| Hash::of(name.as_bytes());
     enrol(&registry, enrolled("reviews", "0")).await;
     enrol(&registry, enrolled("ratings", "r")).await;
-    registry.renewed(&leaf("r"), leaf("s"), 2 * DAY, at(DAY / 2)).await.unwrap();
-    let end = DAY + ENROLMENT_KEPT.as_secs();
+    registry.enrolments.renew(&leaf("r"), leaf("s"), 2 * DAY, at(DAY / 2)).await.unwrap();
+    let end = DAY + enrolments::KEPT.as_secs();
     let years = Duration::from_secs(1_000_000_000);
-    registry.expire(Moment { of_day: at(end).of_day + years, ..at(end) }).await.unwrap();
-    assert!(registry.by_leaf(&leaf("0")).is_some());
-    registry.expire(at(end + 1)).await.unwrap();
-    assert_eq!(registry.by_leaf(&leaf("0")), None);
-    assert!(registry.by_leaf(&leaf("s")).is_some());
+    registry.enrolments.end_unused(Moment { of_day: at(end).of_day + years, ..at(end) }).await.unwrap();
+    assert!(registry.enrolments.by_leaf(&leaf("0")).is_some());
+    registry.enrolments.end_unused(at(end + 1)).await.unwrap();
+    assert_eq!(registry.enrolments.by_leaf(&leaf("0")), None);
+    assert!(registry.enrolments.by_leaf(&leaf("s")).is_some());
     let kept = registry.store.registrations().await.unwrap();
     assert_eq!(kept.iter().map(|one| one.instance.as_str()).collect::<Vec<_>>(), ["enrolled.ratings"]);
 }

@@ -73,7 +73,7 @@ async fn a_token_makes_a_workload_what_it_says_and_its_leaf_renews_it() {
     assert_eq!((&*first.spiffe_id, &*first.cluster), ("spiffe://shop.example/ns/shop/sa/front", "east"));
     assert_eq!(lives(&first), 24 * 60 * 60);
     assert_eq!(first.bundle, serde_json::to_vec(&**east.plane.bundle.borrow()).unwrap());
-    let known = east.plane.registry.by_leaf(&leaf(&first)).unwrap();
+    let known = east.plane.registry.enrolments.by_leaf(&leaf(&first)).unwrap();
     assert_eq!((known.workload.as_str(), &known.labels["app"][..]), ("front-1", "front"));
     assert_eq!(east.enrol(&token).await.unwrap_err().code(), tonic::Code::PermissionDenied);
 
@@ -96,7 +96,7 @@ spec: { network: east, namespaces: [shop] }
     east.plane.authority.trust(bundle).unwrap();
     let second = east.renew(Some(&first)).await.unwrap();
     assert_eq!((second.spiffe_id.as_str(), lives(&second)), (first.spiffe_id.as_str(), 600));
-    let known = east.plane.registry.by_leaf(&leaf(&second)).unwrap();
+    let known = east.plane.registry.enrolments.by_leaf(&leaf(&second)).unwrap();
     assert_eq!(known.leaves, [leaf(&first), leaf(&second)]);
 }
 

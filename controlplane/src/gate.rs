@@ -3,6 +3,8 @@
 //! A source's commit is judged beside the last good ones of the others: what it takes from them is its mistake, what was
 //! wrong with them before is not. `weft check` runs this same code offline.
 
+mod unidentified;
+
 use std::{
     collections::{BTreeSet, HashSet},
     path::Path,
@@ -20,7 +22,7 @@ use api::{
         target::{TargetKind, TargetRef, selects},
     },
 };
-use policies::Surface;
+use policies::{Mistake, Surface};
 
 use crate::{
     git::{Checkout, MAX_FILE_BYTES, MAX_FILES},
@@ -192,16 +194,32 @@ fn policy_expressions(
     let mut diagnostics = Vec::new();
     for (place, rule) in policy.spec.rules.iter().enumerate() {
         let Some(when) = &rule.when else { continue };
-        for mistake in policies::check(when, surface).err().into_iter().flatten() {
-            let pointer = format!("/spec/rules/{place}/when");
-            diagnostics.push(Diagnostic {
-                file: own.origin.file.clone(),
-                at: own.positions.within(&pointer, mistake.offset),
-                code: Code::Expression,
-                message: mistake.message,
-                help: mistake.help,
-                severity: Severity::Error,
-            });
+        let pointer = format!("/spec/rules/{place}/when");
+        let told = |offset, message, help, severity| Diagnostic {
+            file: own.origin.file.clone(),
+            at: own.positions.within(&pointer, offset),
+            code: Code::Expression,
+            message,
+            help,
+            severity,
+        };
+        let expression = match policies::check(when, surface) {
+            Ok(expression) => expression,
+            Err(mistakes) => {
+                let told = |one: Mistake| told(one.offset, one.message, one.help, Severity::Error);
+                diagnostics.extend(mistakes.into_iter().map(told));
+                continue;
+            }
+        };
+        if let Some(open) = unidentified::let_in_by(placed, policy, expression.reads()) {
+            let message = format!(
+                "this denies by who calls, and {} `{}` lets in who shows no certificate, and so is nobody",
+                Kind::PeerAuthentication,
+                open.service_name()
+            );
+            let help =
+                "deny those, too: `!connection.mtls || (...)`; or let these ports be STRICT".to_owned();
+            diagnostics.push(told(0, message, Some(help), Severity::Warning));
         }
     }
     diagnostics

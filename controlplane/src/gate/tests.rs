@@ -190,6 +190,53 @@ fn references_that_lead_nowhere_are_warned_of_where_the_mesh_says_so() {
 }
 
 #[test]
+fn a_denial_by_identity_is_warned_of_where_callers_need_none() {
+    let authentication = |namespace: &str, spec: &str| {
+        format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: PeerAuthentication\n\
+             metadata: {{ name: {namespace}-{}, namespace: {namespace} }}\nspec: {{ {spec} }}\n",
+            spec.len()
+        )
+    };
+    let warned = |action: &str, target: &str, when: &str, authentications: &[String]| {
+        let policy = format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {{ name: p, namespace: shop }}\nspec: {{ {target} action: {action}, rules: [{{ when: '{when}' }}] }}\n"
+        );
+        let text = format!("{MESH}---\n{SERVICE}{policy}{}", authentications.concat());
+        let problems = judge(&tree("platform", &text), &Ownership::default(), &[], &[]);
+        let is_told =
+            |one: &Problem| one.severity == Severity::Warning && one.message.contains("by who calls");
+        assert!(problems.iter().all(is_told), "{problems:?}");
+        problems.len()
+    };
+    let identity = r#"source.serviceAccount == "front""#;
+    let (all, open) = ("", authentication("shop", "mtls: PERMISSIVE"));
+    let reviews = "selector: { matchLabels: { app: reviews } },";
+    let service = "targetRefs: [{ kind: Service, name: reviews }],";
+    assert_eq!(warned("DENY", all, identity, &[]), 0, "STRICT is the default");
+    for target in [all, reviews, service] {
+        assert_eq!(warned("DENY", target, identity, std::slice::from_ref(&open)), 1, "{target}");
+    }
+    assert_eq!(warned("ALLOW", all, identity, std::slice::from_ref(&open)), 0);
+    assert_eq!(warned("DENY", all, r#"request.path == "/x""#, std::slice::from_ref(&open)), 0);
+    let meant = r#"!connection.mtls || source.serviceAccount == "front""#;
+    assert_eq!(warned("DENY", all, meant, std::slice::from_ref(&open)), 0, "they are thought of");
+
+    let everywhere = authentication("weft-system", "mtls: PERMISSIVE");
+    let strict = authentication("shop", "mtls: STRICT");
+    assert_eq!(warned("DENY", all, identity, std::slice::from_ref(&everywhere)), 1);
+    assert_eq!(warned("DENY", all, identity, &[everywhere, strict]), 0, "the narrower counts");
+    let own = authentication("shop", &format!("{reviews} mtls: STRICT"));
+    assert_eq!(warned("DENY", reviews, identity, &[open.clone(), own.clone()]), 0);
+    assert_eq!(warned("DENY", all, identity, &[open, own]), 1, "others are let in still");
+    let port = authentication("shop", "ports: [{ port: 8080, mtls: PERMISSIVE }]");
+    assert_eq!(warned("DENY", all, identity, &[port]), 1);
+    let ratings = authentication("shop", "selector: { matchLabels: { app: ratings } }, mtls: PERMISSIVE");
+    assert_eq!(warned("DENY", reviews, identity, &[ratings]), 0, "that is somebody else");
+}
+
+#[test]
 fn all_sources_together_are_bounded() {
     let (mesh, shop) = (Part::of(&tree("platform", MESH)), tree("shop", SERVICE));
     let others = vec![&mesh.placed()[0]; MAX_OBJECTS];

@@ -16,6 +16,7 @@ pub mod machine;
 pub mod mesh;
 pub mod prober;
 pub mod repository;
+pub mod shop;
 pub mod stranger;
 pub mod ticks;
 pub mod turn;

@@ -75,6 +75,26 @@ impl Drop for Prober {
     }
 }
 
+/// How long after `from` the last of these probes was begun that was not judged by `status`, 200 or 403.
+///
+/// # Panics
+/// When one that was begun since then was not judged at all.
+pub fn last_otherwise<'a>(
+    probes: impl IntoIterator<Item = &'a Probe>,
+    from: Instant,
+    status: u16,
+) -> Duration {
+    let mut last = Duration::ZERO;
+    for probe in probes.into_iter().filter(|probe| probe.began >= from) {
+        assert!([200, 403].contains(&probe.status), "a probe failed: {probe:?}");
+        assert_eq!(probe.status == 403, !probe.decision.is_empty(), "a 403 bears a decision: {probe:?}");
+        if probe.status != status {
+            last = last.max(probe.began - from);
+        }
+    }
+    last
+}
+
 async fn probe(record: Arc<Mutex<Vec<Probe>>>, client: Arc<Client>, id: String, n: u64) {
     let request = client::request("GET", "/reviews", &[("x-request-id", &id)]);
     let began = Instant::now();

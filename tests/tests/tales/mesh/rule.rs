@@ -7,8 +7,9 @@ use std::{
 
 use weft_tests::harness::{
     Mesh, Prober, eventually, logs,
-    prober::Probe,
+    prober::{Probe, last_otherwise},
     repository::{Commit, Repository},
+    shop::{CLOSED, closed_to},
 };
 
 use super::BLOCKS;
@@ -19,7 +20,6 @@ const PROBES_PER_SECOND: u32 = 100;
 const EFFECTIVE_WITHIN: Duration = Duration::from_secs(1);
 /// Probes of each cluster that have to agree before the next commit.
 const AGREEING: usize = 5;
-const FILE: &str = "security/closed.yaml";
 
 /// What one commit did.
 struct Step {
@@ -35,14 +35,14 @@ async fn fifty_commits_are_each_effective_in_both_clusters_within_a_second() {
     let probers = ["east", "west"]
         .map(|cluster| Prober::start(cluster, &mesh.cluster(cluster).ingress, PROBES_PER_SECOND));
     // The policy is there from the beginning; what it says changes.
-    mesh.repository().write(FILE, &policy(false));
+    mesh.repository().write(CLOSED, &policy(false));
     let first = mesh.commit("reviews: a policy that closes nothing yet").await;
     let mut steps = vec![Step { commit: first, denies: false, waited: Instant::now() }];
     agreed(&probers, &steps[0]).await;
 
     for n in 1..=COMMITS {
         let denies = n % 2 == 1;
-        mesh.repository().write(FILE, &policy(denies));
+        mesh.repository().write(CLOSED, &policy(denies));
         let commit = mesh.repository().commit(if denies { "reviews: closed" } else { "reviews: open" }).await;
         mesh.weft(&["wait", "HEAD", "--timeout", "20s"]).await;
         let step = Step { commit, denies, waited: Instant::now() };
@@ -71,18 +71,7 @@ async fn fifty_commits_are_each_effective_in_both_clusters_within_a_second() {
 }
 
 fn policy(denies: bool) -> String {
-    let who = if denies { "front" } else { "nobody" };
-    format!(
-        "apiVersion: weft.mesh/v1alpha1\n\
-         kind: AuthorizationPolicy\n\
-         metadata: {{ name: closed, namespace: shop }}\n\
-         spec:\n\
-         \x20 targetRefs: [{{ kind: Service, name: reviews }}]\n\
-         \x20 action: DENY\n\
-         \x20 rules:\n\
-         \x20   - name: to-callers\n\
-         \x20     when: source.serviceAccount == \"{who}\"\n"
-    )
+    closed_to(if denies { "front" } else { "nobody" })
 }
 
 /// Probes of both clusters that were begun after `weft wait` had returned are judged by the commit.
@@ -101,16 +90,8 @@ fn status(step: &Step) -> u16 {
 /// How long after the commit the last probe was begun that was still judged otherwise.
 fn effective_after(step: &Step, next: Option<&Step>, probes: &[Probe]) -> Duration {
     let until = next.map_or_else(Instant::now, |next| next.commit.began);
-    let mine = probes.iter().filter(|probe| (step.commit.returned..until).contains(&probe.began));
-    let mut last = Duration::ZERO;
-    for probe in mine {
-        assert!([200, 403].contains(&probe.status), "a probe failed: {probe:?}");
-        assert_eq!(probe.status == 403, !probe.decision.is_empty(), "a 403 bears a decision: {probe:?}");
-        if probe.status != status(step) {
-            last = last.max(probe.began - step.commit.returned);
-        }
-    }
-    last
+    let mine = probes.iter().filter(|probe| probe.began < until);
+    last_otherwise(mine, step.commit.returned, status(step))
 }
 
 /// By the access logs of the reviews: the commit in force of every probe that was begun between the return of
@@ -153,15 +134,15 @@ async fn no_request_is_decided_by_an_older_commit(mesh: &Mesh, probers: &[Prober
 
 async fn a_commit_with_a_typo_changes_nothing(mesh: &Mesh, prober: &Prober) {
     let repository: Repository = mesh.repository();
-    repository.write(FILE, &policy(true));
+    repository.write(CLOSED, &policy(true));
     mesh.commit("reviews: closed").await;
-    repository.edit(FILE, "source.serviceAccount", "source.serviceAcount");
+    repository.edit(CLOSED, "source.serviceAccount", "source.serviceAcount");
     let commit = repository.commit("reviews: a typo").await;
     let refused = mesh.try_weft(&["wait", "HEAD", "--timeout", "20s"]).await;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success(), "{said}");
     // The name begins after `      when: source.` on the ninth line.
-    assert!(said.contains(&format!("{FILE}:9:")) && said.contains("serviceAcount"), "{said}");
+    assert!(said.contains(&format!("{CLOSED}:9:")) && said.contains("serviceAcount"), "{said}");
     let status = mesh.status("east").await;
     let told = status.sources[0]
         .commits
@@ -169,11 +150,11 @@ async fn a_commit_with_a_typo_changes_nothing(mesh: &Mesh, prober: &Prober) {
         .find(|one| one.commit == commit.id)
         .expect("the refused commit is told");
     assert_eq!(told.state, api::admin::CommitState::Refused);
-    assert_eq!((told.errors[0].file.as_str(), told.errors[0].line), (FILE, 9), "{told:?}");
+    assert_eq!((told.errors[0].file.as_str(), told.errors[0].line), (CLOSED, 9), "{told:?}");
     for probe in prober.after(Instant::now(), 20).await {
         assert_eq!(probe.status, 403, "the earlier rule holds: {probe:?}");
     }
-    repository.write(FILE, &policy(false));
+    repository.write(CLOSED, &policy(false));
     mesh.commit("reviews: open again").await;
     for probe in prober.after(Instant::now(), AGREEING).await {
         assert_eq!(probe.status, 200, "a later good commit heals it: {probe:?}");

@@ -13,6 +13,7 @@ use weft_tests::harness::{
     git::{HttpBackend, Origin},
     logs,
     prober::Probe,
+    shop::{CLOSED, closed_to},
 };
 
 use super::BLOCKS;
@@ -22,13 +23,12 @@ const PROBES_PER_SECOND: u32 = 50;
 /// Probes that have to agree.
 const AGREEING: usize = 5;
 const GIT: &str = "127.112.0.1";
-const FILE: &str = "security/closed.yaml";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repository_is_split_and_each_half_rules_its_own() {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
     let prober = Prober::start("east", &mesh.cluster("east").ingress, PROBES_PER_SECOND);
-    mesh.repository().write(FILE, &policy("front"));
+    mesh.repository().write(CLOSED, &closed_to("front"));
     mesh.commit("reviews: closed").await;
     let closed = Instant::now();
 
@@ -79,26 +79,12 @@ async fn a_repository_is_split_and_each_half_rules_its_own() {
     assert!(explained.contains(&format!("shop@{}", &closed_again[..7])), "{explained}");
 
     let opening = Instant::now();
-    let opened = origin.push("shop", FILE, &policy("nobody"));
+    let opened = origin.push("shop", CLOSED, &closed_to("nobody"));
     mesh.weft(&["wait", &opened, "--timeout", "30s"]).await;
     all_are(200, &prober.after(Instant::now(), AGREEING).await, "the shop has opened");
     let shut: Vec<_> =
         prober.probes().into_iter().filter(|probe| (closed..opening).contains(&probe.began)).collect();
     all_are(403, &shut, "nothing opened a door before");
-}
-
-fn policy(who: &str) -> String {
-    format!(
-        "apiVersion: weft.mesh/v1alpha1\n\
-         kind: AuthorizationPolicy\n\
-         metadata: {{ name: closed, namespace: shop }}\n\
-         spec:\n\
-         \x20 targetRefs: [{{ kind: Service, name: reviews }}]\n\
-         \x20 action: DENY\n\
-         \x20 rules:\n\
-         \x20   - name: to-callers\n\
-         \x20     when: source.serviceAccount == \"{who}\"\n"
-    )
 }
 
 fn all_are(status: u16, probes: &[Probe], why: &str) {
@@ -124,7 +110,7 @@ fn move_shop(repository: &Repository, origin: &Origin) -> String {
             repository.write(file, &rest.join("\n---\n"));
         }
     }
-    origin.push("shop", FILE, &policy("front"))
+    origin.push("shop", CLOSED, &closed_to("front"))
 }
 
 /// Tells the primary to follow both repositories.
@@ -140,7 +126,7 @@ fn follow_both(mesh: &Mesh, shop: &str) {
 }
 
 async fn the_platform_may_not_speak_for_the_shop(mesh: &Mesh) {
-    mesh.repository().write("more.yaml", &policy("nobody"));
+    mesh.repository().write("more.yaml", &closed_to("nobody"));
     mesh.repository().commit("reviews: open, says the platform").await;
     let waited = mesh.try_weft(&["wait", "HEAD", "--timeout", "20s"]).await;
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
@@ -152,10 +138,10 @@ async fn the_platform_may_not_speak_for_the_shop(mesh: &Mesh) {
 
 async fn a_mistake_of_the_shop_holds_up_nobody(mesh: &Mesh, origin: &Origin) {
     let good = source(&mesh.status("east").await, "shop").commit.clone();
-    let bad = origin.push("shop", FILE, &policy("front").replace("serviceAccount", "serviceAcount"));
+    let bad = origin.push("shop", CLOSED, &closed_to("front").replace("serviceAccount", "serviceAcount"));
     let waited = mesh.try_weft(&["wait", &bad, "--timeout", "20s"]).await;
     let said = String::from_utf8_lossy(&waited.stderr).into_owned();
-    assert!(!waited.status.success() && said.contains(&format!("{FILE}:9:")), "{said}");
+    assert!(!waited.status.success() && said.contains(&format!("{CLOSED}:9:")), "{said}");
 
     mesh.repository().edit("mesh.yaml", "leaf: 24h", "leaf: 12h");
     let platform = mesh.commit("shorter leaves").await;
@@ -168,7 +154,7 @@ async fn a_mistake_of_the_shop_holds_up_nobody(mesh: &Mesh, origin: &Origin) {
     assert!(
         status.commit.is_some_and(|all| all == format!("platform@{} shop@{}", platform.id, good.unwrap()))
     );
-    let healed = origin.push("shop", FILE, &policy("front"));
+    let healed = origin.push("shop", CLOSED, &closed_to("front"));
     mesh.weft(&["wait", &healed, "--timeout", "30s"]).await;
 }
 
@@ -211,7 +197,7 @@ async fn what_the_shop_relies_on_stays_until_it_lets_go(mesh: &Mesh, origin: &Or
 /// The shop says the same in another commit. Then its server is away and the primary is killed: both commits stay in
 /// force, and the platform's next one comes to be.
 async fn closed_while_a_primary_dies(mesh: &Mesh, origin: &Origin, server: &mut HttpBackend) -> String {
-    let closed = origin.push("shop", FILE, &policy("front").replace("to-callers", "to-all"));
+    let closed = origin.push("shop", CLOSED, &closed_to("front").replace("to-callers", "to-all"));
     mesh.weft(&["wait", &closed, "--timeout", "30s"]).await;
     server.stop().await;
     mesh.kill(mesh.cluster("east").controlplane_pid);

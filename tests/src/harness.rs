@@ -21,6 +21,7 @@ pub mod stranger;
 pub mod ticks;
 pub mod turn;
 pub mod up;
+pub mod webhook;
 
 use std::{
     path::PathBuf,

@@ -17,6 +17,7 @@ mod robust;
 mod rule;
 mod sources;
 mod stops;
+mod webhook;
 
 use weft_tests::harness::Blocks;
 

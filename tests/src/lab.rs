@@ -8,6 +8,7 @@
 //! bear the process's id, so that laboratories never meet; all is removed when the value is dropped, after a panic too,
 //! and what a killed run has left is removed by the next one.
 
+mod caller;
 mod host;
 pub mod mesh;
 mod namespace;
@@ -24,6 +25,7 @@ use std::{
 
 use self::namespace::{Namespace, run, sweep};
 pub use self::{
+    caller::{SOON, answers},
     host::{Host, Process, User},
     mesh::Mesh,
     partition::{Guard, Partition},

@@ -10,14 +10,13 @@ use tokio::{
     time::timeout,
 };
 use weft_tests::{
-    harness::{Client, eventually, logs},
+    harness::{eventually, logs},
     lab::{
-        Host, Mesh, User,
+        Host, Mesh, SOON, User, answers,
         mesh::{Workload, name_yourself},
     },
 };
 
-const SOON: Duration = Duration::from_secs(20);
 /// Longer than anything in the mesh may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -57,13 +56,7 @@ spec:
 
 /// Who answers a request to an address, as any client would send it.
 async fn get(host: &Host, address: &str) -> Result<String, String> {
-    let address = address.to_owned();
-    host.run(move || async move {
-        let answer = Client::new(&address).get("/").await?;
-        let said = String::from_utf8_lossy(&answer.body).into_owned();
-        if answer.status == 200 { Ok(said) } else { Err(format!("{}: {said}", answer.status)) }
-    })
-    .await
+    host.get(address, "/").await
 }
 
 /// A server that speaks first, and gives back in capitals what it was told, once it was told all.
@@ -110,25 +103,9 @@ async fn front(mesh: &mut Mesh) -> String {
     mesh.workload("east", &front, |_| {}).await
 }
 
-/// Waits until the sidecar of `host` has heard of a workload, as its admin port tells.
-async fn known(host: &Host, workload: &str) {
-    let admin = format!("{}:15000", host.addresses.v4);
-    eventually(&format!("{workload} is known"), SOON, async || {
-        let admin = admin.clone();
-        let told = host.run(move || async move { Client::new(&admin).get("/runtime").await }).await?;
-        let told = String::from_utf8_lossy(&told.body).into_owned();
-        if told.contains(workload) { Ok(()) } else { Err(told) }
-    })
-    .await;
-}
-
 /// Waits until somebody answers at an address.
 async fn answered(host: &Host, address: &str, who: &str) {
-    eventually(&format!("{who} answers at {address}"), SOON, async || match get(host, address).await {
-        Ok(name) if name == who => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
+    answers(who, async || get(host, address).await).await;
 }
 
 #[tokio::test]
@@ -166,7 +143,7 @@ async fn an_unmodified_client_reaches_a_service_by_its_address() {
     answered(stranger, &format!("{address}:9000"), &near).await;
     assert_eq!(get(front, &format!("{address}:9000")).await, Ok(near.clone()));
 
-    known(front, "west-web-1").await;
+    front.knows("west-web-1").await;
     let cut = mesh.lab.partition(front.name(), &near).reject();
     assert_eq!(get(front, "10.96.0.10:80").await.as_deref(), Ok("west-web-1"), "fails over as ever");
     cut.heal();

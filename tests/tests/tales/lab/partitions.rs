@@ -2,15 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use weft_tests::{
-    harness::{Client, client::request, eventually},
-    lab::{
-        Host, Mesh,
-        mesh::{Workload, name_yourself},
-    },
+use weft_tests::lab::{
+    Host, Mesh, answers,
+    mesh::{Workload, name_yourself},
 };
-
-const SOON: Duration = Duration::from_secs(20);
 
 /// What a silent loss costs a request at most: somewhat over 2 s until a connection without an answer is held to be dead
 /// (none other is tried through the same gateway then), and what else the machine of the test does meanwhile.
@@ -31,17 +26,9 @@ metadata: { name: in-turn, namespace: shop }
 spec: { loadBalancing: { policy: ROUND_ROBIN } }
 ";
 
-/// Who answered a request of the front in east.
+/// Who answered a request of a front.
 async fn ask(front: &Host) -> Result<String, String> {
-    let proxy = format!("{}:15001", front.addresses.v4);
-    front
-        .run(move || async move {
-            let request = request("GET", "http://echo.shop.svc.clusterset.local:8080/", &[]);
-            let answer = Client::new(&proxy).send(request, true).await?;
-            let said = String::from_utf8_lossy(&answer.body).into_owned();
-            if answer.status == 200 { Ok(said) } else { Err(format!("{}: {said}", answer.status)) }
-        })
-        .await
+    front.call("http://echo.shop.svc.clusterset.local:8080/").await
 }
 
 /// A front in east, and the service in these clusters.
@@ -53,17 +40,10 @@ async fn shop(clusters: &[&str]) -> Mesh {
     }
     mesh.workload("east", &Workload::of("front"), |_| {}).await;
     let front = &mesh.lab["east-front-1"];
-    let nearest = format!("{}-echo-1", clusters[0]);
-    let told = async || ask(front).await.and_then(|who| if who == nearest { Ok(()) } else { Err(who) });
-    eventually("the front is served by the nearest", SOON, told).await;
-    let known = async || {
-        let admin = format!("{}:15000", front.addresses.v4);
-        let said = front.run(move || async move { Client::new(&admin).get("/runtime").await }).await?;
-        let said = String::from_utf8_lossy(&said.body).into_owned();
-        let missing = clusters.iter().find(|cluster| !said.contains(&format!("{cluster}-echo-1")));
-        missing.map_or(Ok(()), |cluster| Err(format!("{cluster}'s endpoint is not known yet")))
-    };
-    eventually("the front knows all endpoints", SOON, known).await;
+    answers(&format!("{}-echo-1", clusters[0]), async || ask(front).await).await;
+    for cluster in clusters {
+        front.knows(&format!("{cluster}-echo-1")).await;
+    }
     mesh
 }
 
@@ -90,8 +70,7 @@ async fn a_workload_that_is_cut_off_is_replaced_by_the_other_cluster() {
     all_answered(front, 50, "west-echo-1", LATE).await;
     refused.heal();
 
-    let back = async || ask(front).await.and_then(|who| if who == "east-echo-1" { Ok(()) } else { Err(who) });
-    eventually("it is taken back", SOON, back).await;
+    answers("east-echo-1", async || ask(front).await).await;
     let silent = mesh.lab.partition("east-front-1", "east-echo-1").drop();
     all_answered(front, 50, "west-echo-1", LATE).await;
     silent.heal();
@@ -123,8 +102,8 @@ async fn a_workload_that_vanishes_behind_a_gateway_is_replaced_as_soon() {
     mesh.workload("west", &Workload::of("echo").serving(8080), |host| name_yourself(host, 8080)).await;
     let front = &mesh.lab["east-front-1"];
     for one in ["west-echo-2", "west-echo-1"] {
-        let told = async || ask(front).await.and_then(|who| if who == one { Ok(()) } else { Err(who) });
-        eventually("each of the two has a connection and answers", SOON, told).await;
+        // So that each of the two has a connection.
+        answers(one, async || ask(front).await).await;
     }
     let silent = mesh.lab.cut_off(&["west-echo-1".to_owned()]).drop();
     all_answered(front, 50, "west-echo-2", LATE).await;

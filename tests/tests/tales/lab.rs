@@ -4,4 +4,5 @@
 
 mod capture;
 mod hosts;
+mod links;
 mod partitions;

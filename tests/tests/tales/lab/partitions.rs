@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use weft_tests::lab::{
     Host, Mesh, answers,
-    mesh::{Workload, name_yourself},
+    mesh::{Workload, gateways, name_yourself},
 };
 
 /// What a silent loss costs a request at most: somewhat over 2 s until a connection without an answer is held to be dead
@@ -24,6 +24,16 @@ apiVersion: weft.mesh/v1alpha1
 kind: TrafficPolicy
 metadata: { name: in-turn, namespace: shop }
 spec: { loadBalancing: { policy: ROUND_ROBIN } }
+";
+
+/// Half of the calls in east go to west while west can be reached.
+const SPREAD: &str = "---
+apiVersion: weft.mesh/v1alpha1
+kind: TrafficPolicy
+metadata: { name: spread, namespace: shop }
+spec:
+  targetRefs: [{ group: \"\", kind: Service, name: echo }]
+  locality: { distribute: [{ from: eu-east, to: { eu-east: 50, eu-west: 50 } }] }
 ";
 
 /// Who answered a request of a front.
@@ -108,4 +118,60 @@ async fn a_workload_that_vanishes_behind_a_gateway_is_replaced_as_soon() {
     let silent = mesh.lab.cut_off(&["west-echo-1".to_owned()]).drop();
     all_answered(front, 50, "west-echo-2", LATE).await;
     silent.heal();
+}
+
+/// Half of what goes to the other cluster is cut: callers cannot see which one, only that nothing comes back.
+#[tokio::test]
+async fn a_gateway_that_hears_or_is_heard_alone_costs_no_request() {
+    let mesh = shop(&["west"]).await;
+    let front = &mesh.lab["east-front-1"];
+    for gateway in ["west-gateway-1", "west-gateway-2"] {
+        let unheard = mesh.lab.partition("east", gateway).one_way().drop();
+        all_answered(front, 50, "west-echo-1", LATE).await;
+        unheard.heal();
+        let unhearing = mesh.lab.partition("east", gateway).other_way().drop();
+        all_answered(front, 50, "west-echo-1", LATE).await;
+        unhearing.heal();
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_that_hears_or_is_heard_alone_is_left_out_until_it_is_both() {
+    let mesh = shop(&["east", "west"]).await;
+    mesh.repository().edit("shop.yaml", SHOP, &format!("{SHOP}{SPREAD}"));
+    mesh.commit("Half of the calls go to west").await;
+    let front = &mesh.lab["east-front-1"];
+    let both = async || {
+        for echo in ["east-echo-1", "west-echo-1"] {
+            answers(echo, async || ask(front).await).await;
+        }
+    };
+    both().await;
+    // What west says is lost, and then what is said to it.
+    for heard in [true, false] {
+        let guards = gateways("west").map(|gateway| {
+            let cut = mesh.lab.partition("east", &gateway);
+            if heard { cut.other_way().drop() } else { cut.one_way().drop() }
+        });
+        all_answered(front, 50, "east-echo-1", LATE).await;
+        drop(guards);
+        both().await;
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_late_and_loses_packets_costs_time_and_no_request() {
+    let mesh = shop(&["west"]).await;
+    let front = &mesh.lab["east-front-1"];
+    let delay = Duration::from_millis(100);
+    let late = gateways("west").map(|gateway| mesh.lab.partition("east-front-1", &gateway).late(delay));
+    let began = Instant::now();
+    assert_eq!(ask(front).await.as_deref(), Ok("west-echo-1"));
+    assert!(began.elapsed() >= delay, "it was not late");
+    let lossy = gateways("west").map(|gateway| mesh.lab.partition("east", &gateway).one_way().lossy(5));
+    all_answered(front, 50, "west-echo-1", LATE).await;
+    drop(lossy);
+    let lossy = gateways("west").map(|gateway| mesh.lab.partition("east", &gateway).other_way().lossy(5));
+    all_answered(front, 50, "west-echo-1", LATE).await;
+    drop((late, lossy));
 }

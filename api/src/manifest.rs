@@ -43,6 +43,7 @@ const LATER_KINDS: &[&str] = &[
     "TLSRoute",
     "TCPRoute",
     "UDPRoute",
+    "ListenerSet",
     "ReferenceGrant",
     "BackendTLSPolicy",
     "RequestAuthentication",

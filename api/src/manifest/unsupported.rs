@@ -45,6 +45,7 @@ fn table(kind: Kind) -> &'static [&'static str] {
             "/spec/useDefaultGateways",
             "/spec/parentRefs/*/kind=ListenerSet",
             "/spec/parentRefs/*/kind=XListenerSet",
+            "/spec/parentRefs/*/kind=ServiceImport",
             "/spec/rules/*/sessionPersistence",
             "/spec/rules/*/filters/*/type=RequestMirror",
             "/spec/rules/*/filters/*/type=CORS",

@@ -302,6 +302,8 @@ async fn accept(State(api): State<Api>, Query(asked): Query<AcceptQuery>) -> Res
     let commit = resolve(&api, &asked.commit).await?;
     api.plane.events.note(format!("commit {}", commit.short()), "was accepted by an operator");
     api.accepted.accept(commit.to_string());
+    // Who waits from now on is not told that it is held, however soon it is judged once more.
+    api.plane.commits.send_modify(|commits| commits.let_pass(&commit));
     Ok(StatusCode::NO_CONTENT)
 }
 

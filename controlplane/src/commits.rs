@@ -117,6 +117,14 @@ impl Commits {
         is_new
     }
 
+    /// An operator lets a commit pass that is held, where it is the last of its source: until it was judged once more, it
+    /// waits, and so does whoever waits for it.
+    pub fn let_pass(&mut self, commit: &CommitId) {
+        let last = self.sources.values_mut().filter_map(|source| source.commits.back_mut());
+        last.filter(|one| one.commit == commit.as_str() && one.state == CommitState::Held)
+            .for_each(|one| one.state = CommitState::Accepted);
+    }
+
     /// Notes what is wrong with a source's repository; since when something is stays, however its reason changes. Says
     /// whether it is another trouble, or none any more.
     pub fn trouble(&mut self, source: &SourceName, trouble: Option<&Trouble>) -> bool {
@@ -258,6 +266,27 @@ pub(crate) mod tests {
                 ("6", Effective),
                 ("3", Rolling)
             ]
+        );
+    }
+
+    #[test]
+    fn what_is_let_pass_is_held_no_more_where_it_is_the_last() {
+        use CommitState::{Accepted, Held, Refused};
+        let mut commits = Commits::default();
+        let mut let_pass = |digit, state| {
+            commits.note(&tree(commit(digit)), state, vec![]);
+            ['1', '2', '3'].iter().for_each(|any| commits.let_pass(&commit(*any)));
+            commits.sources["shop"].commits.back().map(|last| last.state)
+        };
+        assert_eq!(let_pass('1', Refused), Some(Refused));
+        assert_eq!(let_pass('2', Held), Some(Accepted));
+        commits.note(&tree(commit('3')), Held, vec![]);
+        commits.note(&tree(commit('4')), Accepted, vec![]);
+        commits.let_pass(&commit('3'));
+        assert_eq!(
+            states(&commits)[2..],
+            [("3", Held), ("4", Accepted)],
+            "it will not come into force any more"
         );
     }
 

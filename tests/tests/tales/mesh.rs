@@ -7,6 +7,7 @@ mod check;
 mod controlplane;
 mod etcd;
 mod gateways;
+mod held;
 mod isolation;
 mod kills;
 mod members;

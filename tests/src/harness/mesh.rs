@@ -1,6 +1,7 @@
 //! `weft up` as a value: started by [`Mesh::up`], ended by its drop, which leaves no process behind.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
@@ -244,26 +245,40 @@ impl Mesh {
         futures_util::future::join_all(all).await;
     }
 
-    /// Starts a process beside the mesh that ends with it.
+    /// Starts `weft` beside the mesh; it ends with it. Gives what it prints.
     pub fn beside(&mut self, args: &[&str]) -> ChildStdout {
-        let child = Command::new(&self.weft)
+        self.start_beside(&self.weft.clone(), args.iter().map(AsRef::as_ref))
+    }
+
+    /// Starts a proxy with these settings; it ends with the mesh.
+    pub fn proxy_beside(&mut self, config: &Path) {
+        let proxy = self.weft.with_file_name("weft-proxy");
+        self.start_beside(&proxy, ["--config".as_ref(), config.as_os_str()].into_iter());
+    }
+
+    fn start_beside<'a>(&mut self, program: &Path, args: impl Iterator<Item = &'a OsStr>) -> ChildStdout {
+        let said = self.dir.join(format!("beside-{}.err", self.beside.len()));
+        let mut child = Command::new(program)
             .args(args)
             .current_dir(self.repository().path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(
-                File::create(self.dir.join(format!("beside-{}.err", self.beside.len())))
-                    .expect("a directory"),
-            )
+            .stderr(File::create(said).expect("a directory"))
             .spawn()
-            .expect("weft can be started");
+            .unwrap_or_else(|error| panic!("{} cannot be started: {error}", program.display()));
+        let stdout = child.stdout.take().expect("stdout is a pipe");
         self.beside.push(child);
-        self.beside.last_mut().and_then(|child| child.stdout.take()).expect("stdout is a pipe")
+        stdout
     }
 
-    /// SIGTERM to the n-th process that was started beside it.
-    pub fn end_beside(&self, n: usize) {
+    /// SIGTERM to the n-th process that was started beside it, which then ends.
+    pub async fn end_beside(&mut self, n: usize) {
         self.signal(self.beside[n].id() as i32, Signal::SIGTERM);
+        eventually("it ends", END_LIMIT, async || match self.beside[n].try_wait() {
+            Ok(Some(_)) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
     }
 
     /// The `weft` binary.

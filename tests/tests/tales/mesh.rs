@@ -9,6 +9,7 @@ mod etcd;
 mod gateways;
 mod held;
 mod isolation;
+mod join;
 mod kills;
 mod members;
 mod operators;

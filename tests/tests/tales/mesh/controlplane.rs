@@ -59,7 +59,7 @@ async fn without_the_primary_requests_joins_and_restarts_go_on() {
         west.primary_away_since.map_or(Ok(()), |since| Err(format!("away since {since}")))
     })
     .await;
-    it_leaves(&mesh, &added).await;
+    it_leaves(&mut mesh, &added).await;
     for load in loads {
         load.more(100).await;
         let tally = load.stop().await;
@@ -124,8 +124,8 @@ async fn a_workload_joins_west(mesh: &mut Mesh) -> Workload {
 }
 
 /// SIGTERM drains it and takes it out of the registry.
-async fn it_leaves(mesh: &Mesh, added: &Workload) {
-    mesh.end_beside(0);
+async fn it_leaves(mesh: &mut Mesh, added: &Workload) {
+    mesh.end_beside(0).await;
     mesh.status_tells("west", "the added workload is out of the registry", SOON, |status| {
         let proxies = status.clusters.iter().flat_map(|one| &one.proxies);
         let known = proxies.filter(|one| one.workload.as_str() == added.id).count();

@@ -324,7 +324,7 @@ mod tests {
     async fn the_end_of_a_dead_stream_is_no_proper_end() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let liveness = Arc::new(Liveness::default());
-        let mut read = async |dead: bool| {
+        let read = async |dead: bool| {
             let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let mut watched = liveness.watch(stream, None);
             watched.sign.dead.store(dead, Relaxed);

@@ -247,6 +247,11 @@ impl Authority {
         self.lock().key().issue(payload)
     }
 
+    /// What a token says that was issued here and is alive, whether it was used or not.
+    pub fn check<P: Payload>(&self, text: &str, now: UnixTime) -> Result<P, BadToken> {
+        self.lock().key().check(text, now)
+    }
+
     /// What a token says, once.
     pub fn redeem<P: Payload>(&self, text: &str, now: UnixTime) -> Result<P, BadToken> {
         self.lock().redeem(text, now)

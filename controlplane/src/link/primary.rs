@@ -14,7 +14,10 @@ use api::{
     name::ClusterName,
     wire::{self, from_remote, to_remote},
 };
-use federation::{authority::INTERMEDIATE_LIFETIME, token::JoinToken};
+use federation::{
+    authority::INTERMEDIATE_LIFETIME,
+    token::{BadToken, JoinToken},
+};
 use process::{
     rpc::{PeerInfo, stub::federation_server::Federation},
     shutdown::Shutdown,
@@ -61,18 +64,17 @@ impl Server {
 impl Federation for Server {
     async fn join(&self, request: Request<wire::JoinRequest>) -> Result<Response<wire::Joined>, Status> {
         let wire::JoinRequest { token, intermediate_csr } = request.into_inner();
-        let token: JoinToken = self
-            .plane
-            .authority
-            .redeem(&token, self.plane.world.unix())
-            .map_err(|error| Status::permission_denied(error.to_string()))?;
-        self.plane.keep_used(&token.id).await;
-        if self.plane.configuration.borrow().member(&token.cluster).is_none() {
+        let (authority, now) = (&self.plane.authority, self.plane.world.unix());
+        let refused = |error: BadToken| Status::permission_denied(error.to_string());
+        // Before it is used up: what is missing can be committed, and the token be shown again.
+        let JoinToken { cluster, .. } = authority.check(&token, now).map_err(refused)?;
+        if self.plane.configuration.borrow().member(&cluster).is_none() {
             return Err(Status::failed_precondition(format!(
-                "cluster {} is in no commit in force: commit a Cluster of that name first",
-                token.cluster
+                "cluster {cluster} is in no commit in force: commit a Cluster of that name first"
             )));
         }
+        let token: JoinToken = authority.redeem(&token, now).map_err(refused)?;
+        self.plane.keep_used(&token.id).await;
         let intermediate = self.sign(&intermediate_csr, &token.cluster)?;
         self.plane.events.note(format!("cluster {}", token.cluster), "joined");
         let bundle = serde_json::to_vec(&**self.plane.bundle.borrow()).expect("a bundle has a JSON form");

@@ -204,7 +204,8 @@ fn a_denial_by_identity_is_warned_of_where_callers_need_none() {
              metadata: {{ name: p, namespace: shop }}\nspec: {{ {target} action: {action}, rules: [{{ when: '{when}' }}] }}\n"
         );
         let text = format!("{MESH}---\n{SERVICE}{policy}{}", authentications.concat());
-        let problems = judge(&tree("platform", &text), &Ownership::default(), &[], &[]);
+        let problems =
+            judge(&tree("platform", &text), &Ownership::sole("platform".parse().unwrap()), &[], &[]);
         let is_told =
             |one: &Problem| one.severity == Severity::Warning && one.message.contains("by who calls");
         assert!(problems.iter().all(is_told), "{problems:?}");

@@ -167,6 +167,10 @@ fn text(bytes: &[u8]) -> Result<&str, tree::Fault> {
 impl Parsed {
     fn unreadable(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
         self.broken.push(Broken::default());
+        self.error(file, at, code, message);
+    }
+
+    fn error(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
         self.diagnostics.push(Diagnostic {
             file: file.clone(),
             at,
@@ -182,14 +186,7 @@ impl Parsed {
         let documents = tree::documents(text, &mut faults);
         for (at, code, message) in faults {
             match code {
-                Code::DuplicateKey => self.diagnostics.push(Diagnostic {
-                    file: file.clone(),
-                    at,
-                    code,
-                    message,
-                    help: None,
-                    severity: Severity::Error,
-                }),
+                Code::DuplicateKey => self.error(file, at, code, message),
                 _ => self.unreadable(file, at, code, message),
             }
         }

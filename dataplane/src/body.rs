@@ -27,7 +27,7 @@ use crate::account::Exchange;
 pub struct Body(State);
 
 enum State {
-    /// Its limits are looked at whenever somebody asks for more of it.
+    /// Nothing of it has come: its limits are looked at whenever somebody waits for it.
     Asked(Flow, Option<Limits>),
     /// Some of it has come, and the rest may wait for its reader: its limits are watched meanwhile.
     Guarded(Guarded),
@@ -124,20 +124,21 @@ impl HttpBody for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match &mut self.0 {
-            State::Asked(flow, None) => flow.poll_frame(context),
-            State::Asked(flow, Some(limits)) => {
-                // First: of a source that always has more nothing else would end it.
-                if let Poll::Ready(end) = Pin::new(limits).poll(context) {
-                    flow.end(&end);
-                    let error = end.error();
-                    self.0 = State::Ended(end);
-                    return Poll::Ready(Some(Err(error)));
+            State::Asked(flow, limits) => {
+                let frame = flow.poll_frame(context);
+                match (&frame, limits) {
+                    (Poll::Pending, Some(limits)) => {
+                        let end = ready!(Pin::new(limits).poll(context));
+                        flow.end(&end);
+                        let error = end.error();
+                        self.0 = State::Ended(end);
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                    // What was there as a whole, as most are, never asks its limits.
+                    (Poll::Ready(Some(Ok(_))), Some(_)) if !flow.source.is_over() => self.0.guard(),
+                    _ => {}
                 }
-                let frame = ready!(flow.poll_frame(context));
-                if matches!(frame, Some(Ok(_))) && !flow.source.is_over() {
-                    self.0.guard();
-                }
-                Poll::Ready(frame)
+                frame
             }
             State::Guarded(guarded) => guarded.poll_frame(context),
             State::Ended(end) => Poll::Ready(Some(Err(end.error()))),

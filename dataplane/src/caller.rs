@@ -1,7 +1,7 @@
 //! Who is at the other end of an accepted connection, and where it was met.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -58,6 +58,8 @@ pub struct Caller {
     pub side: Side,
     /// The other end.
     pub remote: SocketAddr,
+    /// Its address, once it was asked for.
+    pub written: OnceCell<HeaderValue>,
     /// This end.
     pub local: SocketAddr,
     /// Who it is, over mTLS.
@@ -127,6 +129,12 @@ impl Open {
 }
 
 impl Caller {
+    /// The other end's address, as headers have it; of a connection it is written once.
+    pub fn address(&self) -> HeaderValue {
+        let write = || HeaderValue::try_from(self.remote.ip().to_string());
+        self.written.get_or_init(|| write().unwrap_or(HeaderValue::from_static("unknown"))).clone()
+    }
+
     /// What was connected to, as policies see it: of an inbound connection the application's port, as this proxy's own
     /// is not what anybody asked for.
     pub fn destination(&self, application_port: u16) -> SocketAddr {

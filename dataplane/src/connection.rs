@@ -4,6 +4,7 @@
 //! application only where some port of it allows that, and each request is judged by its own port's mode.
 
 use std::{
+    cell::OnceCell,
     io,
     net::SocketAddr,
     pin::pin,
@@ -31,7 +32,10 @@ use tokio::{
     sync::Notify,
     time::timeout,
 };
-use tokio_rustls::{LazyConfigAcceptor, server::StartHandshake};
+use tokio_rustls::{
+    LazyConfigAcceptor,
+    server::{StartHandshake, TlsStream},
+};
 
 use crate::{
     caller::{Caller, Identified, Open, Side},
@@ -122,6 +126,7 @@ pub async fn run(
     let caller = Caller {
         side,
         remote,
+        written: OnceCell::new(),
         local,
         peer: None,
         sni: String::new(),
@@ -132,16 +137,19 @@ pub async fn run(
         hang_up: Notify::new(),
         reset: drop,
     };
+    // Boxed, so that each connection has room for its own kind alone.
     match (entrance, original) {
-        (Entrance::Outbound, Some(_)) => return captured::outbound(&worker, stream, caller).await,
+        (Entrance::Outbound, Some(_)) => {
+            return Box::pin(captured::outbound(&worker, stream, caller)).await;
+        }
         (Entrance::Inbound, Some(original)) => {
-            return captured::inbound(&worker, stream, original, caller).await;
+            return Box::pin(captured::inbound(&worker, stream, original, caller)).await;
         }
         (Entrance::Inbound | Entrance::Outbound, None) | (Entrance::Ingress { .. }, _) => {}
     }
     let Ok(opening) = opening(&stream, SILENCE, HELLO).await else { return };
     match (entrance, opening) {
-        (Entrance::Inbound, Opening::Tls) => tls(&worker, stream, caller).await,
+        (Entrance::Inbound, Opening::Tls) => Box::pin(tls(&worker, stream, caller)).await,
         (Entrance::Inbound, opening) => match worker.proxy.state() {
             Some(state) if takes_plaintext(&state.runtime) => http(&worker, stream, caller, opening).await,
             Some(_) => refused(remote, "plaintext where every port is STRICT"),
@@ -200,22 +208,7 @@ async fn recognised(stream: &TcpStream) -> io::Result<Opening> {
 
 async fn inbound_tls(worker: &Rc<Worker>, stream: TcpStream, caller: Caller) -> Result<(), String> {
     let state = worker.proxy.state().ok_or("no view has come yet")?;
-    let accepting = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-    let start = timeout(HELLO, accepting)
-        .await
-        .map_err(|_| "no ClientHello in time")?
-        .map_err(|error| error.to_string())?;
-    let sni = start.client_hello().server_name().unwrap_or_default().to_owned();
-    let Some(port) = port_of(&state.runtime, &sni) else {
-        unrecognized(start).await;
-        return Err(format!("nothing here is called `{sni}`"));
-    };
-    let shaken =
-        timeout(HELLO, start.into_stream(worker.tls.clone())).await.map_err(|_| "no handshake in time")?;
-    let stream = shaken.map_err(|error| match tls::rejection_of(&error) {
-        Some(rejection) => rejection.to_string(),
-        None => error.to_string(),
-    })?;
+    let (port, sni, stream) = Box::pin(shaken(worker, &state.runtime, stream)).await?;
     let connection = stream.get_ref().1;
     let verified = worker.proxy.identity.peer_of(connection).map_err(|rejection| rejection.to_string())?;
     let opening = if connection.alpn_protocol() == Some(b"h2") { Opening::Http2 } else { Opening::Other };
@@ -241,6 +234,31 @@ async fn inbound_tls(worker: &Rc<Worker>, stream: TcpStream, caller: Caller) -> 
         _ => http(worker, stream, caller, opening).await,
     }
     Ok(())
+}
+
+/// After the handshake: the application's port that was asked for, by which name, and the stream.
+async fn shaken(
+    worker: &Worker,
+    runtime: &Runtime,
+    stream: TcpStream,
+) -> Result<(u16, String, Box<TlsStream<TcpStream>>), String> {
+    let accepting = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+    let start = timeout(HELLO, accepting)
+        .await
+        .map_err(|_| "no ClientHello in time")?
+        .map_err(|error| error.to_string())?;
+    let sni = start.client_hello().server_name().unwrap_or_default().to_owned();
+    let Some(port) = port_of(runtime, &sni) else {
+        unrecognized(start).await;
+        return Err(format!("nothing here is called `{sni}`"));
+    };
+    let shaken =
+        timeout(HELLO, start.into_stream(worker.tls.clone())).await.map_err(|_| "no handshake in time")?;
+    let stream = shaken.map_err(|error| match tls::rejection_of(&error) {
+        Some(rejection) => rejection.to_string(),
+        None => error.to_string(),
+    })?;
+    Ok((port, sni, Box::new(stream)))
 }
 
 /// The application's port that a server name asks for.
@@ -274,19 +292,21 @@ where
     caller.protocol = if h2 { "h2" } else { "http/1.1" };
     caller.reset = reset::<S>;
     let caller = Rc::new(caller);
-    let serving = async {
-        let ended = if h2 {
-            http2(worker, stream, caller.clone()).await
-        } else {
-            http1(worker, stream, caller.clone()).await
-        };
-        if let Err(error) = ended {
-            tracing::debug!(remote = %caller.remote, error = logs::causes(&error), "a connection broke off");
-        }
-    };
     tokio::select! {
-        () = serving => {}
+        ended = served(worker, stream, &caller, h2) => if let Err(error) = ended {
+            tracing::debug!(remote = %caller.remote, error = logs::causes(&error), "a connection broke off");
+        },
         reason = distrusted(worker, &caller) => refused(caller.remote, &reason),
+    }
+}
+
+async fn served<S>(worker: &Rc<Worker>, stream: S, caller: &Rc<Caller>, h2: bool) -> hyper::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match h2 {
+        true => Box::pin(http2(worker, stream, caller.clone())).await,
+        false => http1(worker, stream, caller.clone()).await,
     }
 }
 
@@ -295,22 +315,31 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (worker, owner) = (worker.clone(), caller.clone());
-    let head = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
     let service = service_fn(move |request| request::serve(worker.clone(), owner.clone(), request));
-    // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer.
+    // Not `pipeline_flush`: with it hyper never flushes the 400 to a broken head, which still lies in its buffer. Nor its
+    // own time limit for heads, which is a timer for each request: `idle` looks once in a while.
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(HEAD_BYTES * 4).timer(TokioTimer::new()).header_read_timeout(head);
-    let connection = builder.serve_connection(TokioIo::new(Guard::new(stream)), service).with_upgrades();
-    let mut connection = pin!(connection);
+    builder.max_buf_size(HEAD_BYTES * 4).header_read_timeout(None);
+    let mut connection =
+        pin!(builder.serve_connection(TokioIo::new(Guard::new(stream)), service).with_upgrades());
     tokio::select! {
+        biased;
         ended = connection.as_mut() => return ended,
         () = caller.hang_up.notified() => return Ok(()),
+        () = caller.open.idle(patience(&caller)) => return Ok(()),
         () = caller.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
+        biased;
         ended = connection => ended,
         () = caller.hang_up.notified() => Ok(()),
+        () = caller.open.idle(patience(&caller)) => Ok(()),
     }
+}
+
+/// How long nothing may be under way.
+fn patience(caller: &Caller) -> Duration {
+    if caller.peer.is_some() { MEMBER_HEAD } else { HEAD }
 }
 
 async fn http2<S>(worker: &Rc<Worker>, stream: S, caller: Rc<Caller>) -> hyper::Result<()>
@@ -327,11 +356,10 @@ where
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW * 4);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let idle = if caller.peer.is_some() { MEMBER_HEAD } else { HEAD };
     let in_use = tokio::select! {
         ended = connection.as_mut() => return ended,
         () = caller.shutdown.cancelled() => caller.open.ever(),
-        () = caller.open.idle(idle) => false,
+        () = caller.open.idle(patience(&caller)) => false,
     };
     connection.as_mut().graceful_shutdown();
     if in_use {
@@ -375,6 +403,20 @@ mod tests {
         let mut client = TcpStream::connect(listener.local_addr()?).await?;
         client.write_all(first).await?;
         opening(&listener.accept().await?.0, silence, rest).await
+    }
+
+    /// Room for each of many that wait, and cold memory for each that wakes: an argument that is moved on, or a rare way
+    /// that is not boxed, is easily had twice.
+    #[test]
+    fn what_waits_is_small() {
+        fn connection<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        fn request<A, B, C, F>(_: impl FnOnce(A, B, C) -> F) -> usize {
+            size_of::<F>()
+        }
+        let (connection, request) = (connection(run), request(request::serve));
+        assert!(connection <= 2560 && request <= 5632, "{connection} {request}");
     }
 
     #[test]

@@ -1,7 +1,5 @@
 //! What is taken from and added to the headers of a message on its way (RFC 9110, 7.6).
 
-use std::net::IpAddr;
-
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 /// Why a sidecar turned a request away before its application saw it.
@@ -28,6 +26,9 @@ const OURS: &str = "weft-";
 
 /// Takes away what is meant for one hop alone, the names in `Connection` too. `te: trailers` stays.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_of_one_hop) {
+        return;
+    }
     if headers.contains_key(header::CONNECTION) {
         remove_named(headers);
     }
@@ -45,13 +46,22 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+fn is_of_one_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te"
+    )
+}
+
 fn remove_named(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .flat_map(|value| value.split(',').map(str::trim))
+        // What is said most of all names no header that is left.
+        .filter(|name| !["keep-alive", "close"].contains(name))
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
         // Who names these in `Connection` would take away what frames or addresses the message.
         .filter(|name| ![header::HOST, header::CONTENT_LENGTH, header::TE].contains(name))
         .collect();
@@ -93,12 +103,10 @@ pub fn remove_ours(headers: &mut HeaderMap) {
 }
 
 /// Says where a request from outside the mesh came from, instead of what it says itself.
-pub fn forwarded_from_outside(headers: &mut HeaderMap, caller: IpAddr) {
+pub fn forwarded_from_outside(headers: &mut HeaderMap, caller: HeaderValue) {
     headers.remove(header::FORWARDED);
     headers.remove(CLIENT_CERT);
-    if let Ok(value) = HeaderValue::try_from(caller.to_string()) {
-        headers.insert(FORWARDED_FOR, value);
-    }
+    headers.insert(FORWARDED_FOR, caller);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
 }
 
@@ -142,7 +150,7 @@ mod tests {
             ("x-forwarded-client-cert", "URI=spiffe://me"),
             ("weft-refused", "me"),
         ]);
-        forwarded_from_outside(&mut map, "127.0.0.9".parse().unwrap());
+        forwarded_from_outside(&mut map, HeaderValue::from_static("127.0.0.9"));
         remove_ours(&mut map);
         assert_eq!(map, headers(&[("x-forwarded-for", "127.0.0.9"), ("x-forwarded-proto", "http")]));
     }

@@ -17,7 +17,7 @@ use api::{
     endpoint::EndpointId,
     identity::{UnixTime, Verified},
 };
-use futures_util::future::{FutureExt, LocalBoxFuture, Shared};
+use futures_util::future::{Either, FutureExt, LocalBoxFuture, Shared};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ClientConfig;
@@ -284,8 +284,19 @@ impl Slot {
         })
     }
 
-    /// A new connection. Requests that want HTTP/2 at the same time share one.
-    pub async fn connect(
+    /// A new connection. Requests that want HTTP/2 at the same time share one. Boxed, so that the many which need none
+    /// are not as large.
+    pub fn connect<'a>(
+        self: &'a Rc<Self>,
+        worker: &'a Rc<Worker>,
+        route: Route<'a>,
+        h2: bool,
+        room: Room<'a>,
+    ) -> LocalBoxFuture<'a, Result<Lease, DialError>> {
+        self.connected(worker, route, h2, room).boxed_local()
+    }
+
+    async fn connected(
         self: &Rc<Self>,
         worker: &Rc<Worker>,
         route: Route<'_>,
@@ -445,16 +456,16 @@ impl Lease {
     }
 
     /// Sends a request and waits for the head of its response.
-    pub async fn send(
+    pub fn send(
         &mut self,
         request: http::Request<Body>,
-    ) -> Result<http::Response<hyper::body::Incoming>, Unsent> {
+    ) -> impl Future<Output = Result<http::Response<hyper::body::Incoming>, Unsent>> {
         let sent = match &mut self.sender {
-            Some(Sender::H1(sender)) => sender.try_send_request(request).await,
-            Some(Sender::H2(h2)) => h2.sender.clone().try_send_request(request).await,
+            Some(Sender::H1(sender)) => Either::Left(sender.try_send_request(request)),
+            Some(Sender::H2(h2)) => Either::Right(h2.sender.clone().try_send_request(request)),
             None => unreachable!("a lease is only emptied by its end"),
         };
-        match sent {
+        sent.map(|sent| match sent {
             Ok(response) => {
                 self.facts.proven.set(true);
                 Ok(response)
@@ -463,7 +474,7 @@ impl Lease {
                 let returned = error.take_message().is_some();
                 Err(Unsent { error: error.into_error(), returned })
             }
-        }
+        })
     }
 
     /// The response has come to its end: the connection may serve another request.

@@ -5,7 +5,14 @@
 pub(crate) mod read;
 mod target;
 
-use std::{borrow::Cow, convert::Infallible, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    pin::{Pin, pin},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use api::endpoint;
 use http::{
@@ -102,7 +109,7 @@ async fn answer(
     };
     exchange.host = authority;
     if caller.peer.is_none() && caller.side != Side::Outbound {
-        headers::forwarded_from_outside(&mut parts.headers, caller.remote.ip());
+        headers::forwarded_from_outside(&mut parts.headers, caller.address());
     }
     exchange.request_id = read::request_id(worker, &mut parts.headers);
     exchange.trace = read::trace(worker, caller, exchange, &mut parts.headers, &asked);
@@ -124,27 +131,30 @@ async fn answer(
         let host = match state.runtime.decide(caller.side.at(absent, port), &facts, chance) {
             Decision::Unknown { host } => host,
             Decision::Forward(plan) => {
-                let terms = |parts| Terms {
-                    judged_by: state.runtime.clone(),
-                    parts,
-                    authority: asked.authority.clone(),
-                    path: asked.path.to_string(),
-                    id: exchange.request_id.clone(),
-                    time: exchange.time(),
-                    port,
-                    absent,
-                    upstream: None,
+                let terms = |parts| {
+                    Box::new(Terms {
+                        judged_by: state.runtime.clone(),
+                        parts,
+                        authority: asked.authority.clone(),
+                        path: asked.path.to_string(),
+                        id: exchange.request_id.clone(),
+                        time: exchange.time(),
+                        port,
+                        absent,
+                        upstream: None,
+                    })
                 };
                 let tunnel = tunnel.map(|upgrade| Below { upgrade, terms: terms(parts.clone()) });
                 // A caller's own sidecar guards nothing: no policies come to it, since whom they are meant for could go
                 // around it. Those of the callee are judged there.
                 let guards = caller.side != Side::Outbound;
                 let terms = guards.then(|| terms(bare(&parts)));
-                let ways = Ways { worker, caller, state: &state, tunnel, terms, upgrade };
+                let mut ways = Ways { worker, caller, state: &state, tunnel, terms, upgrade };
                 if parts.method == Method::CONNECT {
-                    return target::connect(ways, exchange, plan).await;
+                    // Boxed, so that the many others are not as large.
+                    return Box::pin(target::connect(ways, exchange, plan)).await;
                 }
-                return forward(ways, exchange, plan, parts, &asked, replayable).await;
+                return forward(&mut ways, exchange, plan, parts, &asked, replayable).await;
             }
             Decision::Answer { redirect, location, rule } => {
                 exchange.follows(Some(rule));
@@ -228,13 +238,13 @@ struct Ways<'a> {
     state: &'a Arc<State>,
     tunnel: Option<Below>,
     /// Where policies guard: what a long answer is allowed by, still without headers.
-    terms: Option<Terms>,
+    terms: Option<Box<Terms>>,
     /// The protocol that the request wants to change to.
     upgrade: Option<HeaderValue>,
 }
 
 async fn forward(
-    mut ways: Ways<'_>,
+    ways: &mut Ways<'_>,
     exchange: &mut Exchange,
     mut plan: Plan<'_>,
     parts: Parts,
@@ -258,10 +268,11 @@ async fn forward(
     exchange.body = Some(body);
     let replied = {
         let said = (judged.as_ref().unwrap_or(outgoing.headers()), &claimed);
-        let sent = while_allowed(&ways, said, target::send(&ways, exchange, &plan, &outgoing));
+        let sent = pin!(target::send(ways, exchange, &plan, &outgoing));
+        let allowed = while_allowed(ways, said, sent);
         match deadline {
-            None => sent.await,
-            Some(at) => tokio::time::timeout_at(at, sent).await.unwrap_or_else(|_| {
+            None => allowed.await,
+            Some(at) => tokio::time::timeout_at(at, allowed).await.unwrap_or_else(|_| {
                 Err(Failure::upstream(504, "request-timeout", "the time of the whole request is over"))
             }),
         }
@@ -279,7 +290,7 @@ async fn forward(
     change(&mut head.headers, plan.filters().flat_map(|filters| &filters.response_headers));
     head.version = Version::HTTP_11;
     exchange.answered(head.status.as_u16(), reply.lease, reply.picked, reply.span);
-    let ends = match (ways.tunnel, above) {
+    let ends = match (ways.tunnel.take(), above) {
         (Some(below), Some(above)) => {
             head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             head.headers.extend(upgrade.map(|protocol| (header::UPGRADE, protocol)));
@@ -293,7 +304,7 @@ async fn forward(
         }
         (_, None) => None,
     };
-    let revoked = ways.terms.filter(|_| !incoming.is_end_stream()).map(|terms| {
+    let revoked = ways.terms.take_if(|_| !incoming.is_end_stream()).map(|terms| {
         let terms = terms.sent_with(judged.unwrap_or_else(|| outgoing.into_headers()), claimed);
         Box::pin(terms.revoked(ways.worker.clone(), ways.caller.clone())) as _
     });
@@ -305,7 +316,7 @@ async fn forward(
 async fn while_allowed(
     ways: &Ways<'_>,
     (headers, claimed): (&HeaderMap, &Option<HeaderValue>),
-    sent: impl Future<Output = Result<Reply, Failure>>,
+    sent: Pin<&mut impl Future<Output = Result<Reply, Failure>>>,
 ) -> Result<Reply, Failure> {
     let Some(terms) = &ways.terms else { return sent.await };
     let judge = |runtime: &Runtime| {

@@ -40,7 +40,7 @@ pub struct Terms {
 impl Terms {
     /// With the headers that it was judged by, but for the certificate that an inbound request was sent on with: of that
     /// the caller had `claimed` this.
-    pub fn sent_with(mut self, headers: HeaderMap, claimed: Option<HeaderValue>) -> Self {
+    pub fn sent_with(mut self: Box<Self>, headers: HeaderMap, claimed: Option<HeaderValue>) -> Box<Self> {
         self.parts.headers = headers;
         match claimed {
             Some(claimed) => drop(self.parts.headers.insert(CLIENT_CERT, claimed)),
@@ -50,7 +50,7 @@ impl Terms {
     }
 
     /// Ends, with the reason, when the request would not be let through any more.
-    pub async fn revoked(self, worker: Rc<Worker>, caller: Rc<Caller>) -> String {
+    pub async fn revoked(self: Box<Self>, worker: Rc<Worker>, caller: Rc<Caller>) -> String {
         let judged_by = Some(self.judged_by.clone());
         let upstream_is_believed = || match &self.upstream {
             Some((peer, at)) => peer.still_holds(&worker.proxy.identity.bundle(), *at),

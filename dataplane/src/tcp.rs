@@ -236,6 +236,12 @@ impl Cut for TcpStream {
     }
 }
 
+impl<S: Cut> Cut for Box<S> {
+    fn socket(&self) -> &TcpStream {
+        (**self).socket()
+    }
+}
+
 impl<S: Cut> Cut for tokio_rustls::server::TlsStream<S> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0.socket()

@@ -23,7 +23,7 @@ pub struct Ends {
     /// Towards the endpoint.
     pub above: Above,
     /// What it was allowed by.
-    pub terms: Terms,
+    pub terms: Box<Terms>,
 }
 
 /// A caller that is ready for a tunnel.
@@ -31,13 +31,15 @@ pub struct Below {
     /// Its end.
     pub upgrade: OnUpgrade,
     /// What it is allowed by.
-    pub terms: Terms,
+    pub terms: Box<Terms>,
 }
 
 impl Below {
     /// With the other end, and who is there.
     pub fn onto(self, above: Above, upstream: Option<(Arc<Verified>, UnixTime)>) -> Ends {
-        Ends { below: self.upgrade, above, terms: Terms { upstream, ..self.terms } }
+        let mut terms = self.terms;
+        terms.upstream = upstream;
+        Ends { below: self.upgrade, above, terms }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing in it is shared with another thread, so nothing in it needs a lock.
 
-use std::{cell::Cell, future::Future, io, rc::Rc, sync::Arc, time::Instant};
+use std::{cell::Cell, fmt::Write, future::Future, io, rc::Rc, sync::Arc, time::Instant};
 
 use http::HeaderValue;
 use process::{
@@ -27,7 +27,7 @@ pub struct Worker {
     /// Its metrics, found without hashing labels.
     pub handles: Handles,
     chance: Cell<u64>,
-    prefix: u32,
+    prefix: String,
     decisions: Cell<u64>,
 }
 
@@ -42,7 +42,7 @@ impl Worker {
             liveness: Arc::default(),
             handles: Handles::default(),
             chance: Cell::new(rand::random()),
-            prefix: rand::random(),
+            prefix: format!("{:08x}-", rand::random::<u32>()),
             decisions: Cell::new(0),
         })
     }
@@ -63,8 +63,10 @@ impl Worker {
     pub fn decision(&self) -> HeaderValue {
         let count = self.decisions.get();
         self.decisions.set(count + 1);
-        HeaderValue::try_from(format!("{:08x}-{count:x}", self.prefix))
-            .unwrap_or(HeaderValue::from_static("-"))
+        let mut id = String::with_capacity(self.prefix.len() + 16);
+        id.push_str(&self.prefix);
+        let _ = write!(id, "{count:x}"); // to a string, which takes everything
+        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// Runs something on this thread. A panic in it ends it, and nothing else.
@@ -100,12 +102,10 @@ pub struct LocalExecutor;
 
 impl<F> hyper::rt::Executor<F> for LocalExecutor
 where
-    F: Future + 'static,
+    F: Future<Output = ()> + 'static,
 {
     fn execute(&self, task: F) {
-        spawn(async move {
-            task.await;
-        });
+        spawn(task);
     }
 }
 

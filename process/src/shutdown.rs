@@ -7,13 +7,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
-use std::{any::Any, fmt, future, io};
+use std::{any::Any, fmt, io};
 
+use futures_util::FutureExt;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -156,15 +157,14 @@ impl Shutdown {
     }
 }
 
-async fn watched<F: Future>(hold: Hold, task: F) -> F::Output {
-    let mut task = pin!(task);
-    future::poll_fn(|context| {
-        catch_unwind(AssertUnwindSafe(|| task.as_mut().poll(context))).unwrap_or_else(|panic| {
+/// As large as `task` itself: as an `async fn` it would have room for it twice.
+fn watched<F: Future>(hold: Hold, task: F) -> impl Future<Output = F::Output> + use<F> {
+    AssertUnwindSafe(task).catch_unwind().map(move |ended| {
+        ended.unwrap_or_else(|panic| {
             hold.tasks.panicked(&hold.name, panic.as_ref());
             resume_unwind(panic)
         })
     })
-    .await
 }
 
 impl Drop for VitalEnd {

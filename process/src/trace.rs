@@ -11,6 +11,8 @@ use std::num::{NonZeroU64, NonZeroU128};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
+
 mod export;
 
 pub use export::{Collector, CollectorError, Exporter};
@@ -113,7 +115,14 @@ impl Context {
 
     /// The `traceparent` to send.
     pub fn traceparent(&self) -> String {
-        format!("00-{}-{}-{:02x}", self.trace, self.span, self.flags())
+        let mut text = String::with_capacity(55);
+        text.push_str("00-");
+        HEXLOWER.encode_append(&self.trace.bytes(), &mut text);
+        text.push('-');
+        HEXLOWER.encode_append(&self.span.bytes(), &mut text);
+        text.push('-');
+        HEXLOWER.encode_append(&[self.flags()], &mut text);
+        text
     }
 
     /// The `tracestate` to send.

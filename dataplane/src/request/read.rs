@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, time::SystemTime};
 
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, Version, request::Parts};
 use policies::facts::{self, Facts};
 use process::trace::{Context, Kind, Span, with_ids};
@@ -100,8 +101,9 @@ pub(super) fn request_id(worker: &Worker, map: &mut HeaderMap) -> HeaderValue {
     if let Some(id) = map.get(headers::REQUEST_ID) {
         return id.clone();
     }
-    let id = format!("{:016x}{:016x}", worker.chance(), worker.chance());
-    let id = HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"));
+    let chance = [worker.chance().to_be_bytes(), worker.chance().to_be_bytes()];
+    let id = HeaderValue::try_from(HEXLOWER.encode(chance.as_flattened()))
+        .unwrap_or(HeaderValue::from_static("-"));
     map.insert(headers::REQUEST_ID, id.clone());
     id
 }

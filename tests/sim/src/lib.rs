@@ -13,6 +13,7 @@
 //! that what is tested is not what is shipped; here the product takes a [`process::world::World`] as an argument. And
 //! it has neither clocks that are wrong nor disks that lose what was not synced.
 
+#![cfg(feature = "virtual-time")]
 #![allow(missing_docs)]
 
 pub mod chance;

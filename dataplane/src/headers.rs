@@ -29,23 +29,18 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if !headers.keys().any(is_of_one_hop) {
         return;
     }
-    if headers.contains_key(header::CONNECTION) {
-        remove_named(headers);
-    }
+    remove_named(headers);
     for name in [KEEP_ALIVE, PROXY_CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
-        if headers.contains_key(&name) {
-            headers.remove(&name);
-        }
+        headers.remove(name);
     }
-    if headers.contains_key(header::TE) {
-        let trailers = headers.get_all(header::TE).iter().any(|value| lists(value, "trailers"));
-        headers.remove(header::TE);
-        if trailers {
-            headers.insert(header::TE, HeaderValue::from_static("trailers"));
-        }
+    let trailers = headers.get_all(header::TE).iter().any(|value| lists(value, "trailers"));
+    headers.remove(header::TE);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
 }
 
+/// Looked for first, since most messages have none of them.
 fn is_of_one_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),

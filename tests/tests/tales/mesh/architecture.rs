@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 /// Each crate of the house and the neighbours that its normal dependencies may name.
-const MAY_KNOW: [(&str, &[&str]); 10] = [
+const MAY_KNOW: [(&str, &[&str]); 11] = [
     ("api", &[]),
     ("policies", &["api"]),
     ("federation", &["api"]),
@@ -22,6 +22,7 @@ const MAY_KNOW: [(&str, &[&str]); 10] = [
     ("cli", &["api", "policies", "runtime", "federation", "process", "controlplane"]),
     ("tests", &["api", "policies", "runtime", "federation", "process", "controlplane", "dataplane", "cli"]),
     ("fuzz", &["api", "policies", "runtime", "dataplane"]),
+    ("simulation", &["api", "policies", "runtime", "federation", "process", "controlplane", "dataplane"]),
 ];
 
 /// Crates that only one place may use.

@@ -82,7 +82,7 @@ impl Shop {
         let mut mesh = Mesh::laid_out().await;
         mesh.lab.host("east", ETCD);
         mesh.lab.network("outside");
-        mesh.lab.host("outside", CLIENTS);
+        mesh.lab.host("outside", CLIENTS).uses_ports_again();
         mesh.lab.host("outside", GIT);
         mesh.lab.public(GIT);
         mesh.prepare_repository(&configuration()).await;

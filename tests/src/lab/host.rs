@@ -116,6 +116,12 @@ impl Host {
         self.give(Box::new(move || Box::pin(work())));
     }
 
+    /// Ports of closed connections are used again after a second, not after a minute: whoever begins hundreds a second
+    /// would else search for a free one, in the kernel, for longer than what is measured takes.
+    pub fn uses_ports_again(&self) {
+        self.namespace.sysctl("net/ipv4/tcp_tw_reuse", "1");
+    }
+
     fn give(&self, job: Job) {
         let given = self.jobs.as_ref().map(|jobs| jobs.send(job).is_ok());
         assert_eq!(given, Some(true), "{} has ended", self.name);

@@ -15,31 +15,36 @@ use crate::shop::Shop;
 const LOOK: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What was said first at which time: by what is wrong, of whom.
+/// What is wrong, and of whom.
+type Complaint = (String, String);
+
+/// What is said, and when each word of it began: anew, where it had been taken back in between.
 #[derive(Default)]
-pub struct Told(Mutex<BTreeMap<(String, String), Instant>>);
+pub struct Told(Mutex<Record>);
+
+#[derive(Default)]
+struct Record {
+    said: BTreeSet<Complaint>,
+    began: Vec<(Complaint, Instant)>,
+}
 
 impl Told {
     /// Asks the control plane of a cluster again and again. Does not return.
     pub async fn watch(&self, shop: &Shop, cluster: &str) {
         loop {
             if let Ok(Ok(status)) = timeout(PATIENCE, shop.status(cluster)).await {
-                let now = Instant::now();
-                complaints(&status).into_iter().for_each(|one| {
-                    self.locked().entry(one).or_insert(now);
-                });
+                self.locked().look(complaints(&status), Instant::now());
             }
             sleep(LOOK).await;
         }
     }
 
-    /// What was said for the first time since then, by what is wrong: of whom, and when the first.
+    /// What began to be said since then, by what is wrong: of whom, and when the first.
     pub fn since(&self, struck: Instant) -> Vec<(String, BTreeSet<String>, Duration)> {
         let mut by: BTreeMap<String, (BTreeSet<String>, Instant)> = BTreeMap::new();
-        for ((what, whom), when) in self.locked().iter().filter(|(_, when)| **when >= struck) {
-            let (all, first) = by.entry(what.clone()).or_insert((BTreeSet::new(), *when));
+        for ((what, whom), when) in self.locked().began.iter().filter(|(_, when)| *when >= struck) {
+            let (all, _) = by.entry(what.clone()).or_insert((BTreeSet::new(), *when));
             all.insert(whom.clone());
-            *first = (*first).min(*when);
         }
         let mut told: Vec<_> =
             by.into_iter().map(|(what, (all, first))| (what, all, first - struck)).collect();
@@ -47,13 +52,21 @@ impl Told {
         told
     }
 
-    fn locked(&self) -> MutexGuard<'_, BTreeMap<(String, String), Instant>> {
+    fn locked(&self) -> MutexGuard<'_, Record> {
         self.0.lock().expect("no one panics with it")
     }
 }
 
+impl Record {
+    fn look(&mut self, said: BTreeSet<Complaint>, now: Instant) {
+        let news = said.difference(&self.said).map(|one| (one.clone(), now));
+        self.began.extend(news);
+        self.said = said;
+    }
+}
+
 /// What a status has to say against anybody: what, and of whom.
-fn complaints(status: &Status) -> BTreeSet<(String, String)> {
+fn complaints(status: &Status) -> BTreeSet<Complaint> {
     let mut said = BTreeSet::new();
     let mut say = |what: &str, whom: &str| {
         said.insert((what.to_owned(), whom.to_owned()));

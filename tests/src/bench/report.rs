@@ -47,7 +47,7 @@ impl Report {
     /// Of this run, with nothing measured yet.
     pub fn new(bench: &Bench, load_average: f64) -> anyhow::Result<Self> {
         Ok(Report {
-            command: std::env::args().skip(1).collect::<Vec<_>>().join(" "),
+            command: document::words().join(" "),
             machine: machine::described()?,
             load_average,
             weft: output(Command::new(&bench.programs.weft).arg("--version"))?.trim().to_owned(),

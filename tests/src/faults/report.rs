@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Write, process::Command};
 use anyhow::Context;
 use clap::ValueEnum;
 use serde::Serialize;
-use weft_tests::harness::machine;
+use weft_tests::harness::{document, machine};
 
 use crate::{
     back::{self, Back},
@@ -33,7 +33,7 @@ impl Report {
     pub fn new() -> anyhow::Result<Self> {
         let date = Command::new("date").args(["-u", "+%-d %B %Y"]).env("LC_ALL", "C").output();
         let date = String::from_utf8(date.context("there is no `date`")?.stdout)?.trim().to_owned();
-        let words: Vec<_> = std::env::args().skip(1).collect();
+        let words = document::words();
         let command = ["cargo run --release -p weft-tests --bin weft-faults", "--"];
         let command =
             if words.is_empty() { command[0].to_owned() } else { command.join(" ") + " " + &words.join(" ") };

@@ -14,6 +14,16 @@ pub fn write_between_marks(document: &Path, generated: &str) -> anyhow::Result<(
     Ok(())
 }
 
+/// The words that this program was called with. Of absolute paths only their ends: the rest is of one machine.
+pub fn words() -> Vec<String> {
+    std::env::args().skip(1).map(|word| anywhere(&word).to_owned()).collect()
+}
+
+fn anywhere(word: &str) -> &str {
+    let end = word.rsplit('/').next().unwrap_or_default();
+    if word.starts_with('/') { end } else { word }
+}
+
 fn between_marks(old: &str, generated: &str) -> anyhow::Result<String> {
     let [begin, end] = MARKS;
     let (head, rest) = old.split_once(begin).context("the document has no mark `measured`")?;
@@ -25,6 +35,13 @@ fn between_marks(old: &str, generated: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_absolute_paths_only_their_ends_are_told() {
+        assert_eq!(anywhere("/tmp/bench.json"), "bench.json");
+        assert_eq!(anywhere("docs/benchmarks.md"), "docs/benchmarks.md");
+        assert_eq!(anywhere("--json"), "--json");
+    }
 
     #[test]
     fn only_what_is_between_the_marks_is_written() {

@@ -1,6 +1,6 @@
 //! The machine that something is measured on: what a figure means depends on it. Reads Linux's `/proc`.
 
-use std::{fs, thread};
+use std::fs;
 
 use anyhow::Context;
 
@@ -18,7 +18,8 @@ pub fn described() -> anyhow::Result<String> {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = text.lines().find(|line| line.starts_with("model name"));
     let processor = model.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, name)| name);
-    let cores = thread::available_parallelism()?;
+    // Not those that this process may use: who measures has pinned itself.
+    let cores = text.lines().filter(|line| line.starts_with("processor")).count();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(format!("{processor}, {cores} cores, Linux {}", kernel.trim()))
 }

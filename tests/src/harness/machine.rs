@@ -15,7 +15,7 @@ pub fn load_average() -> anyhow::Result<f64> {
 
 /// Processor, cores and kernel, in words.
 pub fn described() -> anyhow::Result<String> {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let text = fs::read_to_string("/proc/cpuinfo")?;
     let model = text.lines().find(|line| line.starts_with("model name"));
     let processor = model.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, name)| name);
     // Not those that this process may use: who measures has pinned itself.

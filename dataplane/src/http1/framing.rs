@@ -6,8 +6,11 @@ use std::io::BufRead;
 
 use super::HEAD_BYTES;
 
-/// The most bytes of a chunk's size line, extensions and all.
+/// The most bytes of a chunk's size line, extensions and its end and all.
 const CHUNK_LINE_BYTES: usize = 256;
+
+/// Those of a line's end.
+const END: usize = b"\r\n".len();
 
 /// Follows the framing of one connection.
 #[derive(Debug, Default)]
@@ -141,7 +144,7 @@ impl Head {
     }
 
     fn grow(&mut self, line: &[u8], state: State) -> Result<State, &'static str> {
-        self.bytes += line.len() + 2;
+        self.bytes += line.len() + END;
         if self.bytes > HEAD_BYTES { Err("the head is too long") } else { Ok(state) }
     }
 
@@ -185,7 +188,7 @@ impl Head {
     }
 
     fn chunk_size(&mut self, line: &[u8]) -> Result<State, &'static str> {
-        if line.len() > CHUNK_LINE_BYTES {
+        if line.len() + END > CHUNK_LINE_BYTES {
             return Err("the size line of a chunk is too long");
         }
         let size = line.split(|byte| *byte == b';').next().unwrap_or_default();
@@ -301,6 +304,16 @@ mod tests {
         assert!(Framing::default().follow(long.as_bytes()).is_err());
         let many = format!("{HEAD}{}", "a: b\r\n".repeat(HEAD_BYTES / 6));
         assert!(Framing::default().follow(many.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn size_lines_of_chunks_are_bounded_alike_in_whatever_pieces_they_come() {
+        let size = |bytes: usize| {
+            let line = format!("0;{}\r\n", "x".repeat(bytes - "0;\r\n".len()));
+            format!("{HEAD}transfer-encoding: chunked\r\n\r\n{line}")
+        };
+        check(&size(CHUNK_LINE_BYTES), Ok(()));
+        check(&size(CHUNK_LINE_BYTES + 1), Err("the size line of a chunk is too long"));
     }
 
     fn message() -> impl Strategy<Value = Vec<u8>> {

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use api::admin::ClusterStatus;
+use clap::{Parser, Subcommand};
 use tokio::task::JoinSet;
 use weft_tests::harness::{Blocks, Load, Mesh, explanations, ticks};
 
@@ -14,7 +15,6 @@ use weft_tests::harness::{Blocks, Load, Mesh, explanations, ticks};
 static EXPLAINED: Blocks = Blocks::from(120);
 static ROTATED: Blocks = Blocks::from(124);
 
-const EXPLANATIONS: u64 = 1000;
 const ROTATION_MINUTES: u64 = 12;
 const CLUSTERS: [&str; 2] = ["east", "west"];
 /// At each of the two ingresses.
@@ -25,15 +25,37 @@ const ROTATIONS: usize = 3;
 const SILENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(5);
 
+/// Runs what takes too long for the tests: a whole mesh, under load
+///
+/// Takes the release builds of both binaries. Fails where something does not hold.
+#[derive(Parser)]
+#[command(name = "weft-soak")]
+struct Arguments {
+    #[command(subcommand)]
+    soak: Soak,
+}
+
+#[derive(Subcommand)]
+enum Soak {
+    /// Send random requests, and compare each answer with what `weft explain` says of it
+    Explain {
+        /// How many
+        #[arg(default_value_t = 1000)]
+        requests: u64,
+    },
+    /// Renew each certificate every few minutes, and lose no request and no stream
+    Rotation {
+        /// For how long
+        #[arg(default_value_t = ROTATION_MINUTES)]
+        minutes: u64,
+    },
+}
+
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    let number =
-        |default| words.get(1).map_or(Ok(default), |text| text.parse().context("a number is expected"));
-    match words.first().map(String::as_str) {
-        Some("explain") => explain(number(EXPLANATIONS)?).await,
-        Some("rotation") => rotation(number(ROTATION_MINUTES)?).await?,
-        _ => bail!("say `weft-soak explain [COUNT]` or `weft-soak rotation [MINUTES]`"),
+    match Arguments::parse().soak {
+        Soak::Explain { requests } => explain(requests).await,
+        Soak::Rotation { minutes } => rotation(minutes).await?,
     }
     Ok(())
 }

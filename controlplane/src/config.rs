@@ -206,7 +206,9 @@ impl RawConfig {
             }
         };
         let store = match &self.store {
-            Some(store) => store.meant(&self.cluster, at(self.admin, 15080), &mut wrong),
+            Some(store) => {
+                store.meant(&self.cluster, store::holder(self.address, at(self.admin, 15080)), &mut wrong)
+            }
             None => Keep::File,
         };
         let replicas = self.replicas.unwrap_or_else(|| vec![self.address]);
@@ -233,5 +235,29 @@ impl RawConfig {
             store,
             lease,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::{store::RawEtcd, *};
+
+    /// The fields that a type knows, by its own word.
+    fn fields<T: DeserializeOwned>() -> Vec<String> {
+        let unknown = serde_json::from_str::<T>(r#"{"?": 0}"#).err().expect("it knows no such field");
+        unknown.to_string().split('`').skip(3).step_by(2).map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn each_setting_stands_in_the_documents() {
+        let document = include_str!("../../docs/settings.md");
+        let all = [fields::<RawConfig>(), fields::<RawSource>(), fields::<RawStore>(), fields::<RawEtcd>()];
+        assert!(all.iter().all(|fields| !fields.is_empty()), "{all:?}");
+        for field in all.concat().iter().filter(|field| *field != "url") {
+            let named = [format!("`{field}`"), format!("\"{field}\"")];
+            assert!(named.iter().any(|name| document.contains(name)), "{field} is not told of");
+        }
     }
 }

@@ -270,8 +270,16 @@ async fn upkeep(plane: Arc<Plane>, shutdown: Shutdown) {
         if let Err(error) = plane.registry.enrolments.end_unused(plane.world.moment()).await {
             tracing::warn!(%error, "enrolments that nobody can use any more stay");
         }
-        if let Err(error) = plane.vault.keep().await {
-            tracing::warn!(%error, "other control planes of this cluster learn later of what has changed");
+        match plane.vault.keep().await {
+            Ok(true) => {
+                if let Err(error) = plane.store.settle().await {
+                    tracing::warn!(%error, "the store has not been told of all registrations yet");
+                }
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "other control planes of this cluster learn later of what has changed");
+            }
         }
         let lifetimes = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.clone());
         let lifetimes = lifetimes.unwrap_or_default();

@@ -97,6 +97,17 @@ pub trait Store: Send + Sync + 'static {
     /// Since when nobody answers; never, where nobody is asked.
     fn away(&self) -> watch::Receiver<Option<SystemTime>>;
 
+    /// Whether nobody can lead although there is an answer: the servers are full, say.
+    fn barred(&self) -> watch::Receiver<bool> {
+        watch::channel(false).1
+    }
+
+    /// Tells the servers of the registrations that they could not be told of when they changed. For who leads alone, and
+    /// has made sure that nobody has served since it did.
+    fn settle(&self) -> Answer<'_, ()> {
+        async { Ok(()) }.boxed()
+    }
+
     /// A document, by its name.
     fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>>;
 

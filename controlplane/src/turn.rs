@@ -1,7 +1,7 @@
 //! Whose turn it is: of the control planes of a cluster one serves, the others stand by.
 //!
-//! Who leads by the store serves. While nobody can lead, because the store's servers are away, whoever served last goes
-//! on, and does so after a restart too: a lost store takes nothing from the proxies.
+//! Who leads by the store serves. While nobody can lead, because the store's servers are away or take nothing more,
+//! whoever served last goes on, and does so after a restart too: a lost store takes nothing from the proxies.
 //!
 //! One serves and not all, since who lives in the cluster, what proxies have acknowledged and what other clusters offer
 //! are then one process's to know, and `wait` has one word to go by. A control plane has work for a moment after each
@@ -41,10 +41,10 @@ impl Turn {
 
     /// Waits until it is this one's turn, with the files of who served last.
     pub async fn comes(&mut self) -> Result<(), VaultError> {
-        let mut away = self.store.away();
+        let (mut away, mut barred) = (self.store.away(), self.store.barred());
         loop {
             let rival = self.rival.borrow_and_update().clone();
-            let is_away = away.borrow_and_update().is_some();
+            let nobody_can = away.borrow_and_update().is_some() | *barred.borrow_and_update();
             if self.leading.now().is_some() {
                 match self.begin().await {
                     Err(VaultError::Store(error @ (StoreError::Failed(_) | StoreError::Full(_)))) => {
@@ -61,14 +61,15 @@ impl Turn {
                     leader = rival,
                     "another control plane of this cluster serves; this one stands by"
                 );
-            } else if is_away && self.vault.served_last()? {
-                tracing::warn!("the store is away: serving what was in force here last");
+            } else if nobody_can && self.vault.served_last()? {
+                tracing::warn!("the store is away, or lets nobody lead: serving what was in force here last");
                 return Ok(());
             }
             tokio::select! {
                 () = self.leading.changed() => {}
-                changed = self.rival.changed() => if changed.is_err() { std::future::pending().await },
-                changed = away.changed() => if changed.is_err() { std::future::pending().await },
+                Ok(()) = self.rival.changed() => {}
+                Ok(()) = away.changed() => {}
+                Ok(()) = barred.changed() => {}
             }
         }
     }
@@ -89,7 +90,7 @@ impl Turn {
             let term = self.term();
             tokio::select! {
                 () = self.leading.changed() => {}
-                changed = self.rival.changed() => if changed.is_err() { std::future::pending().await },
+                Ok(()) = self.rival.changed() => {}
             }
             if self.term().is_some_and(|now| Some(now) != term) && !self.is_own().await {
                 return;

@@ -14,6 +14,7 @@ use std::{
     sync::Arc,
 };
 
+use api::head::SignedHead;
 use federation::authority::{AuthorityError, SealKey};
 use process::files;
 use prost::Message;
@@ -119,7 +120,7 @@ impl Vault {
     pub async fn begin(&self) -> Result<bool, VaultError> {
         let Some(shared) = &self.shared else { return Ok(false) };
         let Some(trust) = self.copies(shared, TRUST).await? else { return Ok(false) };
-        if self.term()? == Some(trust.term) {
+        if self.is_own_by(shared, &trust).await? {
             return Ok(false);
         }
         for (document, _) in DOCUMENTS {
@@ -142,9 +143,23 @@ impl Vault {
     }
 
     async fn is_own_in(&self, shared: &Shared) -> Result<bool, VaultError> {
-        let trust = self.copies(shared, TRUST).await?;
-        let own = self.term()?;
-        Ok(trust.is_none_or(|trust| own == Some(trust.term)))
+        match self.copies(shared, TRUST).await? {
+            Some(trust) => self.is_own_by(shared, &trust).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Whether nobody else has served since this one did, by the copies of who served last. What the store had before a
+    /// restore says nothing: it is behind what this one knows.
+    async fn is_own_by(&self, shared: &Shared, trust: &Copies) -> Result<bool, VaultError> {
+        let Some(own) = self.term()? else { return Ok(false) };
+        if own == trust.term {
+            return Ok(true);
+        }
+        let seq = |head: Option<&SignedHead>| head.map(|head| head.head().seq());
+        let known = seq(shared.store.watch_head().borrow().as_ref());
+        let theirs = seq(shared.store.head().await?.as_ref());
+        Ok(theirs < known || (theirs == known && trust.term < own))
     }
 
     /// Whether this control plane served last, as far as it knows by itself.
@@ -161,10 +176,11 @@ impl Vault {
         }
     }
 
-    /// Keeps copies of what has changed. Without a leadership that waits: nobody else serves meanwhile.
-    pub async fn keep(&self) -> Result<(), VaultError> {
-        let Some(shared) = &self.shared else { return Ok(()) };
-        let Some(election) = shared.leading.now() else { return Ok(()) };
+    /// Keeps copies of what has changed. Without a leadership that waits: nobody else serves meanwhile. Whether there are
+    /// others for whom they are kept, and it is sure that none of them has served.
+    pub async fn keep(&self) -> Result<bool, VaultError> {
+        let Some(shared) = &self.shared else { return Ok(false) };
+        let Some(election) = shared.leading.now() else { return Ok(false) };
         let mut kept = shared.kept.lock().await;
         let term = election.term();
         if kept.term != Some(term) && !self.is_own_in(shared).await? {
@@ -182,14 +198,20 @@ impl Vault {
             }
             let copies = Copies { term, files }.encode_to_vec();
             let sealed = SealKey::load_or_create(&self.dir.join(SEAL_FILE))?.seal(PURPOSE, &copies)?;
-            shared.store.keep_document(document, sealed.into(), &election).await?;
+            match shared.store.keep_document(document, sealed.into(), &election).await {
+                // What others offer comes again with their links; what is trusted must not wait for it.
+                Err(Conflict::Store(error @ StoreError::TooLarge { .. })) if document != TRUST => {
+                    tracing::warn!(%error, document, "whoever takes over from this control plane begins without");
+                }
+                kept => kept?,
+            }
             kept.stamps.insert(document, stamps);
         }
         if kept.term != Some(term) {
             self.write(TERM_FILE, term.to_string().as_bytes())?;
             kept.term = Some(term);
         }
-        Ok(())
+        Ok(true)
     }
 
     async fn copies(&self, shared: &Shared, document: &'static str) -> Result<Option<Copies>, VaultError> {

@@ -1,6 +1,9 @@
 //! Where state is kept: what was said, and what is meant.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use api::name::ClusterName;
 use serde::{Deserialize, Serialize};
@@ -43,13 +46,23 @@ pub struct RawEtcd {
 
 impl RawStore {
     /// What is meant; what is wrong is added to `wrong`.
-    pub(super) fn meant(&self, cluster: &ClusterName, admin: SocketAddr, wrong: &mut Vec<String>) -> Keep {
-        Keep::Etcd(self.etcd.meant(cluster, admin, wrong))
+    pub(super) fn meant(&self, cluster: &ClusterName, holder: String, wrong: &mut Vec<String>) -> Keep {
+        Keep::Etcd(self.etcd.meant(cluster, holder, wrong))
+    }
+}
+
+/// What a control plane is called by the others of its cluster, and none of them is: where its admin API is, or where that
+/// is for its machine alone, the address of this.
+pub(super) fn holder(address: IpAddr, admin: SocketAddr) -> String {
+    match admin.ip() {
+        ip if ip.is_unspecified() => format!("http://{}", SocketAddr::new(address, admin.port())),
+        ip if ip.is_loopback() && ip != address => address.to_string(),
+        _ => format!("http://{admin}"),
     }
 }
 
 impl RawEtcd {
-    fn meant(&self, cluster: &ClusterName, admin: SocketAddr, wrong: &mut Vec<String>) -> EtcdSettings {
+    fn meant(&self, cluster: &ClusterName, holder: String, wrong: &mut Vec<String>) -> EtcdSettings {
         let url = |text: &String| text.starts_with("https://") || text.starts_with("http://");
         if self.endpoints.is_empty() || !self.endpoints.iter().all(url) {
             wrong.push("`store.etcd.endpoints` needs at least one URL, `https://...` or `http://...`".into());
@@ -75,7 +88,7 @@ impl RawEtcd {
             ca: self.ca.clone(),
             certificate: both(&self.certificate, &self.key),
             user: self.user.clone().zip(self.password_file.clone()),
-            holder: format!("http://{admin}"),
+            holder,
         }
     }
 }
@@ -111,6 +124,16 @@ mod tests {
         assert_eq!(meant.prefix, "/weft/east");
         assert_eq!(meant.certificate, Some(("/c".into(), "/k".into())));
         assert_eq!(meant.user, Some(("weft".into(), "/p".into())));
+    }
+
+    #[test]
+    fn no_two_control_planes_have_one_name() {
+        let called = |address: &str, admin: &str| holder(address.parse().unwrap(), admin.parse().unwrap());
+        assert_eq!(called("10.0.0.1", "10.0.0.1:15080"), "http://10.0.0.1:15080");
+        assert_eq!(called("127.1.0.1", "127.1.0.1:15080"), "http://127.1.0.1:15080");
+        assert_eq!(called("10.0.0.1", "127.0.0.1:15080"), "10.0.0.1");
+        assert_eq!(called("10.0.0.1", "0.0.0.0:15080"), "http://10.0.0.1:15080");
+        assert_eq!(called("fd00::1", "[::1]:15080"), "fd00::1");
     }
 
     #[test]

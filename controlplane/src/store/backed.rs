@@ -2,9 +2,11 @@
 //! serves and restarts while its servers are away.
 //!
 //! What must be agreed on (the head, who leads) is the servers' alone. Blobs are the same wherever they lie. Of
-//! registrations this process's own are the truth here; the servers catch up by heartbeats when they are back.
+//! registrations this process's own are the truth here, and the file notes which of them the servers have not been told;
+//! who takes over from another process begins with the servers', and has to wait for them.
 //!
 //! Invariant: a head is told once everything that it names is in the file.
+//! Invariant: what was changed here while the servers were away is neither lost nor undone by what they have.
 
 use std::{
     collections::HashSet,
@@ -19,14 +21,16 @@ use api::{
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::watch;
+use tokio::sync::{RwLock, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, Conflict, Election, Embedded, Registration, Store, StoreError, missing};
+use super::{Answer, Conflict, Election, Embedded, Registration, Store, StoreError, forget_old, missing};
 
 /// How long a start waits for the servers before it goes by the file.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two tries to fetch what a head names.
+/// Registrations that the servers are told at a time, while changes of others wait.
+const AT_A_TIME: usize = 64;
+/// Between two tries to fetch what a head names, or who lives here.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// See the module.
@@ -42,6 +46,8 @@ struct Both {
     /// To write the file.
     own: Election,
     head: watch::Sender<Option<SignedHead>>,
+    /// Held by who changes a registration here and there; alone by who makes up for it.
+    telling: RwLock<()>,
 }
 
 impl Backed {
@@ -49,7 +55,7 @@ impl Backed {
     pub async fn new(far: Arc<dyn Store>, near: Embedded) -> Result<Self, StoreError> {
         let own = near.campaign().await?;
         let head = watch::Sender::new(near.head().await?);
-        let both = Arc::new(Both { far, near, own, head });
+        let both = Arc::new(Both { far, near, own, head, telling: RwLock::default() });
         let follower = tokio::spawn(both.clone().follow());
         Ok(Backed { both, _follower: AbortOnDropHandle::new(follower) })
     }
@@ -116,13 +122,75 @@ impl Both {
         }
         let expected = self.near.head().await?.map(|head| head.head().seq());
         match self.near.compare_and_swap_head(expected, head.clone(), &self.own).await {
-            Ok(()) => drop(self.head.send_replace(Some(head))),
+            Ok(()) => {
+                let seq = head.head().seq();
+                self.head.send_replace(Some(head));
+                // Who stands by has nobody else to do this. What goes although it is about to be named comes again.
+                forget_old(&self.near, expected, seq, &self.own).await;
+            }
             // The servers are behind, after a restore: what is in force here stays.
             Err(Conflict::NotLater { .. }) => {}
             Err(error) => return Err(error),
         }
         Ok(())
     }
+
+    /// In turns with those who change more.
+    async fn settle(&self) -> Result<(), StoreError> {
+        loop {
+            let _alone = self.telling.write().await;
+            let untold = self.near.untold(AT_A_TIME).await?;
+            let Some(instances) = some(untold.iter().map(|(instance, _)| instance.clone())) else {
+                return Ok(());
+            };
+            if let Some(gone) = some(untold.iter().filter(|one| one.1.is_none()).map(|one| one.0.clone())) {
+                self.far.remove_registrations(gone).await?;
+            }
+            for here in untold.into_iter().filter_map(|(_, here)| here) {
+                self.far.put_registration(here).await?;
+            }
+            self.near.told(instances).await?;
+        }
+    }
+
+    /// The servers' registrations, which alone count; there is no going on without.
+    async fn take_over(&self) -> Result<Vec<Registration>, StoreError> {
+        loop {
+            match self.far.registrations().await {
+                Ok(all) => {
+                    self.near.adopt(all.clone()).await?;
+                    return Ok(all);
+                }
+                Err(error @ (StoreError::Failed(_) | StoreError::Full(_))) => {
+                    tracing::warn!(%error, "waiting for the store's word on who lives here");
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The servers' and the file's; of what they have not been told, the file's alone. One that is long gone loses its
+    /// lease again, one that is forgotten is lost.
+    async fn known(&self) -> Result<Vec<Registration>, StoreError> {
+        let mut all = self.near.registrations().await?;
+        let untold = self.near.untold(usize::MAX).await?;
+        let untold: HashSet<_> = untold.into_iter().map(|(instance, _)| instance).collect();
+        match tokio::time::timeout(PATIENCE, self.far.registrations()).await {
+            Ok(Ok(far)) => all.extend(far.into_iter().filter(|one| !untold.contains(&one.instance))),
+            Ok(Err(error)) => tracing::warn!(%error, "going by the registrations that are kept here"),
+            Err(_) => tracing::warn!("no answer in time: going by the registrations that are kept here"),
+        }
+        all.sort_by(|a, b| (&a.instance, b.beat_ms).cmp(&(&b.instance, a.beat_ms)));
+        all.dedup_by(|a, b| a.instance == b.instance);
+        Ok(all)
+    }
+}
+
+/// All of them, if there are any.
+fn some<T>(all: impl Iterator<Item = T>) -> Option<Vec<T>> {
+    let all: Vec<_> = all.collect();
+    (!all.is_empty()).then_some(all)
 }
 
 impl Store for Backed {
@@ -178,15 +246,19 @@ impl Store for Backed {
 
     /// Of registrations the servers' are the truth then.
     fn succeed(&self) -> Answer<'_, ()> {
-        async {
-            let old = self.both.near.registrations().await?;
-            self.both.near.remove_registrations(old.into_iter().map(|one| one.instance).collect()).await
-        }
-        .boxed()
+        self.both.near.void()
     }
 
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.far().away()
+    }
+
+    fn barred(&self) -> watch::Receiver<bool> {
+        self.far().barred()
+    }
+
+    fn settle(&self) -> Answer<'_, ()> {
+        self.both.settle().boxed()
     }
 
     fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
@@ -218,42 +290,47 @@ impl Store for Backed {
 
     fn put_registration(&self, registration: Registration) -> Answer<'_, ()> {
         async move {
-            self.both.near.put_registration(registration.clone()).await?;
-            if self.is_there()
-                && let Err(error) = self.far().put_registration(registration).await
-            {
-                tracing::warn!(%error, "the store learns of a registration later");
+            let _telling = self.both.telling.read().await;
+            let instance = registration.instance.clone();
+            self.both.near.put_owing(registration.clone()).await?;
+            if !self.is_there() {
+                return Ok(());
             }
-            Ok(())
+            match self.far().put_registration(registration).await {
+                Ok(()) => self.both.near.told(vec![instance]).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the store learns of a registration later");
+                    Ok(())
+                }
+            }
         }
         .boxed()
     }
 
-    /// The servers' and the file's: one that is long gone loses its lease again, one that is forgotten is lost.
     fn registrations(&self) -> Answer<'_, Vec<Registration>> {
         async {
-            let mut all = self.both.near.registrations().await?;
-            match tokio::time::timeout(PATIENCE, self.far().registrations()).await {
-                Ok(Ok(far)) => all.extend(far),
-                Ok(Err(error)) => tracing::warn!(%error, "going by the registrations that are kept here"),
-                Err(_) => tracing::warn!("no answer in time: going by the registrations that are kept here"),
+            match self.both.near.is_void().await? {
+                true => self.both.take_over().await,
+                false => self.both.known().await,
             }
-            all.sort_by(|a, b| (&a.instance, b.beat_ms).cmp(&(&b.instance, a.beat_ms)));
-            all.dedup_by(|a, b| a.instance == b.instance);
-            Ok(all)
         }
         .boxed()
     }
 
     fn remove_registrations(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
         async move {
-            self.both.near.remove_registrations(instances.clone()).await?;
-            if self.is_there()
-                && let Err(error) = self.far().remove_registrations(instances).await
-            {
-                tracing::warn!(%error, "the store forgets registrations later");
+            let _telling = self.both.telling.read().await;
+            self.both.near.remove_owing(instances.clone()).await?;
+            if !self.is_there() {
+                return Ok(());
             }
-            Ok(())
+            match self.far().remove_registrations(instances.clone()).await {
+                Ok(()) => self.both.near.told(instances).await,
+                Err(error) => {
+                    tracing::warn!(%error, "the store forgets registrations later");
+                    Ok(())
+                }
+            }
         }
         .boxed()
     }

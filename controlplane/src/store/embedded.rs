@@ -35,6 +35,10 @@ const HEADS: TableDefinition<(u64, u64), &[u8]> = TableDefinition::new("heads");
 const REGISTRATIONS: TableDefinition<&str, &[u8]> = TableDefinition::new("registrations");
 const BEATS: TableDefinition<&str, u64> = TableDefinition::new("beats");
 const DOCUMENTS: TableDefinition<&str, &[u8]> = TableDefinition::new("documents");
+/// Registrations of which servers behind this file have not been told: as they are here, or that they are gone.
+const OWED: TableDefinition<&str, ()> = TableDefinition::new("owed");
+/// In [`META`], where the servers' registrations count and are not here yet.
+const VOID: &str = "void";
 
 /// A [`Store`] in a file.
 pub struct Embedded {
@@ -256,17 +260,7 @@ impl Store for Embedded {
 
     fn put_registration(&self, registration: Registration) -> Answer<'_, ()> {
         self.run(move |database| {
-            StoreError::limit("a registration", registration.bytes.len(), MAX_REGISTRATION_BYTES)?;
-            write(database, Durability::Immediate, |transaction| {
-                let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
-                let instance = registration.instance.as_str();
-                table.insert(instance, registration.bytes.as_ref()).map_err(failed)?;
-                let size = table.len().map_err(failed)? as usize;
-                StoreError::limit("the registry", size, MAX_REGISTRATIONS)?;
-                let mut beats = transaction.open_table(BEATS).map_err(failed)?;
-                beats.insert(instance, registration.beat_ms).map_err(failed)?;
-                Ok(())
-            })
+            write(database, Durability::Immediate, |transaction| register(transaction, &registration))
         })
     }
 
@@ -279,9 +273,8 @@ impl Store for Embedded {
             rows.map(|row| {
                 let (instance, bytes) = row.map_err(failed)?;
                 let beat_ms = beats.get(instance.value()).map_err(failed)?.map_or(0, |beat| beat.value());
-                let instance =
-                    InstanceId::new(instance.value()).map_err(|bad| StoreError::Damaged(bad.to_string()))?;
-                Ok(Registration { instance, bytes: Bytes::copy_from_slice(bytes.value()), beat_ms })
+                let bytes = Bytes::copy_from_slice(bytes.value());
+                Ok(Registration { instance: named(instance.value())?, bytes, beat_ms })
             })
             .collect()
         })
@@ -289,15 +282,7 @@ impl Store for Embedded {
 
     fn remove_registrations(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
         self.run(move |database| {
-            write(database, Durability::Immediate, |transaction| {
-                let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
-                let mut beats = transaction.open_table(BEATS).map_err(failed)?;
-                for instance in &instances {
-                    table.remove(instance.as_str()).map_err(failed)?;
-                    beats.remove(instance.as_str()).map_err(failed)?;
-                }
-                Ok(())
-            })
+            write(database, Durability::Immediate, |transaction| deregister(transaction, &instances))
         })
     }
 
@@ -322,6 +307,132 @@ impl Store for Embedded {
     }
 }
 
+/// For a file that [backs](super::Backed) a store at servers: what they have still to be told, and whether what is here
+/// counts.
+impl Embedded {
+    /// [`Store::put_registration`], of which the servers are to be told.
+    pub(super) fn put_owing(&self, registration: Registration) -> Answer<'_, ()> {
+        self.run(move |database| {
+            write(database, Durability::Immediate, |transaction| {
+                register(transaction, &registration)?;
+                owe(transaction, std::slice::from_ref(&registration.instance))
+            })
+        })
+    }
+
+    /// [`Store::remove_registrations`], of which the servers are to be told.
+    pub(super) fn remove_owing(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
+        self.run(move |database| {
+            write(database, Durability::Immediate, |transaction| {
+                deregister(transaction, &instances)?;
+                owe(transaction, &instances)
+            })
+        })
+    }
+
+    /// The servers know these as they are here. Not flushed: they may be told twice.
+    pub(super) fn told(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
+        self.run(move |database| {
+            write(database, Durability::None, |transaction| {
+                let mut owed = transaction.open_table(OWED).map_err(failed)?;
+                instances.iter().try_for_each(|one| owed.remove(one.as_str()).map(drop).map_err(failed))
+            })
+        })
+    }
+
+    /// What the servers have not been told, as it is here now; at most so many.
+    pub(super) fn untold(&self, most: usize) -> Answer<'_, Vec<(InstanceId, Option<Registration>)>> {
+        self.run(move |database| {
+            let transaction = database.begin_read().map_err(failed)?;
+            let owed = transaction.open_table(OWED).map_err(failed)?;
+            let table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+            let beats = transaction.open_table(BEATS).map_err(failed)?;
+            let rows = owed.iter().map_err(failed)?;
+            rows.take(most)
+                .map(|row| {
+                    let instance = named(row.map_err(failed)?.0.value())?;
+                    let beat = beats.get(instance.as_str()).map_err(failed)?.map_or(0, |beat| beat.value());
+                    let found = table.get(instance.as_str()).map_err(failed)?;
+                    let here = found.map(|bytes| Registration {
+                        instance: instance.clone(),
+                        bytes: Bytes::copy_from_slice(bytes.value()),
+                        beat_ms: beat,
+                    });
+                    Ok((instance, here))
+                })
+                .collect()
+        })
+    }
+
+    /// Forgets all registrations: those of the servers count, until they are [taken over](Embedded::adopt) here.
+    pub(super) fn void(&self) -> Answer<'_, ()> {
+        self.run(|database| {
+            write(database, Durability::Immediate, |transaction| {
+                clear(transaction)?;
+                transaction.open_table(META).map_err(failed)?.insert(VOID, 1).map_err(failed)?;
+                Ok(())
+            })
+        })
+    }
+
+    /// Whether it was made void, and nothing was taken over since.
+    pub(super) fn is_void(&self) -> Answer<'_, bool> {
+        self.run(|database| {
+            let table = database.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
+            Ok(table.get(VOID).map_err(failed)?.is_some())
+        })
+    }
+
+    /// Takes over all registrations of the servers in place of its own.
+    pub(super) fn adopt(&self, all: Vec<Registration>) -> Answer<'_, ()> {
+        self.run(move |database| {
+            write(database, Durability::Immediate, |transaction| {
+                clear(transaction)?;
+                all.iter().try_for_each(|one| register(transaction, one))?;
+                transaction.open_table(META).map_err(failed)?.remove(VOID).map_err(failed)?;
+                Ok(())
+            })
+        })
+    }
+}
+
+fn register(transaction: &WriteTransaction, registration: &Registration) -> Result<(), StoreError> {
+    StoreError::limit("a registration", registration.bytes.len(), MAX_REGISTRATION_BYTES)?;
+    let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+    let instance = registration.instance.as_str();
+    table.insert(instance, registration.bytes.as_ref()).map_err(failed)?;
+    let size = table.len().map_err(failed)? as usize;
+    StoreError::limit("the registry", size, MAX_REGISTRATIONS)?;
+    let mut beats = transaction.open_table(BEATS).map_err(failed)?;
+    beats.insert(instance, registration.beat_ms).map_err(failed)?;
+    Ok(())
+}
+
+fn deregister(transaction: &WriteTransaction, instances: &[InstanceId]) -> Result<(), StoreError> {
+    let mut table = transaction.open_table(REGISTRATIONS).map_err(failed)?;
+    let mut beats = transaction.open_table(BEATS).map_err(failed)?;
+    for instance in instances {
+        table.remove(instance.as_str()).map_err(failed)?;
+        beats.remove(instance.as_str()).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn owe(transaction: &WriteTransaction, instances: &[InstanceId]) -> Result<(), StoreError> {
+    let mut owed = transaction.open_table(OWED).map_err(failed)?;
+    instances.iter().try_for_each(|one| owed.insert(one.as_str(), ()).map(drop).map_err(failed))
+}
+
+fn clear(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    transaction.open_table(REGISTRATIONS).map_err(failed)?.retain(|_, _| false).map_err(failed)?;
+    transaction.open_table(BEATS).map_err(failed)?.retain(|_, _| false).map_err(failed)?;
+    transaction.open_table(OWED).map_err(failed)?.retain(|_, _| false).map_err(failed)
+}
+
+fn named(instance: &str) -> Result<InstanceId, StoreError> {
+    InstanceId::new(instance).map_err(|bad| StoreError::Damaged(bad.to_string()))
+}
+
 /// Makes the tables of a new file, and checks that the file is of this version.
 fn prepare(database: &Database) -> Result<(), StoreError> {
     write(database, Durability::Immediate, |transaction| {
@@ -330,6 +441,7 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(REGISTRATIONS).map_err(failed)?;
         transaction.open_table(BEATS).map_err(failed)?;
         transaction.open_table(DOCUMENTS).map_err(failed)?;
+        transaction.open_table(OWED).map_err(failed)?;
         let mut meta = transaction.open_table(META).map_err(failed)?;
         let found = meta.get("format").map_err(failed)?.map_or(FORMAT, |format| format.value());
         if found > FORMAT {

@@ -59,7 +59,8 @@ pub struct EtcdSettings {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// The user, and the file with its password.
     pub user: Option<(String, PathBuf)>,
-    /// Where the admin API of this control plane is: what it is called by others that would lead.
+    /// What this control plane is called by others that would lead: where its admin API is, or its machine. No other one
+    /// has that name.
     pub holder: String,
 }
 
@@ -80,6 +81,8 @@ struct Core {
     leads: Mutex<Option<(CancellationToken, i64)>>,
     /// Who leads instead.
     rival: watch::Sender<Option<String>>,
+    /// Whether the last try to lead failed.
+    barred: watch::Sender<bool>,
     /// What this process is called as a leader, its earlier lives too, and what they are not.
     holder: (String, String),
     /// Held by who writes a blob that nothing names yet, and by who forgets such.
@@ -97,6 +100,7 @@ impl Etcd {
             away: watch::Sender::default(),
             leads: Mutex::default(),
             rival: watch::Sender::default(),
+            barred: watch::Sender::default(),
             sweeping: tokio::sync::Mutex::default(),
         });
         let follower = tokio::spawn(core.clone().follow());
@@ -202,6 +206,10 @@ impl Store for Etcd {
 
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.core.away.subscribe()
+    }
+
+    fn barred(&self) -> watch::Receiver<bool> {
+        self.core.barred.subscribe()
     }
 
     fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {

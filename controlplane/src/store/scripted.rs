@@ -5,7 +5,7 @@ use std::{
     collections::HashSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::SystemTime,
 };
@@ -28,6 +28,8 @@ pub(crate) struct Scripted {
     won: (mpsc::UnboundedSender<Election>, Mutex<mpsc::UnboundedReceiver<Election>>),
     rival: watch::Sender<Option<String>>,
     away: watch::Sender<Option<SystemTime>>,
+    barred: watch::Sender<bool>,
+    silent: AtomicBool,
     resigned: AtomicUsize,
     succeeded: AtomicUsize,
 }
@@ -40,6 +42,8 @@ impl Scripted {
             won: (winner, Mutex::new(wins)),
             rival: watch::Sender::default(),
             away: watch::Sender::default(),
+            barred: watch::Sender::default(),
+            silent: AtomicBool::default(),
             resigned: AtomicUsize::new(0),
             succeeded: AtomicUsize::new(0),
         })
@@ -67,6 +71,16 @@ impl Scripted {
     /// Says whether it answers.
     pub(crate) fn set_away(&self, away: bool) {
         self.away.send_replace(away.then_some(SystemTime::UNIX_EPOCH));
+    }
+
+    /// Says whether it lets nobody lead although it answers.
+    pub(crate) fn set_barred(&self, barred: bool) {
+        self.barred.send_replace(barred);
+    }
+
+    /// Says whether it fails to say who is registered.
+    pub(crate) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
     /// How often somebody resigned.
@@ -101,6 +115,10 @@ impl Store for Scripted {
 
     fn away(&self) -> watch::Receiver<Option<SystemTime>> {
         self.away.subscribe()
+    }
+
+    fn barred(&self) -> watch::Receiver<bool> {
+        self.barred.subscribe()
     }
 
     fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
@@ -166,6 +184,9 @@ impl Store for Scripted {
     }
 
     fn registrations(&self) -> Answer<'_, Vec<Registration>> {
+        if self.silent.load(Ordering::Relaxed) {
+            return async { Err(StoreError::Failed("it is silent".into())) }.boxed();
+        }
         self.store.registrations()
     }
 

@@ -148,6 +148,18 @@ async fn while_nobody_leads_who_served_last_serves_once_the_store_is_away() {
 }
 
 #[tokio::test]
+async fn a_store_that_answers_and_lets_nobody_lead_is_as_good_as_away() {
+    let store = Scripted::new();
+    let mut never = Told::new(&store, Leading::none());
+    let mut last = Told::new(&store, Leading::none()).served_last();
+    assert!(!last.serves());
+    store.set_barred(true);
+    assert!(!never.serves() && last.serves());
+    store.set_rival(Some("another"));
+    assert!(!last.serves());
+}
+
+#[tokio::test]
 async fn who_leads_serves_with_what_another_one_left_and_says_that_it_succeeds() {
     let store = Scripted::new();
     let mut first = Told::leads(&store);

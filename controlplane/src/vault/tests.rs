@@ -175,3 +175,29 @@ async fn what_cannot_be_looked_at_is_not_taken_for_what_is_not_there() {
     std::os::unix::fs::symlink(&path, &path).unwrap();
     assert!(matches!(vault.keep().await, Err(VaultError::File(..))));
 }
+
+#[tokio::test]
+async fn a_store_from_a_backup_does_not_take_newer_files_away() {
+    let (before, a) = (Cluster::new(), home());
+    let vault = before.lead(&a).await;
+    write(&a, "tokens.json", "as in the backup");
+    vault.keep().await.unwrap();
+    let backup = before.0.document(TRUST).await.unwrap().unwrap();
+    drop(vault);
+    let vault = before.lead(&a).await;
+    write(&a, "tokens.json", "newer");
+    vault.keep().await.unwrap();
+    drop(vault);
+
+    // Another store that has only the backup, under a term that comes before.
+    let after = Cluster::new();
+    let election = after.0.campaign().await.unwrap();
+    after.0.keep_document(TRUST, backup, &election).await.unwrap();
+    let restored = Vault::shared(a.path(), after.0.clone(), Leading::by(election));
+    assert!(!restored.begin().await.unwrap());
+    assert_eq!(read(&a, "tokens.json"), "newer");
+    assert!(restored.is_own().await.unwrap());
+    restored.keep().await.unwrap();
+    assert_ne!(after.0.document(TRUST).await.unwrap(), None);
+    assert!(restored.is_own().await.unwrap() && restored.served_last().unwrap());
+}

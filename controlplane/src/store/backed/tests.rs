@@ -134,3 +134,55 @@ async fn servers_that_are_away_are_not_asked_to_note_who_lives_here() {
     assert_eq!(there().await, []);
     assert_eq!(store.registrations().await.unwrap(), [one("b-1")]);
 }
+
+#[tokio::test]
+async fn the_servers_are_told_what_changed_while_they_were_away_and_undo_none_of_it() {
+    let far = scripted::Scripted::new();
+    let near = Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let store = Backed::new(far.clone(), near).await.unwrap();
+    let one = |name: &str, bytes: &'static str| Registration {
+        instance: name.parse().unwrap(),
+        bytes: bytes.into(),
+        beat_ms: 1,
+    };
+    let there = async || far.registrations().await.unwrap();
+    for name in ["goes-1", "stays-1", "renews-1"] {
+        store.put_registration(one(name, "old")).await.unwrap();
+    }
+    far.set_away(true);
+    store.remove_registrations(vec![one("goes-1", "").instance]).await.unwrap();
+    store.put_registration(one("renews-1", "new")).await.unwrap();
+    far.set_away(false);
+    let now = [one("renews-1", "new"), one("stays-1", "old")];
+    assert_eq!(store.registrations().await.unwrap(), now, "a start goes by what is here");
+    assert_eq!(there().await.len(), 3);
+    store.settle().await.unwrap();
+    assert_eq!(there().await, now);
+    // What they have been told, they are not told again.
+    far.remove_registrations(vec![now[0].instance.clone()]).await.unwrap();
+    store.settle().await.unwrap();
+    assert_eq!(there().await, now[1..]);
+}
+
+#[tokio::test]
+async fn who_takes_over_begins_with_the_servers_word_however_long_that_takes() {
+    let far = scripted::Scripted::new();
+    let near = Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let store = Backed::new(far.clone(), near).await.unwrap();
+    let one = |name: &str| Registration { instance: name.parse().unwrap(), bytes: "a".into(), beat_ms: 1 };
+    far.set_away(true);
+    store.put_registration(one("mine-1")).await.unwrap();
+    far.set_away(false);
+    far.put_registration(one("theirs-1")).await.unwrap();
+    store.succeed().await.unwrap();
+    far.set_silent(true);
+    let mut known = std::pin::pin!(store.registrations());
+    assert!(tokio::time::timeout(AGAIN * 2, known.as_mut()).await.is_err(), "nobody is better than that");
+    far.set_silent(false);
+    assert_eq!(known.await.unwrap(), [one("theirs-1")]);
+    // They are here now, and what was told of before is not told.
+    store.settle().await.unwrap();
+    assert_eq!(far.registrations().await.unwrap(), [one("theirs-1")]);
+    far.set_silent(true);
+    assert_eq!(store.registrations().await.unwrap(), [one("theirs-1")]);
+}

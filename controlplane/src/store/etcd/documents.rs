@@ -2,7 +2,7 @@
 
 use api::digest::Hash;
 use bytes::Bytes;
-use etcd_client::{GetOptions, TxnOp};
+use etcd_client::{DeleteOptions, GetOptions, TxnOp};
 
 use super::{Core, server::text};
 use crate::store::{Conflict, Election, StoreError};
@@ -17,12 +17,15 @@ impl Core {
             let got = self.server.get(self.key(&format!("document/{name}")), GetOptions::new()).await?;
             let Some(one) = got.kvs().first() else { return Ok(None) };
             let hash = named(one.value())?;
-            if let Some(bytes) = self.get(vec![hash]).await?.pop().flatten() {
-                return Ok(Some(bytes));
-            }
-            // It may have been replaced and swept between the two answers, but then the name leads elsewhere by now.
+            let error = match self.get(vec![hash]).await.map(|mut found| found.pop().flatten()) {
+                Ok(Some(bytes)) => return Ok(Some(bytes)),
+                Ok(None) => StoreError::Missing(hash),
+                Err(error @ StoreError::Damaged(_)) => error,
+                Err(error) => return Err(error),
+            };
+            // It may have been replaced between the answers, all of it or a part, but then the name leads elsewhere by now.
             if missed.replace(hash) == Some(hash) {
-                return Err(StoreError::Missing(hash));
+                return Err(error);
             }
         }
     }
@@ -35,10 +38,19 @@ impl Core {
     ) -> Result<(), Conflict> {
         let guard = self.guard(guard)?;
         let _alone = self.sweeping.lock().await;
+        let key = self.key(&format!("document/{name}"));
+        let before = self.server.get(key.clone(), GetOptions::new()).await?;
+        let before = before.kvs().first().map(|one| named(one.value())).transpose()?;
         let hash = Hash::of(&bytes);
         self.put(vec![bytes]).await?;
-        let put = TxnOp::put(self.key(&format!("document/{name}")), hash.to_string(), None);
-        if self.server.run([put], Some(&guard)).await? { Ok(()) } else { Err(Conflict::NotLeader) }
+        let mut operations = vec![TxnOp::put(key, hash.to_string(), None)];
+        // At once, since documents change often and are large; a sweep comes with many a commit only.
+        if let Some(before) = before.filter(|before| *before != hash) {
+            operations.push(TxnOp::delete(self.key(&format!("blob/{before}")), None));
+            let chunks = DeleteOptions::new().with_prefix();
+            operations.push(TxnOp::delete(self.key(&format!("chunk/{before}/")), Some(chunks)));
+        }
+        if self.server.run(operations, Some(&guard)).await? { Ok(()) } else { Err(Conflict::NotLeader) }
     }
 
     /// The blobs that documents are.

@@ -2,7 +2,7 @@
 //! `HOLDER LIFE LEADERSHIP`, the last two drawn by lot.
 //!
 //! A process that was killed leaves its leadership behind. The next one at its place is known by the holder's name and
-//! takes it over without waiting for the lease to end: two that live cannot both listen there.
+//! takes it over without waiting for the lease to end. So no two that live may have one name.
 
 use std::{sync::Arc, time::Duration};
 
@@ -63,7 +63,9 @@ impl Core {
     pub(super) async fn campaign(self: Arc<Self>) -> Election {
         let mut told = None;
         loop {
-            match self.stand().await {
+            let stood = self.stand().await;
+            self.set_barred(stood.is_err());
+            match stood {
                 Ok(Some(election)) => return election,
                 Ok(None) => {}
                 Err(error) => {
@@ -107,6 +109,10 @@ impl Core {
             *known = name;
             news
         });
+    }
+
+    fn set_barred(&self, barred: bool) {
+        self.barred.send_if_modified(|known| std::mem::replace(known, barred) != barred);
     }
 
     /// Takes what is free, or `left` behind.

@@ -403,3 +403,27 @@ fn certificates(dir: &Path) -> [String; 3] {
     }
     ["server.pem", "server.key", "ca.pem"].map(|name| dir.join(name).display().to_string())
 }
+
+#[tokio::test]
+async fn a_document_that_was_replaced_leaves_nothing_behind() {
+    let server = server();
+    let store = open(&server);
+    let guard = store.campaign().await.unwrap();
+    // Of several chunks, of one, and of several again.
+    for bytes in ["a".repeat(2_000_000), "b".into(), "c".repeat(1_500_000), "c".repeat(1_500_000)] {
+        let bytes = Bytes::from(bytes);
+        store.keep_document("trust", bytes.clone(), &guard).await.unwrap();
+        assert_eq!(store.document("trust").await.unwrap(), Some(bytes));
+    }
+    let left = async |prefix: &str| {
+        let prefix = store.core.key(prefix);
+        store
+            .core
+            .server
+            .list(&prefix, 100, etcd_client::GetOptions::new().with_keys_only())
+            .await
+            .unwrap()
+            .len()
+    };
+    assert_eq!((left("blob/").await, left("chunk/").await), (1, 3));
+}

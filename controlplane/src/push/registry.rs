@@ -30,6 +30,10 @@ use crate::{
 /// How long a proxy that is gone stays in the status.
 const GONE_SHOWN: Duration = Duration::from_secs(600);
 
+/// Streams of one workload at a time, each of another life: an old one that drains beside the new one, and few more. Who
+/// has one enrolment cannot fill the registry with it.
+const MAX_LIVES: usize = 8;
+
 /// One proxy, as the status shows it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Proxy {
@@ -74,6 +78,11 @@ pub enum RegistryError {
     /// An instance that is another workload's, or nobody's.
     #[error("`{0}` is no instance of this workload: an instance is named `<workload>-<something new>`")]
     Instance(InstanceId),
+    /// A workload that lives in too many places.
+    #[error(
+        "`{0}` lives {1} times already: each place where it is to live takes a workload of its own, with a token"
+    )]
+    Lives(WorkloadId, usize),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -196,7 +205,16 @@ impl Registry {
                     && proxy.registered.instance != instance
                     && !proxy.connected
             });
-            same.map(|proxy| proxy.registered.instance.clone()).collect()
+            let earlier = same.map(|proxy| proxy.registered.instance.clone()).collect();
+            let lives = proxies.values().filter(|proxy| {
+                proxy.connected
+                    && proxy.registered.workload == registered.workload
+                    && proxy.registered.instance != instance
+            });
+            if lives.count() >= MAX_LIVES {
+                return Err(RegistryError::Lives(registered.workload, MAX_LIVES));
+            }
+            earlier
         };
         // The same life comes again: what was known of it holds until its next heartbeat.
         let known = self.workloads.borrow().get(&instance).map(|known| (known.app_ready, known.draining));
@@ -210,6 +228,11 @@ impl Registry {
         self.proxies
             .send_modify(|proxies| drop(Arc::make_mut(proxies).insert(stream.instance.clone(), proxy)));
         Ok(stream)
+    }
+
+    /// Whether no other stream of its proxy has come after it.
+    pub fn is_newest(&self, stream: &ProxyStream) -> bool {
+        self.proxies.borrow().get(&stream.instance).is_none_or(|proxy| proxy.stream <= stream.number)
     }
 
     /// A stream of a proxy is away; says whether that is news.
@@ -347,6 +370,8 @@ impl Registry {
 
     /// Tells the store that the proxies whose streams are here live, and anew whatever it does not know of them.
     pub async fn beat_all(&self, now: SystemTime) -> Result<(), StoreError> {
+        // Who is taken out meanwhile must not be put there again.
+        let comes = self.coming.read().await;
         let connected: HashMap<InstanceId, Registered> = {
             let proxies = self.proxies.borrow();
             let here = proxies.values().filter(|proxy| proxy.connected).map(|proxy| &proxy.registered);
@@ -355,6 +380,7 @@ impl Registry {
         for unknown in self.store.beat(connected.keys().cloned().collect(), millis(now)).await? {
             self.put(&connected[&unknown], now).await?;
         }
+        drop(comes);
         self.enrolments.keep_all().await
     }
 

@@ -4,6 +4,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
+    time::Duration,
 };
 
 use api::{
@@ -32,6 +33,13 @@ use crate::{
 const FRAMES: usize = 16;
 /// Ports of one workload.
 const MAX_PORTS: usize = 64;
+/// How long a stream may be without its Hello: who holds one back is let in by what counted when it opened the stream.
+const HELLO: Duration = Duration::from_secs(10);
+/// What a proxy says in words is shown to people and told to the primary: so many bytes of each, and so many of them.
+const MAX_VERSION: usize = 64;
+const MAX_WORDS: usize = 500;
+const MAX_REASONS: usize = 32;
+const MAX_EJECTED: usize = 256;
 
 /// The `Control` service of one cluster.
 pub struct Server {
@@ -88,13 +96,7 @@ impl Server {
             ));
         }
         let leaf = Hash::of(&chain[0]);
-        let enrolled = self.plane.registry.enrolments.by_leaf(&leaf);
-        let enrolled = enrolled.ok_or_else(|| {
-            Status::permission_denied(
-                "this certificate belongs to no enrolled workload of this cluster: enrol again with a token",
-            )
-        })?;
-        Ok((enrolled, leaf))
+        Ok((enrolled(&self.plane, &leaf)?, leaf))
     }
 
     fn id_of(&self, enrolled: &Enrolled) -> SpiffeId {
@@ -166,18 +168,35 @@ impl Control for Server {
         &self,
         request: Request<Streaming<wire::FromProxy>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let (enrolled, _) = self.caller(&request)?;
+        let (_, leaf) = self.caller(&request)?;
         let mut incoming = request.into_inner();
-        let first = incoming.message().await?.and_then(|message| message.message);
+        let first = tokio::time::timeout(HELLO, incoming.message()).await;
+        let first = first.map_err(|_| Status::deadline_exceeded("a stream begins with Hello, at once"))?;
+        let first = first?.and_then(|message| message.message);
         let Some(from_proxy::Message::Hello(hello)) = first else {
             return Err(Status::invalid_argument("a stream begins with Hello"));
         };
         let (sender, receiver) = mpsc::channel(FRAMES);
-        let stream = Follower::begin(self.plane.clone(), enrolled, hello, sender).await?;
+        let stream = Follower::begin(self.plane.clone(), &leaf, hello, sender).await?;
         let shutdown = self.shutdown.clone();
         self.shutdown.spawn("proxy stream", stream.run(incoming, shutdown));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(Ok))))
     }
+}
+
+/// The workload that a leaf was signed for, unless it was revoked.
+fn enrolled(plane: &Plane, leaf: &Hash) -> Result<Enrolled, Status> {
+    let enrolled = plane.registry.enrolments.by_leaf(leaf);
+    enrolled.ok_or_else(|| Status::permission_denied(RegistryError::Unknown.to_string()))
+}
+
+/// The beginning of a text.
+fn cut(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
+        text.push('…');
+    }
+    text
 }
 
 /// One proxy's stream.
@@ -196,20 +215,21 @@ struct Ended;
 impl Follower {
     async fn begin(
         plane: Arc<Plane>,
-        enrolled: Enrolled,
+        leaf: &Hash,
         hello: wire::Hello,
         sender: mpsc::Sender<wire::ToProxy>,
     ) -> Result<Self, Status> {
+        let by = enrolled(&plane, leaf)?;
         let held =
             hello.held.iter().map(|item| Some((item.name.as_str().into(), Hash::from_slice(&item.hash)?)));
         let held =
             Held(held.collect::<Option<_>>().ok_or_else(|| Status::invalid_argument("a hash has 32 bytes"))?);
-        let account = (enrolled.namespace.clone(), enrolled.service_account.clone());
+        let account = (by.namespace.clone(), by.service_account.clone());
         plane.registry.note_asked(&account, known(&plane, &account, &hello.hosts));
         let siblings = plane.registry.asked().borrow().get(&account).cloned().unwrap_or_default();
         let hosts = hello.hosts.iter().cloned().chain(siblings).take(super::session::MAX_HOSTS).collect();
-        let version = hello.version.clone();
-        let node = registered(enrolled, hello).map_err(Status::invalid_argument)?;
+        let version = cut(hello.version.clone(), MAX_VERSION);
+        let node = registered(by, hello).map_err(Status::invalid_argument)?;
         let now = plane.world.moment();
         let stream =
             plane.registry.connect(node.clone(), version, now).await.map_err(|error| match error {
@@ -217,7 +237,13 @@ impl Follower {
                 RegistryError::Unknown | RegistryError::Instance(_) => {
                     Status::permission_denied(error.to_string())
                 }
+                RegistryError::Lives(..) => Status::resource_exhausted(error.to_string()),
             })?;
+        if let Err(revoked) = enrolled(&plane, leaf) {
+            // In this very moment, before it was there to be taken out.
+            let forgotten = plane.registry.forget(vec![stream.instance]).await;
+            return Err(forgotten.map_or_else(|error| Status::unavailable(error.to_string()), |()| revoked));
+        }
         let snapshot = plane.snapshot.borrow().clone();
         let (session, actions) = Session::begin(node, held, hosts, snapshot);
         Ok(Follower { plane, stream, account, session, sender, actions })
@@ -241,6 +267,8 @@ impl Follower {
                     Ok(None) | Err(_) => Err(Ended),
                 },
                 changed = snapshots.changed() => match changed {
+                    // The same instance has another stream by now: what is told on this one nobody obeys.
+                    Ok(()) if !self.plane.registry.is_newest(&self.stream) => Err(Ended),
                     Ok(()) => {
                         let snapshot = snapshots.borrow_and_update().clone();
                         match snapshot.inputs.workloads.get(&self.stream.instance).cloned() {
@@ -284,8 +312,20 @@ impl Follower {
                 self.session.on_subscribe(subscribe)
             }
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
-            from_proxy::Message::Nack(nack) => self.session.on_nack(&nack),
-            from_proxy::Message::Heartbeat(heartbeat) => {
+            from_proxy::Message::Nack(mut nack) => {
+                nack.reasons.truncate(MAX_REASONS);
+                for reason in &mut nack.reasons {
+                    reason.resource = cut(std::mem::take(&mut reason.resource), MAX_WORDS);
+                    reason.message = cut(std::mem::take(&mut reason.message), MAX_WORDS);
+                }
+                self.session.on_nack(&nack)
+            }
+            from_proxy::Message::Heartbeat(mut heartbeat) => {
+                heartbeat.ejected.truncate(MAX_EJECTED);
+                for ejected in &mut heartbeat.ejected {
+                    ejected.endpoint = cut(std::mem::take(&mut ejected.endpoint), MAX_WORDS);
+                    ejected.reason = cut(std::mem::take(&mut ejected.reason), MAX_WORDS);
+                }
                 let now = self.plane.world.now();
                 for news in self.plane.registry.beat(&self.stream, heartbeat, now).await {
                     self.plane.events.note(format!("proxy {}", self.stream.instance), news);

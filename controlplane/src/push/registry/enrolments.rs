@@ -133,6 +133,8 @@ impl Enrolments {
 
     /// Tells the store anew whatever it does not know of them.
     pub async fn keep_all(&self) -> Result<(), StoreError> {
+        // One that ends meanwhile must not be put there again.
+        let _alone = self.changing.lock().await;
         let known: HashMap<InstanceId, Enrolled> = {
             let all = self.lock();
             let named = all.values().map(|known| &known.enrolled);

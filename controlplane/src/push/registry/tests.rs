@@ -471,3 +471,30 @@ fn a_proxy_is_of_one_of_three_kinds() {
     let kinds = [Role::Sidecar, Role::Ingress, Role::EastWest].map(kind);
     assert_eq!(kinds, ["sidecar", "ingress", "east-west"]);
 }
+
+#[tokio::test]
+async fn one_enrolment_fills_no_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    for i in 0..MAX_LIVES {
+        connect(&registry, instance("reviews", &format!("reviews-{i}")), 0).await.unwrap();
+    }
+    let refused = connect(&registry, instance("reviews", "reviews-more"), 0).await;
+    assert!(matches!(refused, Err(RegistryError::Lives(..))));
+    let again = connect(&registry, instance("reviews", "reviews-0"), 1).await.unwrap();
+    connect(&registry, instance("ratings", "ratings-0"), 1).await.unwrap();
+    // One that is away makes room, and goes.
+    registry.disconnect(&again, at(2));
+    connect(&registry, instance("reviews", "reviews-more"), 3).await.unwrap();
+    assert_eq!(registry.workloads().borrow().len(), MAX_LIVES + 1);
+}
+
+#[tokio::test]
+async fn the_newest_stream_of_a_proxy_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let old = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    assert!(registry.is_newest(&old));
+    let new = connect(&registry, instance("reviews", "reviews-a"), 1).await.unwrap();
+    assert!(!registry.is_newest(&old) && registry.is_newest(&new));
+}

@@ -217,8 +217,15 @@ struct Stream {
 
 impl Stream {
     async fn begin(east: &East, said: wire::Hello) -> Result<Self, Status> {
+        let leaf = Hash::of(b"leaf");
+        let enrolled = Enrolled { leaves: vec![leaf], ..enrolled("shop") };
+        east.plane.registry.enrolments.begin(enrolled, east.plane.world.moment()).await.unwrap();
+        Stream::begin_by(east, &leaf, said).await
+    }
+
+    async fn begin_by(east: &East, leaf: &Hash, said: wire::Hello) -> Result<Self, Status> {
         let (sender, sent) = mpsc::channel(1_000);
-        let mut follower = Follower::begin(east.plane.clone(), enrolled("shop"), said, sender).await?;
+        let mut follower = Follower::begin(east.plane.clone(), leaf, said, sender).await?;
         let actions = std::mem::take(&mut follower.actions);
         assert!(follower.act(actions).await.is_ok());
         Ok(Stream { follower, sent, view: api::delta::View::default() })
@@ -302,6 +309,41 @@ async fn a_proxy_obeys_what_it_has_acknowledged_and_nothing_before() {
     assert!(!stream.says(from_proxy::Message::Hello(hello(wire::Role::Sidecar))).await);
     assert!(!stream.says(from_proxy::Message::Farewell(wire::Farewell {})).await);
     assert!(east.proxy().is_none());
+}
+
+#[tokio::test]
+async fn who_was_revoked_after_it_opened_its_stream_begins_none() {
+    let east = East::new().await;
+    east.obey("one");
+    let leaf = Hash::of(b"leaf");
+    let first = Stream::begin(&east, hello(wire::Role::Sidecar)).await.unwrap();
+    drop(first);
+    east.plane.registry.revoke(&"front-1".parse().unwrap()).await.unwrap();
+    let refused = Stream::begin_by(&east, &leaf, hello(wire::Role::Sidecar)).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied);
+    assert!(east.proxy().is_none());
+}
+
+#[tokio::test]
+async fn what_a_proxy_says_at_length_is_cut() {
+    let east = East::new().await;
+    east.obey("one");
+    let long = "ä".repeat(100_000);
+    let said = wire::Hello { version: long.clone(), ..hello(wire::Role::Sidecar) };
+    let mut stream = Stream::begin(&east, said).await.unwrap();
+    let version = stream.takes();
+    let reason = wire::Reason { resource: long.clone(), message: long.clone() };
+    let nack = wire::Nack { version, reasons: vec![reason; 1_000] };
+    assert!(stream.says(from_proxy::Message::Nack(nack)).await);
+    let ejected =
+        (0..1_000).map(|i| wire::EndpointHealth { endpoint: format!("{i}{long}"), reason: long.clone() });
+    let heartbeat = wire::Heartbeat { ejected: ejected.collect(), ..Default::default() };
+    assert!(stream.says(from_proxy::Message::Heartbeat(heartbeat)).await);
+    let proxy = east.proxy().unwrap();
+    assert!(proxy.version.len() < 2 * MAX_VERSION);
+    assert_eq!((proxy.refused.len(), proxy.ejected.len()), (MAX_REASONS, MAX_EJECTED));
+    let longest = proxy.ejected.iter().map(|(endpoint, reason)| endpoint.len().max(reason.len())).max();
+    assert!(longest.is_some_and(|longest| longest < 2 * MAX_WORDS));
 }
 
 #[tokio::test]

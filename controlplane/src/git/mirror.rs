@@ -96,7 +96,11 @@ impl Errand {
 
     /// Fetches into the mirror, made anew where it is damaged or of another format.
     fn bring(&self) -> Result<Outcome, String> {
-        if repository::open(&self.dir).is_err() {
+        // Nobody else is here: what holds these was killed.
+        for left in left_behind(&self.dir) {
+            fs::remove_file(&left).map_err(|error| self.unwritten(&error))?;
+        }
+        if !self.is_sound() {
             make(&self.dir, &self.source.branch, FORMATS[0]).map_err(|error| self.unwritten(&error))?;
         }
         match self.receive(&self.dir)? {
@@ -105,6 +109,19 @@ impl Errand {
                 self.receive(&self.dir)
             }
             outcome => Ok(outcome),
+        }
+    }
+
+    /// Whether the mirror can be read, and has the commit that its branch is at, if it has the branch.
+    fn is_sound(&self) -> bool {
+        let Ok(repository) = repository::open(&self.dir) else { return false };
+        let name = format!("refs/heads/{}", self.source.branch);
+        match repository.try_find_reference(name.as_str()) {
+            Ok(Some(branch)) => {
+                repository.find_commit(branch.id().detach()).is_ok_and(|one| one.tree().is_ok())
+            }
+            Ok(None) => true,
+            Err(_) => false,
         }
     }
 
@@ -209,6 +226,29 @@ fn make(dir: &Path, branch: &str, format: gix::hash::Kind) -> io::Result<()> {
     fs::write(dir.join("config"), config)
 }
 
+/// Locks, and packs that were never finished.
+fn left_behind(dir: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![dir.join("refs")];
+    let mut files: Vec<_> =
+        ["HEAD.lock", "config.lock", "packed-refs.lock"].map(|name| dir.join(name)).into();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                _ => files.push(entry.path()),
+            }
+        }
+    }
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "lock") && file.exists());
+    let packs = fs::read_dir(self::folder(dir)).into_iter().flatten().flatten().map(|file| file.path());
+    files.extend(packs.filter(|file| {
+        !file
+            .extension()
+            .is_some_and(|ending| ["pack", "idx", "keep", "rev"].iter().any(|one| ending == *one))
+    }));
+    files
+}
+
 fn folder(dir: &Path) -> PathBuf {
     dir.join("objects/pack")
 }
@@ -217,4 +257,33 @@ fn folder(dir: &Path) -> PathBuf {
 fn packs(dir: &Path) -> Vec<PathBuf> {
     let files = fs::read_dir(folder(dir)).into_iter().flatten().flatten().map(|file| file.path());
     files.filter(|path| path.extension().is_some_and(|ending| ending == "idx")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_fetch_left_is_found_and_nothing_else() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        make(dir, "main", gix::hash::Kind::Sha1).unwrap();
+        let left =
+            ["refs/heads/main.lock", "refs/heads/a/b.lock", "packed-refs.lock", "objects/pack/.tmpAbC"];
+        let kept = [
+            "refs/heads/main",
+            "objects/pack/pack-1.pack",
+            "objects/pack/pack-1.idx",
+            "objects/pack/pack-1.keep",
+        ];
+        for name in left.iter().chain(&kept) {
+            fs::create_dir_all(dir.join(name).parent().unwrap()).unwrap();
+            fs::write(dir.join(name), "").unwrap();
+        }
+        let mut found = left_behind(dir);
+        found.sort();
+        let mut expected = left.map(|name| dir.join(name));
+        expected.sort();
+        assert_eq!(found, expected);
+    }
 }

@@ -15,6 +15,9 @@ use crate::name::{ClusterName, Namespace, ServiceAccount, WorkloadId};
 /// Where the API lives below a control plane's admin address.
 pub const BASE: &str = "/api/v1";
 
+/// The header by which a call says which cluster it is meant for. The control plane of another one refuses it.
+pub const MEANT_FOR: &str = "weft-cluster";
+
 /// What a control plane is in its mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -68,7 +71,7 @@ pub struct TokenRequest {
     pub service_account: ServiceAccount,
     /// Its labels: services select by them, so the token vouches for them.
     pub labels: BTreeMap<String, String>,
-    /// How long the token may be used, seconds; 600 when absent.
+    /// How long the token may be used, seconds; 600 when absent, a week at most.
     pub ttl_seconds: Option<u64>,
 }
 
@@ -78,7 +81,7 @@ pub struct TokenRequest {
 pub struct JoinTokenRequest {
     /// The cluster that it names.
     pub cluster: ClusterName,
-    /// How long the token may be used, seconds; 3600 when absent.
+    /// How long the token may be used, seconds; 3600 when absent, a week at most.
     pub ttl_seconds: Option<u64>,
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use api::name::ClusterName;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, header};
@@ -36,13 +37,19 @@ pub(crate) enum Failed {
 pub(crate) struct Client {
     address: String,
     token: Option<String>,
+    meant_for: Option<ClusterName>,
 }
 
 impl Client {
     /// The API at `url`, asked with `token`.
     pub(crate) fn new(url: &str, token: Option<String>) -> Result<Self, Failed> {
         let address = authority(url).ok_or_else(|| Failed::Address(url.to_owned()))?;
-        Ok(Client { address: address.to_owned(), token })
+        Ok(Client { address: address.to_owned(), token, meant_for: None })
+    }
+
+    /// Nothing is asked of another cluster than this, if one is named.
+    pub(crate) fn meant_for(self, cluster: Option<&ClusterName>) -> Self {
+        Client { meant_for: cluster.cloned(), ..self }
     }
 
     /// `ip:port`, or `host:port`.
@@ -90,6 +97,9 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json");
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(cluster) = &self.meant_for {
+            request = request.header(api::admin::MEANT_FOR, cluster.as_str());
         }
         let request = request.body(Full::new(body)).map_err(|error| unreachable(error.to_string()))?;
         let (status, body) = fetch(&self.address, request, limit).await.map_err(unreachable)?;

@@ -79,12 +79,13 @@ impl Mesh {
         Ok(Mesh { up: up.filter(same), url: Some(url), token })
     }
 
-    /// The admin API of `cluster`; when none is named, the one that was named by `--api`, or the primary's.
+    /// The admin API of `cluster`; when none is named, the one that was named by `--api`, or the primary's. Without a
+    /// `weft up` directory only that of `--api` is known, which has to be that cluster's.
     pub(crate) fn client(&self, cluster: Option<&ClusterName>) -> anyhow::Result<Client> {
         let Some(up) = &self.up else {
             let url = self.url.as_deref().unwrap_or_default();
             let token = self.token.clone().or_else(|| local::token(url));
-            return Ok(Client::new(url, token)?);
+            return Ok(Client::new(url, token)?.meant_for(cluster));
         };
         let named = |api: &str| self.url.as_deref().is_some_and(|url| url.trim_end_matches('/') == api);
         let clusters = &up.descriptor.clusters;

@@ -37,7 +37,7 @@ pub(crate) struct Token {
     /// The cluster that is to join
     #[arg(long, conflicts_with = "workload", value_name = "CLUSTER")]
     join: Option<ClusterName>,
-    /// How long the token may be used
+    /// How long the token may be used: ten minutes unless told, an hour for a cluster's, at most 7 days
     #[arg(long, value_parser = duration::parse, value_name = "DURATION")]
     ttl: Option<Duration>,
 }

@@ -3,18 +3,18 @@
 mod access;
 mod openapi;
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, net::SocketAddr, sync::Arc, time::Duration};
 
 use api::{
-    admin::{ExplainRequest, Failure, JoinTokenRequest, Token, TokenRequest},
+    admin::{ExplainRequest, Failure, JoinTokenRequest, MEANT_FOR, Token, TokenRequest},
     head::CommitId,
-    name::{SourceName, WorkloadId},
+    name::{ClusterName, SourceName, WorkloadId},
 };
 use axum::{
     Json, Router,
-    extract::{Path, Query, State},
+    extract::{Path, Query, Request, State},
     http::StatusCode,
-    middleware,
+    middleware::{self, Next},
     response::{Html, IntoResponse, Response},
     routing::{delete, get, post},
 };
@@ -39,7 +39,8 @@ const LONGEST_WAIT: u64 = 3600;
 const TOKEN_TTL: u64 = 600;
 const JOIN_TTL: u64 = 3600;
 /// A token is handed over at once, or soon: one that lies about for longer is a key left in a door.
-const LONGEST_TTL: u64 = 7 * 24 * 3600;
+const LONGEST_TTL: u64 = 7 * DAY;
+const DAY: u64 = 24 * 3600;
 
 /// The repository of each source, and what makes it ask its server at once.
 pub type Sources = Arc<[(Arc<Repository>, Bell)]>;
@@ -70,6 +71,7 @@ pub async fn run(listener: TcpListener, api: Api, shutdown: Shutdown) {
         .route("/api/v1/console-logins", post(console_login))
         .route("/api/v1/openapi.json", get(|| async { Json(openapi::document()) }))
         .route("/", get(|| async { Html(include_str!("admin/console.html")) }))
+        .layer(middleware::from_fn_with_state(api.clone(), meant_for))
         .layer(middleware::from_fn_with_state(api.clone(), access::check))
         .with_state(api);
     process::admin::serve(listener, guarded, shutdown).await;
@@ -104,6 +106,23 @@ fn bad(error: impl ToString) -> Refused {
 
 fn broken(error: impl ToString) -> Refused {
     Refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+}
+
+/// Lets a call pass that is meant for this cluster, or names none.
+async fn meant_for(State(api): State<Api>, request: Request, next: Next) -> Response {
+    let own = &api.plane.config.cluster;
+    match request.headers().get(MEANT_FOR) {
+        Some(other) if other != own.as_str() => {
+            misdirected(own, String::from_utf8_lossy(other.as_bytes())).into_response()
+        }
+        _ => next.run(request).await,
+    }
+}
+
+fn misdirected(own: &ClusterName, other: impl Display) -> Refused {
+    let help =
+        format!("this is the control plane of {own}: ask that of {other}, by the address of its API (--api)");
+    Refused(StatusCode::MISDIRECTED_REQUEST, help)
 }
 
 async fn status(State(api): State<Api>) -> Json<api::admin::Status> {
@@ -203,10 +222,7 @@ async fn explain_request(
     Json(asked): Json<ExplainRequest>,
 ) -> Result<Json<api::admin::ExplainAnswer>, Refused> {
     if let Some(cluster) = asked.cluster.as_ref().filter(|cluster| **cluster != api.plane.config.cluster) {
-        return Err(bad(format!(
-            "this is the control plane of {}: ask that of {cluster}",
-            api.plane.config.cluster
-        )));
+        return Err(misdirected(&api.plane.config.cluster, cluster));
     }
     let snapshot = api.plane.snapshot.borrow().clone();
     explain(&snapshot, &asked).map(Json).map_err(bad)
@@ -230,7 +246,7 @@ async fn token(State(api): State<Api>, Json(asked): Json<TokenRequest>) -> Resul
         workload: asked.workload,
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
         control_planes: everywhere(&api.plane, api.plane.config.proxies),
-        expires: expires(&api.plane, asked.ttl_seconds, TOKEN_TTL),
+        expires: expires(&api.plane, asked.ttl_seconds, TOKEN_TTL)?,
     };
     Ok(Json(Token { token: authority.issue(&token) }))
 }
@@ -249,7 +265,7 @@ async fn join_token(
         primary: api.plane.config.cluster.clone(),
         root: authority.root_hash().ok_or_else(|| broken("there is no root"))?,
         addresses: everywhere(&api.plane, *federation),
-        expires: expires(&api.plane, asked.ttl_seconds, JOIN_TTL),
+        expires: expires(&api.plane, asked.ttl_seconds, JOIN_TTL)?,
     };
     Ok(Json(Token { token: authority.issue(&token) }))
 }
@@ -261,8 +277,11 @@ fn everywhere(plane: &Plane, here: SocketAddr) -> Vec<String> {
     std::iter::once(here).chain(others).map(|address| address.to_string()).collect()
 }
 
-fn expires(plane: &Plane, ttl: Option<u64>, default: u64) -> u64 {
-    plane.world.unix().as_secs() + ttl.unwrap_or(default).min(LONGEST_TTL)
+fn expires(plane: &Plane, ttl: Option<u64>, default: u64) -> Result<u64, Refused> {
+    match ttl.unwrap_or(default) {
+        ttl @ 1..=LONGEST_TTL => Ok(plane.world.unix().as_secs() + ttl),
+        ttl => Err(bad(format!("a token lives from a second to {} days, not {ttl} s", LONGEST_TTL / DAY))),
+    }
 }
 
 #[derive(Deserialize)]

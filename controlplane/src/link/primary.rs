@@ -10,7 +10,7 @@ use api::{
     admin::ClusterStatus,
     digest::Hash,
     head::SignedHead,
-    identity::{SpiffeId, Verified},
+    identity::{CertificateDer, SpiffeId, Verified},
     name::ClusterName,
     wire::{self, from_remote, to_remote},
 };
@@ -28,7 +28,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{BLOB_BATCH_BYTES, GATHER, PATIENCE, QUEUE, grow_stale, learn};
-use crate::plane::{Heard, Plane};
+use crate::{
+    authority::TrustError,
+    plane::{Heard, Plane},
+};
 
 /// Blobs that one message may ask for.
 const MAX_WANTED: usize = 10_000;
@@ -45,19 +48,28 @@ impl Server {
         Server { plane, shutdown }
     }
 
-    fn lifetime(&self) -> std::time::Duration {
-        let configuration = self.plane.configuration.borrow();
-        configuration.mesh().map_or(INTERMEDIATE_LIFETIME, |mesh| mesh.spec.certificates.intermediate.get())
-    }
-
     fn sign(&self, csr: &[u8], cluster: &ClusterName) -> Result<Vec<Vec<u8>>, Status> {
-        let signed =
-            self.plane.authority.sign_intermediate(csr, cluster, self.lifetime(), self.plane.world.unix());
-        let signed = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let signed = certified(&self.plane, csr, cluster)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let roots =
             self.plane.bundle.borrow().roots.iter().map(|root| root.der().to_vec()).collect::<Vec<_>>();
         Ok(std::iter::once(signed.to_vec()).chain(roots).collect())
     }
+}
+
+/// An intermediate for `cluster`, which lives as long as the `Mesh` says.
+fn certified(
+    plane: &Plane,
+    csr: &[u8],
+    cluster: &ClusterName,
+) -> Result<CertificateDer<'static>, TrustError> {
+    let lifetime = plane.configuration.borrow().mesh().map(|mesh| mesh.spec.certificates.intermediate.get());
+    plane.authority.sign_intermediate(
+        csr,
+        cluster,
+        lifetime.unwrap_or(INTERMEDIATE_LIFETIME),
+        plane.world.unix(),
+    )
 }
 
 #[tonic::async_trait]
@@ -335,13 +347,7 @@ impl Link {
             }
             from_remote::Message::Renew(_) if !self.plane.is_member(&self.hub.cluster) => return Err(Ended),
             from_remote::Message::Renew(renew) => {
-                let signed = self.plane.authority.sign_intermediate(
-                    &renew.csr,
-                    &self.hub.cluster,
-                    INTERMEDIATE_LIFETIME,
-                    self.plane.world.unix(),
-                );
-                match signed {
+                match certified(&self.plane, &renew.csr, &self.hub.cluster) {
                     Ok(certificate) => {
                         let chain = vec![certificate.to_vec()];
                         self.send(to_remote::Message::Intermediate(wire::Intermediate { chain })).await?;

@@ -39,6 +39,8 @@ async fn a_cluster_joins_a_running_mesh_by_a_token_that_names_it() {
     assert_eq!((told.role, told.network.as_str()), (Role::Remote, "north"));
     let status = north.status().await.expect("its own control plane answers");
     assert_eq!(status.commit, north.mesh.status("east").await.commit, "it obeys what the others obey");
+    let of_another = north.weft(&["status", "--cluster", "east"]).await.expect_err("its API is not east's");
+    assert!(of_another.contains("this is the control plane of north"), "{of_another}");
     let refused = north.refused(&token).await;
     assert!(refused.contains("the primary refused: this token was used before"), "{refused}");
 

@@ -200,6 +200,19 @@ impl Role {
     }
 }
 
+impl Config {
+    /// Whether a connection of this proxy to `to` would come in where its own application calls out.
+    pub fn leads_back(&self, to: SocketAddr) -> bool {
+        let Role::Sidecar { outbound, .. } = &self.role else { return false };
+        let ip = to.ip().to_canonical();
+        let anywhere = outbound.ip().is_unspecified();
+        to.port() == outbound.port()
+            && (ip == outbound.ip()
+                || ip.is_unspecified()
+                || anywhere && (ip.is_loopback() || ip == self.source))
+    }
+}
+
 /// Reads the file at `path`.
 pub fn read(path: &Path) -> anyhow::Result<Config> {
     Ok(process::config::read::<Said>(path)?.mean()?)
@@ -379,6 +392,43 @@ mod tests {
         assert!(mistakes.0[0].starts_with("capture.user: say as which user"), "{mistakes}");
         let mistakes = sidecar(r#"{"excludeAddresses":["10.0.0.0/33","here"]}"#).unwrap_err();
         assert_eq!(mistakes.0.len(), 2, "{mistakes}");
+    }
+
+    /// The fields that a type knows, by its own word.
+    fn fields<T: serde::de::DeserializeOwned>() -> Vec<String> {
+        let unknown = serde_json::from_str::<T>(r#"{"?": 0}"#).err().expect("it knows no such field");
+        unknown.to_string().split('`').skip(3).step_by(2).map(ToOwned::to_owned).collect()
+    }
+
+    #[test]
+    fn each_setting_stands_in_the_documents() {
+        let document = include_str!("../../docs/settings.md");
+        let [app, log, tracing] = [fields::<SaidApp>(), fields::<SaidLog>(), fields::<SaidTracing>()];
+        let all = [fields::<Said>(), fields::<SaidCapture>(), app, log, tracing];
+        assert!(all.iter().all(|fields| !fields.is_empty()), "{all:?}");
+        for field in all.concat() {
+            let named = [format!("`{field}`"), format!("\"{field}\"")];
+            assert!(named.iter().any(|name| document.contains(name)), "{field} is not told of");
+        }
+    }
+
+    #[test]
+    fn what_leads_back_is_told_from_what_leads_elsewhere() {
+        let back = |outbound: &str, to: &str| {
+            let config = mean(&format!(
+                r#"{{"role":"sidecar","stateDir":"s","controlPlanes":["10.0.0.1:15012"],"source":"10.0.0.9",
+                    "inbound":"10.0.0.9:15006","outbound":"{outbound}","admin":"10.0.0.9:15000"}}"#
+            ));
+            config.unwrap().leads_back(to.parse().unwrap())
+        };
+        for to in ["127.0.0.1:15001", "0.0.0.0:15001", "[::ffff:127.0.0.1]:15001", "[::]:15001"] {
+            assert!(back("127.0.0.1:15001", to), "{to}");
+        }
+        for to in ["127.0.0.1:15002", "10.0.0.9:15001", "10.0.0.8:15001"] {
+            assert!(!back("127.0.0.1:15001", to), "{to}");
+        }
+        assert!(back("0.0.0.0:15001", "10.0.0.9:15001") && back("0.0.0.0:15001", "127.3.0.1:15001"));
+        assert!(!back("0.0.0.0:15001", "10.0.0.8:15001"));
     }
 
     #[test]

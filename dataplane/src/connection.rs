@@ -76,7 +76,11 @@ const KEEP_ALIVE: TcpKeepalive = TcpKeepalive::new()
 /// Streams of one HTTP/2 connection at a time.
 const STREAMS: u32 = 1000;
 
+/// What a stream of HTTP/2 may bring before it is read, and what all of a connection may together: of a member as much as
+/// it would ever send at a time, so that none holds up the others; of a stranger no more than is good for us.
 const WINDOW: u32 = 1 << 20;
+const MEMBER_WINDOW: u32 = 100 * WINDOW;
+const STRANGER_WINDOW: u32 = 16 * WINDOW;
 
 /// A TLS alert as bytes: fatal, `unrecognized_name` (RFC 8446, 6.2).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -347,6 +351,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (worker, owner) = (worker.clone(), caller.clone());
+    let window = if caller.peer.is_some() { MEMBER_WINDOW } else { STRANGER_WINDOW };
     let service = service_fn(move |request| request::serve(worker.clone(), owner.clone(), request));
     let mut builder = http2::Builder::new(LocalExecutor);
     builder
@@ -354,7 +359,7 @@ where
         .max_concurrent_streams(STREAMS)
         .max_header_list_size(HEAD_BYTES as u32)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW * 4);
+        .initial_connection_window_size(window);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let in_use = tokio::select! {
         ended = connection.as_mut() => return ended,

@@ -95,6 +95,9 @@ async fn channel(
         .map_err(|error| error.to_string())
 }
 
+/// Hosts that are asked for at a time.
+const QUESTIONS: usize = 256;
+
 /// Pauses that double, with jitter, so that a thousand proxies do not come back at once.
 #[derive(Default)]
 pub(crate) struct Pause(u32);
@@ -106,6 +109,9 @@ impl Pause {
         world.jittered(whole)
     }
 }
+
+/// Both ways of one stream.
+type Conversation = (mpsc::Sender<wire::FromProxy>, Streaming<wire::ToProxy>);
 
 struct Control {
     world: SharedWorld,
@@ -121,13 +127,22 @@ impl Control {
             opened = self.open(address) => opened,
             () = shutdown.cancelled() => return String::new(),
         };
-        let (outgoing, mut incoming) = match opened {
+        let stream = match opened {
             Ok(stream) => stream,
             Err(reason) => return reason,
         };
         tracing::info!(%address, "the control stream stands");
+        self.proxy.hosts.set_answered(true);
+        let ended = self.converse(stream, shutdown).await;
+        self.proxy.hosts.set_answered(false);
+        ended
+    }
+
+    async fn converse(&mut self, stream: Conversation, shutdown: &Shutdown) -> String {
+        let (outgoing, mut incoming) = stream;
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut questions = Vec::new();
         loop {
             let event = tokio::select! {
                 biased;
@@ -136,7 +151,9 @@ impl Control {
                     Ok(None) => return "the control plane closed the stream".into(),
                     Err(status) => return status.message().to_owned(),
                 },
-                Some(host) = self.questions.recv() => Event::Wanted(host),
+                1.. = self.questions.recv_many(&mut questions, QUESTIONS) => {
+                    Event::Wanted(std::mem::take(&mut questions))
+                }
                 _ = beats.tick() => Event::Beat(heartbeat(&*self.world, &self.proxy).await),
                 () = shutdown.cancelled() => Event::Leaving,
             };
@@ -154,10 +171,7 @@ impl Control {
         }
     }
 
-    async fn open(
-        &mut self,
-        address: SocketAddr,
-    ) -> Result<(mpsc::Sender<wire::FromProxy>, Streaming<wire::ToProxy>), String> {
+    async fn open(&mut self, address: SocketAddr) -> Result<Conversation, String> {
         let channel = channel(&self.world, &self.proxy.identity, address, self.proxy.config.source).await?;
         let (outgoing, queue) = mpsc::channel(OUTGOING);
         let actions = self.session.on(Event::Opened);

@@ -85,6 +85,19 @@ pub fn set_upgrade(headers: &mut HeaderMap, protocol: &HeaderValue) {
     headers.insert(header::UPGRADE, protocol.clone());
 }
 
+/// Makes one field of the cookies that HTTP/2 lets a caller send one by one (RFC 9113, 8.2.3): whoever reads HTTP/1.1, and
+/// every rule, takes them for one.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    if cookies.nth(1).is_none() {
+        return;
+    }
+    let all: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&all.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
 /// Takes away everything that only a proxy of the mesh may say.
 pub fn remove_ours(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| name.as_str().starts_with(OURS)) {
@@ -127,6 +140,15 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "a"), ("x-kept", "1"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn cookies_are_one_field() {
+        let mut map = headers(&[("x", "1"), ("cookie", "a=b"), ("cookie", "c=d"), ("cookie", "e=f")]);
+        join_cookies(&mut map);
+        assert_eq!(map, headers(&[("x", "1"), ("cookie", "a=b; c=d; e=f")]));
+        join_cookies(&mut map);
+        assert_eq!(map, headers(&[("x", "1"), ("cookie", "a=b; c=d; e=f")]));
     }
 
     #[test]

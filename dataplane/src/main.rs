@@ -62,8 +62,8 @@ Examples:
 The least that a sidecar's settings say:
   { \"role\": \"sidecar\", \"workload\": \"reviews-1\", \"stateDir\": \"/var/lib/weft/reviews-1\",
     \"tokenFile\": \"/var/lib/weft/reviews-1/token\", \"controlPlanes\": [\"10.0.0.1:15012\"],
-    \"inbound\": \"10.0.0.9:15006\", \"outbound\": \"127.0.0.1:15001\", \"admin\": \"127.0.0.1:15000\",
-    \"apps\": [{ \"port\": 8080, \"address\": \"127.0.0.1:8080\" }] }
+    \"source\": \"10.0.0.9\", \"inbound\": \"10.0.0.9:15006\", \"outbound\": \"127.0.0.1:15001\",
+    \"admin\": \"127.0.0.1:15000\", \"apps\": [{ \"port\": 8080, \"address\": \"127.0.0.1:8080\" }] }
 
 `weft token` makes the one-time token.";
 

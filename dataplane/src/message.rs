@@ -49,9 +49,7 @@ impl Outgoing {
         upgrade: Option<HeaderValue>,
     ) -> Result<Self, Failure> {
         let http::request::Parts { method, uri, headers, version, .. } = parts;
-        let grpc = headers
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+        let grpc = headers.get(header::CONTENT_TYPE).is_some_and(|kind| is_grpc(kind.as_bytes()));
         Ok(Outgoing {
             idempotent: method.is_idempotent(),
             path: path_and_query(&uri, path)?,
@@ -119,6 +117,12 @@ impl Outgoing {
         *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
         request
     }
+}
+
+/// Of gRPC's own types, to which gRPC-Web's do not belong.
+fn is_grpc(kind: &[u8]) -> bool {
+    let rest = kind.strip_prefix(b"application/grpc");
+    rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
 /// What is forwarded is the path that was judged.

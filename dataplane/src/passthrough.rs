@@ -16,6 +16,7 @@ pub mod hello;
 mod pipes;
 mod pump;
 mod reach;
+mod silent;
 mod sources;
 mod table;
 
@@ -41,6 +42,7 @@ use tokio::{
 
 use pipes::Pipes;
 use reach::Outcome;
+use silent::Silent;
 use sources::Sources;
 use table::Table;
 
@@ -56,6 +58,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Descriptors for all that is no flow: listeners, the control stream, admin connections, files.
 const OTHER_FILES: usize = 128;
+
+/// The part of all connections that may be without a ClientHello, one in so many.
+const SILENT_SHARE: usize = 4;
 
 static ACCEPT_FAILURES: Limit = Limit::new(1);
 
@@ -117,6 +122,7 @@ pub struct Passthrough {
     settings: Settings,
     permits: Arc<Semaphore>,
     sources: Sources,
+    silent: Silent,
     liveness: Liveness,
     /// What moments count from.
     start: Instant,
@@ -155,6 +161,7 @@ impl Passthrough {
             table: ArcSwap::default(),
             permits: Arc::new(Semaphore::new(settings.max_flows)),
             sources: Sources::default(),
+            silent: Silent::new(settings.max_flows / SILENT_SHARE),
             liveness: Liveness::default(),
             start: Instant::now(),
             settings,

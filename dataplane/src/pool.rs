@@ -44,7 +44,8 @@ const MAX_IDLE: usize = 64;
 /// Requests that share an HTTP/2 connection before another is opened.
 const STREAMS: u32 = 100;
 
-/// Flow-control windows of HTTP/2 connections.
+/// What a stream of HTTP/2 may bring before it is read. That of a connection is all of its streams': those whose readers
+/// stand still must not hold up the others.
 const WINDOW: u32 = 1 << 20;
 
 /// How often an HTTP/2 connection under use is asked whether it lives.
@@ -92,6 +93,8 @@ pub struct Slot {
     tls: [RefCell<Option<Arc<ClientConfig>>>; 2],
     max_idle: Cell<usize>,
     idle_for: Cell<Duration>,
+    /// Whether an answer has ever come over HTTP/2.
+    spoke_h2: Cell<bool>,
     used: Cell<Option<Instant>>,
 }
 
@@ -104,6 +107,7 @@ impl Default for Slot {
             tls: Default::default(),
             max_idle: Cell::new(MAX_IDLE),
             idle_for: Cell::new(IDLE),
+            spoke_h2: Cell::default(),
             used: Cell::default(),
         }
     }
@@ -238,6 +242,11 @@ impl Slot {
         self.idle_for.set(if idle.is_zero() { most } else { idle.min(most) });
     }
 
+    /// Whether HTTP/2 is spoken there, as far as is known: it has answered so.
+    pub fn spoke_h2(&self) -> bool {
+        self.spoke_h2.get()
+    }
+
     /// TLS towards this place, made by `make` at first.
     pub fn tls(
         &self,
@@ -365,7 +374,9 @@ impl Slot {
         builder
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW * 4)
+            .initial_connection_window_size(WINDOW * STREAMS)
+            // As much as over HTTP/1.1.
+            .max_header_list_size(4 * HEAD_BYTES as u32)
             .keep_alive_interval(PING)
             .keep_alive_timeout(PING);
         let facts = Facts::new(&dialled, place, worker.proxy.now());
@@ -468,6 +479,7 @@ impl Lease {
         sent.map(|sent| match sent {
             Ok(response) => {
                 self.facts.proven.set(true);
+                self.slot.spoke_h2.set(self.slot.spoke_h2.get() || self.is_h2());
                 Ok(response)
             }
             Err(mut error) => {

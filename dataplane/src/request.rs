@@ -84,6 +84,9 @@ async fn answer(
     // forwarded.
     let upgrade = headers::upgrade(&parts.headers).filter(|_| parts.version != Version::HTTP_2);
     headers::remove_hop_by_hop(&mut parts.headers);
+    if parts.version == Version::HTTP_2 {
+        headers::join_cookies(&mut parts.headers);
+    }
     if let Some(protocol) = &upgrade {
         headers::set_upgrade(&mut parts.headers, protocol);
     }

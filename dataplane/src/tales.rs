@@ -429,6 +429,60 @@ async fn grpc_passes_with_its_trailers() {
     assert_eq!(body.to_bytes(), "hello");
 }
 
+/// A connection to a proxy that speaks HTTP/2.
+async fn over_h2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_stand_still_hold_up_nobody_else() {
+    let shop = Shop::open(1).await;
+    let get = |path: &str| Request::get(format!("http://reviews{path}")).body(Full::default()).unwrap();
+    // Each over a connection of its own, all over one from sidecar to sidecar.
+    let mut floods = Vec::new();
+    for _ in 0..8 {
+        let mut sender = over_h2(shop.front.outbound).await;
+        let flood = sender.send_request(get("/flood")).await.unwrap();
+        floods.push((sender, flood));
+    }
+    let mut other = over_h2(shop.front.outbound).await;
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let answer =
+            async { other.send_request(get("/")).await.unwrap().into_body().collect().await.unwrap() };
+        let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("it is not held up");
+        assert_eq!(answer.to_bytes(), "reviews-0");
+    }
+    assert_eq!(floods.len(), 8);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_caller_calls_grpc_tells_nothing_against_an_application_that_does_not_speak_it() {
+    // It speaks HTTP/1.1, and closes on anything else.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(whole("one"))));
+            tokio::spawn(
+                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    let reviews = sidecar("reviews-0").serving(address, MtlsMode::Permissive).start().await;
+    let mut sender = over_h2(reviews.inbound).await;
+    let grpc = Request::post("http://reviews/").header(header::CONTENT_TYPE, "application/grpc");
+    let answer = sender.send_request(grpc.body(Full::default()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 415);
+    assert!(!answer.headers().contains_key("weft-reset"));
+    let plain = sender.send_request(Request::post("http://reviews/").body(Full::default()).unwrap()).await;
+    assert_eq!(plain.unwrap().status(), 200);
+}
+
 /// An application's sidecar in west, the gateway before it, and the endpoint as east knows it.
 async fn behind_a_gateway(app: &App) -> (Running, Running, api::wire::Endpoint) {
     let west = sidecar(&app.name).in_cluster("west").serving(app.address, MtlsMode::Strict).start().await;

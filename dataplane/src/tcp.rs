@@ -122,6 +122,9 @@ async fn reach(
                 exchange.holds(0, Some(picked));
                 dialled
             }
+            Target::Direct { .. } if worker.proxy.config.leads_back(address) => {
+                return Err(Failure::upstream(502, "connect-failed", "it leads back to this proxy"));
+            }
             Target::Direct { .. } => {
                 let dialled = dial::dial(worker, &Route::plain(address, address::CONNECT)).await;
                 exchange.tries = 1;

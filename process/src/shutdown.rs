@@ -266,7 +266,8 @@ impl std::error::Error for Unfinished {}
 const ENDED_AT_ONCE: i32 = 128 + 15;
 
 /// From now on the first SIGTERM or SIGINT cancels `end`, so that the process drains, and the second ends it at once.
-/// SIGHUP changes nothing: what can change while a process runs is followed without being told.
+/// SIGHUP ends nothing: who keeps a log opens it anew, and what else can change while a process runs is followed without
+/// being told.
 ///
 /// # Panics
 /// Outside of a tokio runtime.
@@ -279,7 +280,7 @@ pub fn end_by_signal(end: Shutdown) -> io::Result<()> {
             let name = tokio::select! {
                 name = asked.next() => name,
                 _ = hangup.recv() => {
-                    tracing::info!("SIGHUP changes nothing: settings are read at the start, all else is followed");
+                    tracing::info!("SIGHUP: an access log is opened anew; settings are read at the start alone");
                     continue;
                 }
             };

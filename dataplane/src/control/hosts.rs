@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -26,19 +29,29 @@ pub struct Hosts {
     /// Grows whenever something was learnt.
     news: watch::Sender<u64>,
     absent: Mutex<HashMap<String, Instant>>,
+    /// Whether there is somebody to ask.
+    answered: AtomicBool,
 }
 
 impl Hosts {
     /// The hosts, and the questions for the control task.
     pub fn new() -> (Self, mpsc::Receiver<String>) {
         let (wanted, questions) = mpsc::channel(QUEUE);
-        (Hosts { wanted, news: watch::Sender::new(0), absent: Mutex::default() }, questions)
+        let (news, absent, answered) = (watch::Sender::new(0), Mutex::default(), AtomicBool::new(false));
+        (Hosts { wanted, news, absent, answered }, questions)
     }
 
-    /// Whether it is known that nobody knows `host`.
+    /// From now on there is somebody to ask, or nobody.
+    pub fn set_answered(&self, answered: bool) {
+        self.answered.store(answered, Relaxed);
+    }
+
+    /// Whether it is known that nobody knows `host`. While nobody can be asked, the last word holds: no request waits in
+    /// vain for another.
     pub fn is_absent(&self, host: &str, now: Instant) -> bool {
         let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        absent.get(host).is_some_and(|since| now.duration_since(*since) < REMEMBERED)
+        let holds = |since: &Instant| now.duration_since(*since) < REMEMBERED || !self.answered.load(Relaxed);
+        absent.get(host).is_some_and(holds)
     }
 
     /// Remembers that nobody knows these.
@@ -93,6 +106,7 @@ mod tests {
     #[tokio::test]
     async fn the_word_comes_or_the_time_is_over() {
         let (hosts, mut questions) = Hosts::new();
+        hosts.set_answered(true);
         let known = Cell::new(false);
         let (answer, ()) = tokio::join!(hosts.ask("a", WAIT, || known.get()), async {
             assert_eq!(questions.recv().await.as_deref(), Some("a"));
@@ -107,6 +121,8 @@ mod tests {
         });
         assert!(!answer && hosts.is_absent("b", Instant::now()));
         assert!(!hosts.is_absent("b", Instant::now() + REMEMBERED));
+        hosts.set_answered(false);
+        assert!(hosts.is_absent("b", Instant::now() + REMEMBERED), "while nobody can be asked");
 
         assert!(!hosts.ask("c", Duration::ZERO, || false).await, "nobody answers");
         assert!(hosts.is_absent("c", Instant::now()), "the next request does not wait");

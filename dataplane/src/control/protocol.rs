@@ -34,8 +34,8 @@ pub enum Event {
     Opened,
     /// The control plane speaks.
     Received(wire::ToProxy),
-    /// A request names a host that nobody here knows.
-    Wanted(String),
+    /// Requests name hosts that nobody here knows.
+    Wanted(Vec<String>),
     /// A second has passed.
     Beat(wire::Heartbeat),
     /// This proxy goes for good.
@@ -95,7 +95,7 @@ impl Session {
                 },
                 wire::to_proxy::Message::Unknown(unknown) => self.unknown(unknown.hosts),
             },
-            Event::Wanted(host) => self.wanted(host),
+            Event::Wanted(hosts) => self.wanted(hosts),
             Event::Beat(heartbeat) => vec![Action::Send(Message::Heartbeat(heartbeat))],
             Event::Leaving => vec![Action::Send(Message::Farewell(wire::Farewell {}))],
         }
@@ -154,15 +154,23 @@ impl Session {
         vec![Action::Absent(hosts)]
     }
 
-    fn wanted(&mut self, host: String) -> Vec<Action> {
-        if self.hosts.contains(&host) {
-            return Vec::new();
+    fn wanted(&mut self, wanted: Vec<String>) -> Vec<Action> {
+        let (mut hosts, mut absent) = (Vec::new(), Vec::new());
+        for host in wanted {
+            if self.hosts.contains(&host) {
+                continue;
+            }
+            if self.hosts.len() >= HOSTS_MAX || host.len() > HOST_BYTES {
+                absent.push(host);
+                continue;
+            }
+            self.hosts.insert(host.clone());
+            hosts.push(host);
         }
-        if self.hosts.len() >= HOSTS_MAX || host.len() > HOST_BYTES {
-            return vec![Action::Absent(vec![host])];
-        }
-        self.hosts.insert(host.clone());
-        vec![Action::Send(Message::Subscribe(wire::Subscribe { hosts: vec![host], drop: Vec::new() }))]
+        let asked = (!hosts.is_empty())
+            .then(|| Action::Send(Message::Subscribe(wire::Subscribe { hosts, drop: Vec::new() })));
+        let absent = (!absent.is_empty()).then_some(Action::Absent(absent));
+        asked.into_iter().chain(absent).collect()
     }
 }
 
@@ -272,8 +280,9 @@ mod tests {
     #[test]
     fn hosts_are_asked_for_once_and_again_after_a_break() {
         let mut session = session();
-        assert_eq!(words(&session.on(Event::Wanted("a.shop".into()))), ["subscribe"]);
-        assert!(session.on(Event::Wanted("a.shop".into())).is_empty());
+        let wanted = |host: &str| Event::Wanted(vec![host.to_owned()]);
+        assert_eq!(words(&session.on(wanted("a.shop"))), ["subscribe"]);
+        assert!(session.on(wanted("a.shop")).is_empty());
         let hello = |session: &mut Session| match &session.on(Event::Opened)[0] {
             Action::Send(Message::Hello(hello)) => hello.clone(),
             other => panic!("{other:?}"),
@@ -282,10 +291,10 @@ mod tests {
         let unknown = wire::to_proxy::Message::Unknown(wire::Unknown { hosts: vec!["a.shop".into()] });
         assert_eq!(words(&session.on(Event::Received(wire::ToProxy { message: Some(unknown) }))), ["absent"]);
         assert!(hello(&mut session).hosts.is_empty());
-        for i in 0..HOSTS_MAX {
-            session.on(Event::Wanted(format!("h{i}")));
-        }
-        assert_eq!(words(&session.on(Event::Wanted("one-more".into()))), ["absent"]);
+        // Many at once are asked for at once.
+        let many = (0..=HOSTS_MAX).map(|i| format!("h{i}")).collect();
+        assert_eq!(words(&session.on(Event::Wanted(many))), ["subscribe", "absent"]);
+        assert_eq!(words(&session.on(wanted("one-more"))), ["absent"]);
     }
 
     #[test]

@@ -248,6 +248,8 @@ impl Call<'_> {
         let alert = !lease.facts.proven.get() && dial::is_refusal(&error);
         if self.body.client_failed() {
             (End::Client, Err(Failure::client(400, "client-body", "the request's body broke off")))
+        } else if returned && lease.reused {
+            (End::Closed, Err(Failure::upstream(503, "refused", reason)))
         } else if returned || alert || is_unprocessed(&error) {
             (End::Unprocessed, Err(Failure::upstream(503, "refused", reason)))
         } else {

@@ -13,6 +13,8 @@ pub enum End {
     Unconnected(Outcome),
     /// Before it was processed: so says the peer, or HTTP/2.
     Unprocessed,
+    /// Nothing of it was sent: the connection had idled, and was closed by then, which tells nothing of the endpoint.
+    Closed,
     /// It broke off after it may have been processed, before a head.
     Broken,
     /// No head came in time.
@@ -89,7 +91,7 @@ impl End {
             End::Unprocessed => Outcome::ConnectFailure,
             End::Broken => Outcome::GatewayError,
             End::Late => Outcome::Late { connected: true },
-            End::Client | End::Over => Outcome::Cancelled,
+            End::Closed | End::Client | End::Over => Outcome::Cancelled,
         }
     }
 
@@ -98,6 +100,7 @@ impl End {
         let silent = if may.limited { Again::Try } else { Again::Budget };
         let (may_be, cost) = match self {
             End::Unconnected(_) | End::Unprocessed => (may.whole && may.on_refused, Again::Free),
+            End::Closed => (may.whole, Again::Free),
             End::Broken => (may.repeat() && may.on_reset, silent),
             End::Late => (may.repeat(), silent),
             End::Answered(_, Word::Reset) => (may.repeat() && may.on_reset, Again::Budget),
@@ -113,6 +116,8 @@ impl End {
         match self {
             End::Unconnected(Outcome::Late { .. }) => tried.connect_late(endpoint),
             End::Unconnected(_) | End::Unprocessed => tried.connect_failed(endpoint),
+            // It is as good as it was. This ends: each time there is one such connection less.
+            End::Closed => {}
             End::Broken | End::Late | End::Answered(..) | End::Client | End::Over => tried.failed(endpoint),
         }
     }
@@ -138,6 +143,7 @@ mod tests {
                 [REFUSED, End::Unprocessed, End::Broken, End::Late, RESET, LISTED, GRPC, PASSED, End::Over];
             assert_eq!(ends.map(|end| end.again(may)), expect, "{what}");
             assert_eq!(End::Client.again(may), Never);
+            assert_eq!(End::Closed.again(may), if may.whole { Free } else { Never });
         };
         // Refused, unprocessed, broken, late, reset, status, gRPC status, passed, over a limit.
         check("a GET", ALL, [Free, Free, Budget, Budget, Budget, Budget, Budget, Never, Never]);
@@ -169,6 +175,7 @@ mod tests {
             (End::Unconnected(Outcome::Late { connected: false }), Outcome::Late { connected: false }),
             (End::Unprocessed, Outcome::ConnectFailure),
             (End::Broken, Outcome::GatewayError),
+            (End::Closed, Outcome::Cancelled),
             (End::Late, Outcome::Late { connected: true }),
             (GRPC, Outcome::Success),
             (PASSED, Outcome::GatewayError),

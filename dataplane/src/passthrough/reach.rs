@@ -29,7 +29,7 @@ const USUAL_HELLO_BYTES: usize = 2048;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
 pub(super) enum Outcome {
     Forwarded,
-    /// Its source has as many connections as one may have.
+    /// Its source has as many connections as one may have, or it was silent for longest of too many.
     Crowded,
     /// No TLS, or broken off before it had said enough.
     NotTls,
@@ -60,7 +60,13 @@ pub(super) async fn reach(
     mut client: TcpStream,
 ) -> Result<Flow, (TcpStream, Outcome)> {
     let mut first = Vec::with_capacity(USUAL_HELLO_BYTES);
-    let heard = timeout(gateway.settings.hello, read_hello(&mut client, &mut first)).await;
+    let waiting = gateway.silent.enter();
+    let heard = tokio::select! {
+        biased;
+        heard = timeout(gateway.settings.hello, read_hello(&mut client, &mut first)) => heard,
+        () = waiting.crowded_out() => return Err((client, Outcome::Crowded)),
+    };
+    drop(waiting);
     let name = match heard {
         Ok(Ok(name)) => name.as_deref().and_then(ServerName::parse),
         Ok(Err(refused)) => return Err((client, refused)),

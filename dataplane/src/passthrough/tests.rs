@@ -223,6 +223,24 @@ async fn the_slow_are_closed_and_hold_nobody_up() {
 }
 
 #[tokio::test]
+async fn the_silent_take_their_places_from_each_other() {
+    let settings = Settings { max_flows: 8, ..Settings::default() };
+    let tale = Tale::new(settings, &[("a", echo().await)]).await;
+    let flow = tale.flow(&id("a").sni()).await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(tale.connect().await);
+    }
+    let last = [silent.pop().unwrap(), silent.pop().unwrap()];
+    for mut one in silent {
+        let end = timeout(Duration::from_secs(30), one.read(&mut [0])).await.expect("it is ended");
+        assert_eq!(end.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+    tale.flow(&id("a").sni()).await;
+    drop((flow, last));
+}
+
+#[tokio::test]
 async fn one_source_cannot_take_all() {
     let settings = Settings { max_flows_per_source: 2, ..Settings::default() };
     let tale = Tale::new(settings, &[("a", echo().await)]).await;

@@ -1,6 +1,6 @@
 //! Where a plan leads: the application, a service of the mesh, a host outside it.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use api::identity::UnixTime;
 use http::Response;
@@ -26,6 +26,9 @@ use crate::{
     worker::Worker,
 };
 
+/// How long a name may take to be resolved.
+const LOOK_UP: Duration = Duration::from_secs(2);
+
 /// The most addresses of a host outside the mesh that are tried.
 const ADDRESSES_MAX: usize = 4;
 
@@ -39,8 +42,12 @@ pub(super) async fn send(
     let body = exchange.body.clone().unwrap_or_else(Replayable::none);
     match &plan.target {
         Target::Application(inbound) => {
-            let speaks_h2 = speaks_h2(inbound.protocol) || (outgoing.h2 && outgoing.grpc);
-            to_application(ways.worker, exchange, inbound.address, speaks_h2, outgoing, &body).await
+            let http = match speaks_h2(inbound.protocol) {
+                true => Http::Two,
+                false if outgoing.h2 && outgoing.grpc => Http::TwoPerhaps,
+                false => Http::One,
+            };
+            to_application(ways.worker, exchange, inbound.address, http, outgoing, &body).await
         }
         Target::Service { service, port, endpoint } => {
             exchange.service = Some(service.name.clone());
@@ -73,19 +80,32 @@ fn speaks_h2(protocol: api::wire::Protocol) -> bool {
     }
 }
 
+/// What an application speaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Http {
+    One,
+    Two,
+    /// Nobody says so, but what comes is gRPC; so says the caller.
+    TwoPerhaps,
+}
+
 async fn to_application(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
     address: SocketAddr,
-    h2: bool,
+    http: Http,
     outgoing: &Outgoing,
     body: &Replayable,
 ) -> Result<Reply, Failure> {
     exchange.tries = 1;
-    let sent = to_address(worker, address, h2, outgoing, body).await;
+    let sent = to_address(worker, address, http != Http::One, outgoing, body).await;
     exchange.upstream = Some(exchange.started().elapsed());
     sent.map_err(|error| match error {
         AddressError::Connect(error) => Failure::refused("application", error.to_string()),
+        // Callers choose this by a header: it must not tell against the endpoint.
+        AddressError::Broken(_) if http == Http::TwoPerhaps && !worker.pool.plain(address).spoke_h2() => {
+            Failure::client(415, "bad-request", "the application does not speak HTTP/2, in which gRPC comes")
+        }
         AddressError::Broken(reason) => {
             Failure::Upstream { status: 503, flag: "reset", reason: reason.into(), word: Some(Word::Reset) }
         }
@@ -102,7 +122,7 @@ async fn to_host(
     body: &Replayable,
 ) -> Result<Reply, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
-    for address in addresses(host, port).await? {
+    for address in addresses(worker, host, port).await? {
         exchange.tries += 1;
         match to_address(worker, address, false, outgoing, body).await {
             Ok(reply) => return Ok(reply),
@@ -148,7 +168,7 @@ pub(super) async fn connect(
 
 async fn dial_host(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Dialled, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
-    for address in addresses(host, port).await? {
+    for address in addresses(worker, host, port).await? {
         let route = Route::plain(address, CONNECT);
         match dial::dial(worker, &route).await {
             Ok(dialled) => return Ok(dialled),
@@ -158,12 +178,19 @@ async fn dial_host(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Dialled
     Err(last)
 }
 
-/// What a name means outside the mesh; only so many of its addresses are tried.
-async fn addresses(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+/// What a name means outside the mesh; only so many of its addresses are tried. What leads back to where applications call
+/// out is none: such a request would go round until nothing is left.
+async fn addresses(worker: &Worker, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let found = tokio::net::lookup_host((host, port)).await;
-    let found = found.map_err(|error| Failure::upstream(502, "no-such-host", error.to_string()))?;
-    Ok(found.take(ADDRESSES_MAX).collect())
+    let missing = |reason: String| Failure::upstream(502, "no-such-host", reason);
+    let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host((host, port))).await;
+    let found = found.map_err(|_| missing("no answer of the resolver in time".into()))?;
+    let found = found.map_err(|error| missing(error.to_string()))?;
+    let found: Vec<_> = found.filter(|to| !worker.proxy.config.leads_back(*to)).take(ADDRESSES_MAX).collect();
+    match found.is_empty() {
+        true => Err(missing("it leads back to this proxy, or has no address".into())),
+        false => Ok(found),
+    }
 }
 
 fn callee<'a>(state: &'a State, service: &Service, port: &ServicePort) -> Result<&'a Arc<Callee>, Failure> {

@@ -29,7 +29,7 @@ pub use meter::{Handles, Meters};
 
 use crate::{
     balance::{Endpoint, Outcome, Picked},
-    body::Replayable,
+    body::{BodyError, Replayable},
     caller::{Caller, Side},
     failure::Failure,
     limit::Place,
@@ -103,7 +103,6 @@ pub struct Exchange {
     /// Whether it is a whole connection, without a request.
     connection: bool,
     complete: bool,
-    broken: bool,
     lease: Option<Lease>,
     picked: Option<(Picked, Outcome)>,
     span: Option<Span>,
@@ -154,7 +153,6 @@ impl Exchange {
             bytes_out: 0,
             connection: false,
             complete: false,
-            broken: false,
             lease: None,
             picked: None,
             span: None,
@@ -221,6 +219,9 @@ impl Exchange {
         picked: Option<(Picked, Outcome)>,
         span: Option<Span>,
     ) {
+        if let Some(body) = &self.body {
+            body.settle();
+        }
         self.status = status;
         self.gateway = lease.facts.gateway.as_ref().map(|gateway| gateway.address);
         self.upstream_mtls = lease.facts.peer.is_some();
@@ -245,9 +246,12 @@ impl Exchange {
     }
 
     /// The response's body broke off.
-    pub fn broken(&mut self) {
-        self.broken = true;
+    pub fn broken(&mut self, error: &BodyError) {
         self.flag = "broken-off";
+        let client_failed = self.body.as_ref().is_some_and(Replayable::client_failed);
+        let (Some((_, outcome)), Some(lease)) = (&mut self.picked, &self.lease) else { return };
+        let told = matches!(error, BodyError::Http(error) if lease.broke(error, self.worker.proxy.now()));
+        *outcome = if told && !client_failed { Outcome::GatewayError } else { Outcome::Cancelled };
     }
 
     /// The time for the whole exchange ended before the response's body.
@@ -284,6 +288,11 @@ impl Exchange {
         self.reason = reason.into();
     }
 
+    /// One of its ends broke off, where nobody knows what that ended: it may be how the two of them part.
+    pub fn cut(&mut self) {
+        self.revoked_as("broken-off", "one of its ends broke off");
+    }
+
     /// A try of a tunnel: let go when that ends.
     pub fn holds(&mut self, status: u16, picked: Option<Picked>) {
         self.status = status;
@@ -302,7 +311,6 @@ impl Exchange {
 
     fn let_go(&mut self, now: Instant) {
         if let Some((picked, outcome)) = self.picked.take() {
-            let outcome = if self.broken { Outcome::GatewayError } else { outcome };
             picked.finished(outcome, self.worker.proxy.moment(now));
         }
         if let Some(lease) = self.lease.take_if(|_| self.complete) {

@@ -178,7 +178,7 @@ impl Flow {
         if let Some(exchange) = &mut self.exchange {
             match &frame {
                 Some(Ok(frame)) => exchange.sent(frame),
-                Some(Err(_)) => exchange.broken(),
+                Some(Err(error)) => exchange.broken(error),
                 None => exchange.ended(),
             }
             // Who knows its length does not ask for its end.

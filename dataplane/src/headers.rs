@@ -98,6 +98,18 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// Says who the caller is, where the caller itself may have said so; also in a name that many applications, reading
+/// variables of CGI, take for the same.
+pub fn set_client_cert(headers: &mut HeaderMap, value: HeaderValue) {
+    let is_alias =
+        |name: &&HeaderName| name.as_str().contains('_') && CLIENT_CERT == *name.as_str().replace('_', "-");
+    let aliases: Vec<_> = headers.keys().filter(is_alias).cloned().collect();
+    for name in aliases {
+        headers.remove(name);
+    }
+    headers.insert(CLIENT_CERT, value);
+}
+
 /// Takes away everything that only a proxy of the mesh may say.
 pub fn remove_ours(headers: &mut HeaderMap) {
     if !headers.keys().any(|name| name.as_str().starts_with(OURS)) {
@@ -157,6 +169,18 @@ mod tests {
         assert!(upgrades(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]));
         assert!(!upgrades(&[("upgrade", "websocket")]));
         assert!(!upgrades(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")]));
+    }
+
+    #[test]
+    fn a_caller_cannot_say_who_it_is() {
+        let mut map = headers(&[
+            ("x-forwarded-client-cert", "me"),
+            ("x_forwarded_client_cert", "me"),
+            ("x-forwarded_client-cert", "me"),
+            ("x_forwarded_client_name", "kept"),
+        ]);
+        set_client_cert(&mut map, HeaderValue::from_static("them"));
+        assert_eq!(map, headers(&[("x-forwarded-client-cert", "them"), ("x_forwarded_client_name", "kept")]));
     }
 
     #[test]

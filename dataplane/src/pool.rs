@@ -136,6 +136,8 @@ pub struct Facts {
     pub gateway: Option<Arc<Gateway>>,
     /// Whether a response has come over it.
     pub proven: Cell<bool>,
+    /// Whether it was told of that it broke.
+    broken: Cell<bool>,
     /// When the peer was verified. That its certificate expires later does not end the connection.
     pub verified_at: UnixTime,
     made: Moment,
@@ -145,7 +147,8 @@ pub struct Facts {
 impl Facts {
     fn new(dialled: &Dialled, place: Place, made: Moment) -> Rc<Self> {
         let (peer, gateway) = (dialled.peer.clone(), dialled.gateway.clone());
-        Rc::new(Facts { peer, gateway, proven: Cell::new(false), verified_at: UnixTime::now(), made, place })
+        let (proven, broken) = (Cell::new(false), Cell::new(false));
+        Rc::new(Facts { peer, gateway, proven, broken, verified_at: UnixTime::now(), made, place })
     }
 
     /// Whether who is at the other end of TCP is not known to be away. A gateway may fall silent while its connections
@@ -489,12 +492,30 @@ impl Lease {
         })
     }
 
+    /// A request over it has ended so. Whether that is news of its endpoint: of a connection that breaks under many requests
+    /// only the first of them tells, and if there is a gateway before the endpoint, that may be who broke it.
+    pub fn broke(&self, error: &hyper::Error, now: Moment) -> bool {
+        if is_of_stream(error) {
+            return true;
+        }
+        if let Some(gateway) = &self.facts.gateway {
+            gateway.doubt(now);
+        }
+        !self.facts.broken.replace(true)
+    }
+
     /// The response has come to its end: the connection may serve another request.
     pub fn end(mut self, now: Instant) {
         if let Some(Sender::H1(sender)) = self.sender.take_if(|sender| matches!(sender, Sender::H1(_))) {
             self.slot.put(Idle { sender, facts: self.facts.clone(), since: now });
         }
     }
+}
+
+/// Whether it ends one stream of HTTP/2 alone.
+fn is_of_stream(error: &hyper::Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(h2::Error::is_reset)
 }
 
 impl Drop for Lease {

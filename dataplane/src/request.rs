@@ -265,7 +265,7 @@ async fn forward(
     let judged = (ways.terms.is_some() && changes().next().is_some()).then(|| outgoing.headers().clone());
     change(outgoing.headers_mut(), changes());
     if let (Side::Inbound { .. }, Some(identified)) = (ways.caller.side, &ways.caller.peer) {
-        outgoing.headers_mut().insert(headers::CLIENT_CERT, identified.header.clone());
+        headers::set_client_cert(outgoing.headers_mut(), identified.header.clone());
     }
     let deadline = forward::deadline(exchange.started(), plan.request_timeout);
     exchange.body = Some(body);

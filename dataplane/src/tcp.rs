@@ -214,7 +214,7 @@ where
             Ok(_) => exchange.ended(),
             Err(error) => {
                 tracing::debug!(%error, "a connection broke off");
-                exchange.broken();
+                exchange.cut();
             }
         },
         () = idle(IDLE, || up.get() + down.get()) => exchange.revoked_as("idle", "nothing has passed for an hour"),

@@ -82,7 +82,7 @@ pub fn start(worker: &Rc<Worker>, caller: &Rc<Caller>, ends: Ends, mut exchange:
 
 fn broken(exchange: &mut Exchange, error: &io::Error) {
     tracing::debug!(%error, "a tunnel broke off");
-    exchange.revoked_as("broken-off", "one of its ends broke off");
+    exchange.cut();
 }
 
 /// The end towards the endpoint, once it is open.

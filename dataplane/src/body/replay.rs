@@ -35,6 +35,10 @@ struct Shared {
     bytes: u64,
     /// The present try; a body of an earlier one reads nothing any more.
     turn: u32,
+    /// How much of what is kept the present try has had.
+    next: usize,
+    /// There will be no other try.
+    settled: bool,
     /// The caller's side broke, which is nobody's fault up there.
     client_failed: bool,
 }
@@ -47,7 +51,6 @@ enum Kept {
 pub(super) struct Replay {
     shared: Rc<RefCell<Shared>>,
     turn: u32,
-    next: usize,
 }
 
 impl Replayable {
@@ -67,6 +70,8 @@ impl Replayable {
             ended: false,
             bytes: 0,
             turn: 0,
+            next: 0,
+            settled: false,
             client_failed: false,
         }))))
     }
@@ -81,10 +86,11 @@ impl Replayable {
         let Some(shared) = &self.0 else { return Body::default() };
         let turn = {
             let mut shared = shared.borrow_mut();
+            shared.next = 0;
             shared.turn += 1;
             shared.turn
         };
-        Body::from(Source::Replay(Replay { shared: shared.clone(), turn, next: 0 }))
+        Body::from(Source::Replay(Replay { shared: shared.clone(), turn }))
     }
 
     /// Another try is about to follow: what was sent until now reads nothing any more. Without this the last try could,
@@ -92,6 +98,15 @@ impl Replayable {
     pub fn supersede(&self) {
         if let Some(shared) = &self.0 {
             shared.borrow_mut().turn += 1;
+        }
+    }
+
+    /// The present try is the last: nothing more is kept than what it has yet to have.
+    pub fn settle(&self) {
+        if let Some(shared) = &self.0 {
+            let mut shared = shared.borrow_mut();
+            shared.settled = true;
+            shared.forget();
         }
     }
 
@@ -117,7 +132,7 @@ impl Replayable {
 impl Replay {
     pub fn is_over(&self) -> bool {
         let shared = self.shared.borrow();
-        shared.ended && self.next >= shared.kept.len()
+        shared.turn == self.turn && shared.ended && shared.next >= shared.kept.len()
     }
 
     /// Its size, as far as it is known.
@@ -130,9 +145,11 @@ impl Replay {
         if shared.turn != self.turn {
             return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        if let Some(kept) = shared.kept.get(self.next) {
-            self.next += 1;
-            return Poll::Ready(Some(Ok(kept.frame())));
+        if let Some(kept) = shared.kept.get(shared.next) {
+            let frame = kept.frame();
+            shared.next += 1;
+            shared.forget();
+            return Poll::Ready(Some(Ok(frame)));
         }
         if shared.ended {
             return Poll::Ready(None);
@@ -148,7 +165,7 @@ impl Replay {
             }
             Some(Ok(frame)) => {
                 shared.keep(&frame);
-                self.next = shared.kept.len();
+                shared.next = shared.kept.len();
                 shared.ended = shared.incoming.is_end_stream();
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -157,10 +174,18 @@ impl Replay {
 }
 
 impl Shared {
+    /// Lets go of what was kept, once nobody is left who could want it.
+    fn forget(&mut self) {
+        if self.settled && self.next >= self.kept.len() {
+            self.kept = Vec::new();
+            self.next = 0;
+        }
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
         let length = frame.data_ref().map_or(0, Bytes::len);
         self.bytes += length as u64;
-        if self.overflowed {
+        if self.overflowed || self.settled {
             return;
         }
         let trailers = frame.trailers_ref().map_or(0, |map| {

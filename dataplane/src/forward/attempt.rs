@@ -9,7 +9,7 @@ use process::trace::{Kind, Span, with_ids};
 
 use super::{
     Call, Reply, connect_limit, is_unprocessed, keep_alive,
-    verdict::{End, May, Word},
+    verdict::{End, May, Told, Word},
 };
 use crate::{
     account::Exchange,
@@ -216,7 +216,7 @@ impl Call<'_> {
         let believed = lease.facts.peer.is_some();
         if let Some(reason) = map.get(headers::REFUSED).filter(|_| believed) {
             let reason = format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()));
-            return (End::Unprocessed, Err(Failure::upstream(503, "refused", reason)));
+            return (End::Unprocessed(Told::First), Err(Failure::upstream(503, "refused", reason)));
         }
         let word = match believed && map.contains_key(headers::RESET) && self.on(RetryOn::Reset) {
             true => Word::Reset,
@@ -247,13 +247,16 @@ impl Call<'_> {
         let reason = process::logs::causes(&error);
         let alert = !lease.facts.proven.get() && dial::is_refusal(&error);
         if self.body.client_failed() {
-            (End::Client, Err(Failure::client(400, "client-body", "the request's body broke off")))
-        } else if returned && lease.reused {
-            (End::Closed, Err(Failure::upstream(503, "refused", reason)))
-        } else if returned || alert || is_unprocessed(&error) {
-            (End::Unprocessed, Err(Failure::upstream(503, "refused", reason)))
+            return (End::Client, Err(Failure::client(400, "client-body", "the request's body broke off")));
+        }
+        if returned && lease.reused {
+            return (End::Closed, Err(Failure::upstream(503, "refused", reason)));
+        }
+        let told = if lease.broke(&error, self.worker.proxy.now()) { Told::First } else { Told::Again };
+        if returned || alert || is_unprocessed(&error) {
+            (End::Unprocessed(told), Err(Failure::upstream(503, "refused", reason)))
         } else {
-            (End::Broken, Err(Failure::upstream(503, "reset", reason)))
+            (End::Broken(told), Err(Failure::upstream(503, "reset", reason)))
         }
     }
 

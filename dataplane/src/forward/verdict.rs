@@ -12,11 +12,11 @@ pub enum End {
     /// Before it was sent: there is no connection, which tells this of the endpoint.
     Unconnected(Outcome),
     /// Before it was processed: so says the peer, or HTTP/2.
-    Unprocessed,
+    Unprocessed(Told),
     /// Nothing of it was sent: the connection had idled, and was closed by then, which tells nothing of the endpoint.
     Closed,
     /// It broke off after it may have been processed, before a head.
-    Broken,
+    Broken(Told),
     /// No head came in time.
     Late,
     /// With an answer that tells this of the endpoint.
@@ -25,6 +25,15 @@ pub enum End {
     Client,
     /// A limit of the service is reached.
     Over,
+}
+
+/// Whether an end is news. A connection that breaks ends each request that shares it, and has broken but once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// It is.
+    First,
+    /// Another request has told of it.
+    Again,
 }
 
 /// What an answer says of sending the request once more.
@@ -88,9 +97,10 @@ impl End {
     pub fn outcome(self) -> Outcome {
         match self {
             End::Unconnected(outcome) | End::Answered(outcome, _) => outcome,
-            End::Unprocessed => Outcome::ConnectFailure,
-            End::Broken => Outcome::GatewayError,
+            End::Unprocessed(Told::First) => Outcome::ConnectFailure,
+            End::Broken(Told::First) => Outcome::GatewayError,
             End::Late => Outcome::Late { connected: true },
+            End::Unprocessed(Told::Again) | End::Broken(Told::Again) => Outcome::Cancelled,
             End::Closed | End::Client | End::Over => Outcome::Cancelled,
         }
     }
@@ -99,9 +109,9 @@ impl End {
     pub fn again(self, may: May) -> Again {
         let silent = if may.limited { Again::Try } else { Again::Budget };
         let (may_be, cost) = match self {
-            End::Unconnected(_) | End::Unprocessed => (may.whole && may.on_refused, Again::Free),
+            End::Unconnected(_) | End::Unprocessed(_) => (may.whole && may.on_refused, Again::Free),
             End::Closed => (may.whole, Again::Free),
-            End::Broken => (may.repeat() && may.on_reset, silent),
+            End::Broken(_) => (may.repeat() && may.on_reset, silent),
             End::Late => (may.repeat(), silent),
             End::Answered(_, Word::Reset) => (may.repeat() && may.on_reset, Again::Budget),
             End::Answered(_, Word::Status) => (may.repeat(), Again::Budget),
@@ -115,10 +125,12 @@ impl End {
     pub fn note(self, tried: &mut Tried, endpoint: &Endpoint) {
         match self {
             End::Unconnected(Outcome::Late { .. }) => tried.connect_late(endpoint),
-            End::Unconnected(_) | End::Unprocessed => tried.connect_failed(endpoint),
+            End::Unconnected(_) | End::Unprocessed(_) => tried.connect_failed(endpoint),
             // It is as good as it was. This ends: each time there is one such connection less.
             End::Closed => {}
-            End::Broken | End::Late | End::Answered(..) | End::Client | End::Over => tried.failed(endpoint),
+            End::Broken(_) | End::Late | End::Answered(..) | End::Client | End::Over => {
+                tried.failed(endpoint)
+            }
         }
     }
 }
@@ -128,6 +140,8 @@ mod tests {
     use super::{Again::*, *};
 
     const REFUSED: End = End::Unconnected(Outcome::ConnectFailure);
+    const UNPROCESSED: End = End::Unprocessed(Told::First);
+    const BROKEN: End = End::Broken(Told::First);
     const RESET: End = End::Answered(Outcome::GatewayError, Word::Reset);
     const LISTED: End = End::Answered(Outcome::ServerError, Word::Status);
     const GRPC: End = End::Answered(Outcome::Success, Word::GrpcStatus);
@@ -139,9 +153,10 @@ mod tests {
     #[test]
     fn what_may_be_sent_again_and_at_whose_cost() {
         let check = |what, may, expect: [Again; 9]| {
-            let ends =
-                [REFUSED, End::Unprocessed, End::Broken, End::Late, RESET, LISTED, GRPC, PASSED, End::Over];
+            let ends = [REFUSED, UNPROCESSED, BROKEN, End::Late, RESET, LISTED, GRPC, PASSED, End::Over];
             assert_eq!(ends.map(|end| end.again(may)), expect, "{what}");
+            assert_eq!(End::Unprocessed(Told::Again).again(may), UNPROCESSED.again(may));
+            assert_eq!(End::Broken(Told::Again).again(may), BROKEN.again(may));
             assert_eq!(End::Client.again(may), Never);
             assert_eq!(End::Closed.again(may), if may.whole { Free } else { Never });
         };
@@ -173,8 +188,10 @@ mod tests {
         for (end, outcome) in [
             (REFUSED, Outcome::ConnectFailure),
             (End::Unconnected(Outcome::Late { connected: false }), Outcome::Late { connected: false }),
-            (End::Unprocessed, Outcome::ConnectFailure),
-            (End::Broken, Outcome::GatewayError),
+            (UNPROCESSED, Outcome::ConnectFailure),
+            (BROKEN, Outcome::GatewayError),
+            (End::Unprocessed(Told::Again), Outcome::Cancelled),
+            (End::Broken(Told::Again), Outcome::Cancelled),
             (End::Closed, Outcome::Cancelled),
             (End::Late, Outcome::Late { connected: true }),
             (GRPC, Outcome::Success),

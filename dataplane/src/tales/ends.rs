@@ -135,3 +135,63 @@ async fn a_tunnel_ends_as_its_ends_do() {
     reset(caller);
     assert!(is_reset(rest(&mut above).await.1), "the caller broke off");
 }
+
+/// The way to `target`, until it is cut.
+async fn relay(target: SocketAddr) -> (SocketAddr, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let carrying = tokio::spawn(async move {
+        let mut all = tokio::task::JoinSet::new();
+        loop {
+            let (mut below, _) = listener.accept().await.unwrap();
+            let mut above = TcpStream::connect(target).await.unwrap();
+            all.spawn(async move { tokio::io::copy_bidirectional(&mut below, &mut above).await });
+        }
+    });
+    (address, carrying)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_under_many_requests_has_broken_once() {
+    let shop = Shop::open(2).await;
+    let (way, carrying) = relay(shop.reviews[0].inbound).await;
+    let mut both = endpoints(&shop.reviews);
+    both[0].address = way.to_string();
+    shop.front.obey(&sidecar("front").calling("reviews", both));
+    let sender = over_h2(shop.front.outbound).await;
+    let asked = |method: &str, path: &str| {
+        let mut sender = sender.clone();
+        let request = Request::builder().method(method).uri(format!("http://reviews{path}"));
+        async move { sender.send_request(request.body(Full::default()).unwrap()).await.unwrap() }
+    };
+    // Without a head they may not be sent again; with one, their ends tell of their endpoint likewise.
+    let waiting: Vec<_> = (0..24).map(|_| tokio::spawn(asked("POST", "/hang"))).collect();
+    let mut open = Vec::new();
+    for _ in 0..24 {
+        open.push(asked("GET", "/stream").await);
+    }
+    while shop.requests() < 48 {
+        tokio::task::yield_now().await;
+    }
+    let over_it = shop.apps[0].requests();
+    assert!(over_it >= 12, "each of them more than costs an endpoint its place: {over_it}");
+    carrying.abort();
+
+    let mut broken = 0;
+    for mut waiting in waiting {
+        if let Ok(answer) = tokio::time::timeout(Duration::from_millis(200), &mut waiting).await {
+            assert_eq!(answer.unwrap().status(), 503);
+            broken += 1;
+        }
+        waiting.abort();
+    }
+    assert!(broken >= 5, "{broken}");
+    let told = shop.front.told(|line| line["path"] == "/stream" && line["flag"] == "broken-off").await;
+    assert_eq!(told["status"], 200, "{told}");
+    let mut states = Vec::new();
+    let now = shop.front.proxy.now();
+    shop.front.proxy.each_balancer(|_, balancer| {
+        states.extend(balancer.report(now).into_iter().map(|one| one.state));
+    });
+    assert!(!states.contains(&"ejected"), "{states:?}");
+}

@@ -63,9 +63,7 @@ pub struct Exchange {
     pub request_id: HeaderValue,
     /// The authority that was asked for.
     pub host: HeaderValue,
-    /// The commit in force.
-    pub revision: Option<Arc<str>>,
-    /// Who this proxy is.
+    /// What it obeys.
     pub runtime: Option<Arc<Runtime>>,
     /// The trace, with this hop's span where it has one.
     pub trace: Option<Trace>,
@@ -132,7 +130,6 @@ impl Exchange {
             uri,
             request_id: HeaderValue::from_static("-"),
             host: HeaderValue::from_static(""),
-            revision: None,
             runtime: None,
             trace: None,
             status: 0,
@@ -167,9 +164,8 @@ impl Exchange {
         exchange
     }
 
-    /// What it obeys.
+    /// It obeys this.
     pub fn obeys(&mut self, runtime: &Arc<Runtime>) {
-        self.revision = Some(runtime.revision.clone());
         self.runtime = Some(runtime.clone());
     }
 
@@ -336,7 +332,7 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         let now = Instant::now();
-        self.caller.open.end();
+        self.caller.open.end(now);
         if self.status == 0 && !self.connection {
             self.refused(499, "client-gone", "the caller went before there was an answer");
         }

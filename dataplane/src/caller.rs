@@ -105,9 +105,9 @@ impl Open {
     }
 
     /// One less.
-    pub fn end(&self) {
+    pub fn end(&self, now: Instant) {
         self.count.set(self.count.get().saturating_sub(1));
-        self.changed.set(Instant::now());
+        self.changed.set(now);
     }
 
     /// Counts idleness from now on.
@@ -197,9 +197,9 @@ mod tests {
         assert!(!open.ever());
         open.begin();
         open.begin();
-        open.end();
+        open.end(Instant::now());
         assert!(timeout(short * 3, open.idle(short)).await.is_err());
-        open.end();
+        open.end(Instant::now());
         assert!(timeout(short / 3, open.idle(long)).await.is_err(), "from its end on");
         timeout(long, open.idle(short)).await.expect("the last has ended");
         assert!(open.ever());

@@ -26,7 +26,7 @@ use socket2::TcpKeepalive;
 use self::verdict::{Again, May};
 use crate::{
     account::Exchange,
-    balance::{Ask, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
+    balance::{Ask, Moment, NoEndpoint, Outcome, Pick, Picked, Tried, backoff},
     body::Replayable,
     failure::Failure,
     limit::Wait,
@@ -75,17 +75,19 @@ pub struct Call<'a> {
 impl Call<'_> {
     /// Sends it until it is answered, or may not be sent again.
     pub async fn run(&self, exchange: &mut Exchange) -> Result<Reply, Failure> {
-        self.callee.budget.request(self.retry(), self.worker.proxy.now());
+        let mut now = self.worker.proxy.now();
+        self.callee.budget.request(self.retry(), now);
         let mut wait = Wait::new(&self.callee.load, self.traffic);
         let mut tried = Tried::default();
         let mut retries = 0;
         let mut last = None;
         loop {
-            let picked = self.pick(&tried).map_err(|reason| nowhere(reason, last.take()))?;
+            let picked = self.pick(&tried, now).map_err(|reason| nowhere(reason, last.take()))?;
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let Some(attempt) = self.attempt(exchange, picked, self.may(retries), &mut wait).await else {
+            let Some(attempt) = self.attempt(exchange, picked, self.may(retries), &mut wait, now).await else {
                 wait.room().await?;
+                now = self.worker.proxy.now();
                 continue;
             };
             let end = attempt.end;
@@ -108,12 +110,13 @@ impl Call<'_> {
                 retries += 1;
                 tokio::time::sleep(self.pause(retries)).await;
             }
+            now = self.worker.proxy.now();
         }
     }
 
-    fn pick(&self, tried: &Tried) -> Result<Picked, NoEndpoint> {
+    fn pick(&self, tried: &Tried, now: Moment) -> Result<Picked, NoEndpoint> {
         let ask = Ask {
-            now: self.worker.proxy.now(),
+            now,
             chance: self.worker.chance(),
             tried,
             may_repeat: self.may(0).repeat(),

@@ -6,7 +6,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
@@ -17,6 +16,7 @@ use api::{
     endpoint::EndpointId,
     identity::{UnixTime, Verified},
 };
+use foldhash::HashMap;
 use futures_util::future::{Either, FutureExt, LocalBoxFuture, Shared};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -119,6 +119,12 @@ struct Idle {
     sender: http1::SendRequest<Body>,
     facts: Rc<Facts>,
     since: Instant,
+}
+
+impl Idle {
+    fn is_lost(&self) -> bool {
+        self.sender.is_closed() || !self.facts.reachable()
+    }
 }
 
 struct H2 {
@@ -270,9 +276,14 @@ impl Slot {
 
     fn take_h1(self: &Rc<Self>) -> Option<Lease> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|one| !one.sender.is_closed() && one.facts.reachable());
-        let at = idle.iter().rposition(|one| one.sender.is_ready())?;
-        let one = idle.swap_remove(at);
+        let one = loop {
+            // The one that was used last; those that are not asked are looked after by the sweep.
+            let at = idle.iter().rposition(|one| one.sender.is_ready() || one.is_lost())?;
+            let one = idle.remove(at);
+            if !one.is_lost() {
+                break one;
+            }
+        };
         Some(Lease {
             facts: one.facts,
             reused: true,

@@ -3,7 +3,7 @@
 //! Invariant: what a request obeys ([`State`]) is replaced whole; a request loads it once and keeps it.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,6 +13,7 @@ use std::{
 
 use api::{name::ServiceName, wire};
 use arc_swap::ArcSwapOption;
+use foldhash::HashMap;
 use process::{logs, tls::Identity};
 use runtime::{Runtime, Service, ServicePort};
 use tokio::sync::watch;
@@ -126,7 +127,7 @@ impl Proxy {
         let own = place(runtime);
         let mut kept = self.callees.lock().unwrap_or_else(PoisonError::into_inner);
         let mut named = BTreeMap::new();
-        let mut found = HashMap::new();
+        let mut found = HashMap::default();
         for service in runtime.services() {
             for port in &service.ports {
                 let key = (service.name.clone(), port.target);

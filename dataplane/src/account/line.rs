@@ -93,7 +93,7 @@ pub(super) fn write(log: &AccessLog, exchange: &Exchange, took: Duration) {
         policy_rule,
         policy_commit,
         noted: exchange.noted.iter().map(ToString::to_string).collect(),
-        commit: exchange.revision.as_ref().map_or("", |revision| revision),
+        commit: exchange.runtime.as_ref().map_or("", |runtime| &runtime.revision),
         source,
         source_cluster,
         destination: service.map(ToString::to_string).unwrap_or_default(),

@@ -3,9 +3,10 @@
 //! Labels come from the view and from certificates, never from a request. A worker finds the histogram of a request
 //! by the addresses of what it is about, which its cache keeps alive; the labels are hashed once for each.
 
-use std::{cell::RefCell, collections::HashMap, sync::Arc, time::Duration};
+use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use api::name::ServiceName;
+use foldhash::HashMap;
 use http::Method;
 use policies::facts::Peer;
 use process::metrics::{Counter, EncodeLabelSet, Family, Histogram, Names, Registry, request_seconds};

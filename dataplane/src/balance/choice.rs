@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use api::{endpoint::EndpointId, wire::LoadBalancing};
+use smallvec::SmallVec;
 
 use super::{
     Moment,
@@ -13,7 +14,7 @@ use super::{
     live::Probing,
     mix,
     probe::Limits,
-    table::{Survey, Table},
+    table::{Surveys, Table},
     unit,
 };
 
@@ -67,7 +68,7 @@ pub(super) struct Choice<'a> {
     turn: &'a AtomicUsize,
     ask: &'a Ask<'a>,
     /// Of the first tiers; the others are surveyed when they are needed.
-    surveys: Vec<Survey>,
+    surveys: Surveys,
     /// The tier that the load shares gave.
     first: usize,
 }
@@ -130,7 +131,7 @@ impl<'a> Choice<'a> {
     /// that was reached before, which is still better than nothing.
     pub fn best(&mut self) -> Option<&'a Arc<Endpoint>> {
         let tried = self.ask.tried;
-        let mut order: Vec<usize> = (0..self.table.tiers.len()).collect();
+        let mut order: SmallVec<[usize; 4]> = (0..self.table.tiers.len()).collect();
         order.sort_by_key(|&tier| (tried.shuns(self.table, tier), tier != self.first, tier));
         self.search(&order, |id| !tried.has(id))
             .or_else(|| (!tried.is_empty()).then(|| self.search(&order, |id| !tried.in_vain(id))).flatten())
@@ -143,7 +144,7 @@ impl<'a> Choice<'a> {
                     self.surveys.push(self.table.survey(self.surveys.len(), self.ask.now));
                 }
                 let graded = self.members(tier).iter().zip(&self.surveys[tier].grades);
-                let open: Vec<_> =
+                let open: SmallVec<[_; 16]> =
                     graded.filter(|(e, g)| **g == grade && may(&e.id)).map(|(e, _)| e).collect();
                 if !open.is_empty() {
                     return Some(self.balance(&open));

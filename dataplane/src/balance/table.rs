@@ -15,6 +15,8 @@ use api::{
     wire::{self, Distribution, Health, LoadBalancing, OutlierEjection, Stale as StaleRule, TrafficPolicy},
 };
 
+use smallvec::{SmallVec, smallvec};
+
 use runtime::locality::{Place, load, priority};
 
 use super::{
@@ -83,11 +85,14 @@ pub(super) struct Tier {
 
 /// A tier as it is at one moment.
 pub(super) struct Survey {
-    pub grades: Vec<Grade>,
+    pub grades: SmallVec<[Grade; 16]>,
     pub fine: u64,
     /// How much of it may already be counted on after it was dark, in thousandths.
     part: u64,
 }
+
+/// Of the first tiers. Most services have one tier that matters, of few endpoints: no allocation is made for them.
+pub(super) type Surveys = SmallVec<[Survey; 1]>;
 
 impl Table {
     /// The next table, keeping what is known of endpoints and tiers that stay; and what was left out.
@@ -134,20 +139,23 @@ impl Table {
     pub fn survey(&self, tier: usize, now: Moment) -> Survey {
         let tier = &self.tiers[tier];
         let grade = |endpoint: &Arc<Endpoint>| endpoint.grade(now, self.patience());
-        let grades: Vec<Grade> = self.endpoints[tier.range.clone()].iter().map(grade).collect();
+        let grades: SmallVec<_> = self.endpoints[tier.range.clone()].iter().map(grade).collect();
         let fine = grades.iter().filter(|&&grade| grade == Grade::Fine).count() as u64;
         Survey { grades, fine, part: tier.part(fine > 0, now) }
     }
 
     /// Tiers at `now`, as many as can matter for a first choice, and the share that each has of it.
-    pub fn shares(&self, now: Moment) -> (Vec<Survey>, Vec<u32>) {
-        let mut surveys = Vec::with_capacity(self.tiers.len());
+    pub fn shares(&self, now: Moment) -> (Surveys, SmallVec<[u32; 4]>) {
+        let mut surveys = Surveys::new();
         let mut health = 0;
         for tier in 0..self.tiers.len() {
             let survey = self.survey(tier, now);
             health +=
                 load::health(survey.fine * survey.part, survey.total() * 1000, self.rules.overprovisioning);
             surveys.push(survey);
+            if health >= 100 && !self.distributed && tier == 0 {
+                return (surveys, smallvec![100]); // as mostly: it takes all, and nobody's ejection is ignored
+            }
             if health >= 100 && !self.distributed {
                 break; // those behind it get nothing
             }
@@ -160,7 +168,7 @@ impl Table {
         } else {
             load::shares(&levels.collect::<Vec<_>>(), self.rules.overprovisioning)
         };
-        (surveys, shares)
+        (surveys, shares.into())
     }
 
     /// Ignores ejections where the panic rule says so. A distribution is one level for it.

@@ -1,6 +1,9 @@
 //! One try: a connection to the endpoint that was picked, the request over it, and how that ended.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
 
 use api::wire::{RetryOn, TrafficPolicy};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -13,7 +16,7 @@ use super::{
 };
 use crate::{
     account::Exchange,
-    balance::{Endpoint, Gateway, Limits, Outcome, Picked},
+    balance::{Endpoint, Gateway, Limits, Moment, Outcome, Picked},
     body::Body,
     dial::{self, DialError, Route},
     failure::Failure,
@@ -83,13 +86,14 @@ impl From<DialError> for NoLease {
 }
 
 impl Call<'_> {
-    /// One try at `picked`; none when a connection must come free before.
+    /// One try at `picked`, which was picked `now`; none when a connection must come free before.
     pub(super) async fn attempt(
         &self,
         exchange: &mut Exchange,
         mut picked: Picked,
         may: May,
         wait: &mut Wait<'_>,
+        now: Moment,
     ) -> Option<Attempt> {
         let mut lease = match self.lease(&mut picked, wait).await {
             Ok(lease) => lease,
@@ -106,23 +110,25 @@ impl Call<'_> {
         wait.end();
         exchange.tries += 1;
         let (request, span) = self.request(exchange, &picked, &lease);
-        picked.sent(self.worker.proxy.now());
+        picked.sent(if lease.reused { now } else { self.worker.proxy.now() });
         let gone = lease.facts.gateway.clone().filter(|_| may.repeat());
         let sent = tokio::select! {
             biased;
             sent = lease.send(request) => Some(sent),
             () = overdue(self.limit(&picked, may), gone.as_deref()) => None,
         };
-        exchange.upstream = Some(exchange.started().elapsed());
+        let instant = Instant::now();
+        exchange.upstream = Some(instant.saturating_duration_since(exchange.started()));
+        let now = self.worker.proxy.moment(instant);
         let (end, got) = match sent {
             Some(Ok(response)) => {
-                picked.head(self.worker.proxy.now());
+                picked.head(now);
                 self.answered(response, lease)
             }
-            Some(Err(unsent)) => self.unsent(unsent, &lease),
+            Some(Err(unsent)) => self.unsent(unsent, &lease, now),
             None => {
                 if let Some(gateway) = &lease.facts.gateway {
-                    gateway.doubt(self.worker.proxy.now());
+                    gateway.doubt(now);
                 }
                 (End::Late, Err(Failure::upstream(504, "late", "no response head came in time")))
             }
@@ -242,7 +248,7 @@ impl Call<'_> {
         }
     }
 
-    fn unsent<T>(&self, unsent: Unsent, lease: &Lease) -> (End, Result<T, Failure>) {
+    fn unsent<T>(&self, unsent: Unsent, lease: &Lease, now: Moment) -> (End, Result<T, Failure>) {
         let Unsent { error, returned } = unsent;
         let reason = process::logs::causes(&error);
         let alert = !lease.facts.proven.get() && dial::is_refusal(&error);
@@ -252,7 +258,7 @@ impl Call<'_> {
         if returned && lease.reused {
             return (End::Closed, Err(Failure::upstream(503, "refused", reason)));
         }
-        let told = if lease.broke(&error, self.worker.proxy.now()) { Told::First } else { Told::Again };
+        let told = if lease.broke(&error, now) { Told::First } else { Told::Again };
         if returned || alert || is_unprocessed(&error) {
             (End::Unprocessed(told), Err(Failure::upstream(503, "refused", reason)))
         } else {

@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use process::shutdown::Shutdown;
+use process::{around::poll_write_slices, shutdown::Shutdown};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -271,7 +271,7 @@ impl AsyncWrite for Watched {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.sign.spoke();
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        poll_write_slices(Pin::new(&mut self.stream), context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,7 +6,7 @@
 mod accept;
 pub mod access_log;
 pub mod admin;
-mod around;
+pub mod around;
 pub mod config;
 pub mod files;
 pub mod limits;

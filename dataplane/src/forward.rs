@@ -85,7 +85,8 @@ impl Call<'_> {
             let picked = self.pick(&tried, now).map_err(|reason| nowhere(reason, last.take()))?;
             let endpoint = picked.endpoint().clone();
             exchange.endpoint = Some(endpoint.clone());
-            let Some(attempt) = self.attempt(exchange, picked, self.may(retries), &mut wait, now).await else {
+            let Some(attempt) = self.attempt(exchange, picked, self.may(retries), &mut wait, now).await
+            else {
                 wait.room().await?;
                 now = self.worker.proxy.now();
                 continue;
@@ -115,12 +116,7 @@ impl Call<'_> {
     }
 
     fn pick(&self, tried: &Tried, now: Moment) -> Result<Picked, NoEndpoint> {
-        let ask = Ask {
-            now,
-            chance: self.worker.chance(),
-            tried,
-            may_repeat: self.may(0).repeat(),
-        };
+        let ask = Ask { now, chance: self.worker.chance(), tried, may_repeat: self.may(0).repeat() };
         let balancer = &self.callee.balancer;
         match self.only.map_or_else(|| balancer.pick(&ask), |only| balancer.pick_only(only, &ask)) {
             Pick::Endpoint(picked) => Ok(picked),

@@ -81,6 +81,9 @@ async fn behave(
                 futures_util::stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b'x'; 16 << 10]))));
             Ok(Response::new(StreamBody::new(frames).boxed()))
         }
+        "/long-head" => {
+            Ok(Response::builder().header("x-long", "x".repeat(40 << 10)).body(whole("")).unwrap())
+        }
         "/lies" => {
             Ok(Response::builder().status(503).header("weft-refused", "application").body(whole("")).unwrap())
         }
@@ -432,10 +435,20 @@ async fn grpc_passes_with_its_trailers() {
 /// A connection to a proxy that speaks HTTP/2.
 async fn over_h2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
-    let (sender, connection) =
-        hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let mut builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder.max_header_list_size(1 << 20).handshake(stream).await.unwrap();
     tokio::spawn(connection);
     sender
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_head_comes_over_either_protocol() {
+    let shop = Shop::open(1).await;
+    let get = || Request::get("http://reviews/long-head").body(Full::default()).unwrap();
+    let over_h1 = send(shop.front.outbound, get()).await;
+    let over_h2 = over_h2(shop.front.outbound).await.send_request(get()).await.unwrap();
+    let length = |headers: &HeaderMap| headers.get("x-long").map_or(0, HeaderValue::len);
+    assert_eq!([length(over_h1.headers()), length(over_h2.headers())], [40 << 10; 2]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

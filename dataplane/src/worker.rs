@@ -2,7 +2,14 @@
 //!
 //! Nothing in it is shared with another thread, so nothing in it needs a lock.
 
-use std::{cell::Cell, fmt::Write, future::Future, io, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    future::Future,
+    io::{self, Write},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use http::HeaderValue;
 use process::{
@@ -13,6 +20,9 @@ use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use crate::{account::Handles, balance, dial, liveness::Liveness, pool::Pool, proxy::Proxy};
+
+/// What a decision's id begins with: eight digits and a dash.
+const PREFIX: usize = 9;
 
 /// One worker.
 pub struct Worker {
@@ -63,10 +73,12 @@ impl Worker {
     pub fn decision(&self) -> HeaderValue {
         let count = self.decisions.get();
         self.decisions.set(count + 1);
-        let mut id = String::with_capacity(self.prefix.len() + 16);
-        id.push_str(&self.prefix);
-        let _ = write!(id, "{count:x}"); // to a string, which takes everything
-        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
+        let mut id = [0; PREFIX + 16];
+        let mut rest = &mut id[..];
+        // There is room for any count.
+        let _ = write!(rest, "{}{count:x}", self.prefix);
+        let left = rest.len();
+        HeaderValue::from_bytes(&id[..PREFIX + 16 - left]).unwrap_or(HeaderValue::from_static("-"))
     }
 
     /// Runs something on this thread. A panic in it ends it, and nothing else.

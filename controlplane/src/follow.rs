@@ -112,7 +112,10 @@ pub async fn first_mesh(
                 Err(unread) => trouble = Some(unread),
             }
         }
-        commits.send_if_modified(|commits| commits.trouble(rest.name(), trouble.as_ref()));
+        let is_new = commits.send_if_modified(|commits| commits.trouble(rest.name(), trouble.as_ref()));
+        if let Some(trouble) = trouble.filter(|_| is_new) {
+            tracing::warn!(source = %rest.name(), %trouble, "nothing can be served before a first commit is read");
+        }
         rest.observed.changed().await.ok()?;
     }
 }

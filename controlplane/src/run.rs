@@ -46,7 +46,7 @@ pub async fn run(config: RawConfig) -> Result<()> {
     process::files::private_directory(&config.state_dir).context("the state directory cannot be made")?;
     let shutdown = Shutdown::new();
     process::limits::raise_open_files();
-    process::shutdown::end_by_signal(shutdown.clone())?;
+    process::shutdown::end_by_signal(shutdown.clone(), || ())?;
     let ended = tokio::select! {
         ended = serve(config, shutdown.clone()) => ended,
         () = shutdown.cancelled() => Ok(()),

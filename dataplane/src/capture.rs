@@ -30,11 +30,13 @@ pub struct Capture {
     pub outbound: u16,
     /// Where what is received is led to.
     pub inbound: u16,
+    /// Whether port 22 is an application's, that would else be left alone.
+    pub serves_ssh: bool,
     /// What is left alone.
     pub exclude: Exclude,
 }
 
-/// What is left alone, beside loopback, DNS and the mesh's own ports.
+/// What is left alone, beside loopback, DNS, SSH and the mesh's own ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Exclude {
     /// Users whose traffic is not captured.

@@ -284,8 +284,8 @@ impl Wrong {
     }
 
     fn capture(&mut self, said: &SaidCapture, role: Option<&Role>) -> Option<Capture> {
-        let (inbound, outbound) = match role? {
-            Role::Sidecar { inbound, outbound, .. } => (inbound.port(), outbound.port()),
+        let (inbound, outbound, apps) = match role? {
+            Role::Sidecar { inbound, outbound, apps } => (inbound.port(), outbound.port(), apps),
             Role::Ingress { .. } | Role::EastWest { .. } => {
                 return self.say("capture: it is for sidecars; a gateway has no application beside it");
             }
@@ -307,6 +307,7 @@ impl Wrong {
             user: said.user.unwrap_or_else(|| nix::unistd::geteuid().as_raw()),
             inbound,
             outbound,
+            serves_ssh: apps.iter().any(|app| app.port == 22),
             exclude: Exclude {
                 users: said.exclude_users.clone(),
                 inbound_ports: said.exclude_inbound_ports.clone(),

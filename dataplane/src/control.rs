@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use api::{
     identity::SpiffeId,
     wire::{self, from_proxy::Message},
@@ -246,9 +247,10 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
         .token_file
         .as_ref()
         .ok_or_else(|| anyhow::anyhow!("no usable credentials and no tokenFile"))?;
-    let text = process::files::read(path, 64 * 1024)?
-        .ok_or_else(|| anyhow::anyhow!("{}: no such file", path.display()))?;
-    let token = enrol::Token::read(&String::from_utf8_lossy(&text))?;
+    let mut token = enrol::Token::from_file(path)?;
+    // A token that is used up for what cannot be kept is lost.
+    process::files::prove_writable(&config.state_dir)
+        .with_context(|| format!("{}: nothing can be kept there", config.state_dir.display()))?;
     let mut pause = Pause::default();
     for address in config.control_planes.iter().cycle() {
         match enrol::enrol(world, &token, *address, config.source).await {
@@ -260,6 +262,10 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
             Err(error) => tracing::warn!(%address, error = logs::causes(&error), "not enrolled yet"),
         }
         tokio::time::sleep(pause.next(&**world)).await;
+        match enrol::Token::from_file(path) {
+            Ok(newer) => token = newer,
+            Err(error) => tracing::warn!(error = logs::causes(&error), "the token that was read before is tried again"),
+        }
     }
     anyhow::bail!("no control plane is named")
 }

@@ -30,6 +30,7 @@ pub mod limit;
 pub mod listen;
 pub mod liveness;
 pub mod message;
+pub mod names;
 pub mod passthrough;
 pub mod pool;
 pub mod proxy;

@@ -81,9 +81,17 @@ fn main() -> anyhow::Result<()> {
     }
     let config = dataplane::config::read(&config)?;
     let control = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    control.block_on(async {
+    let installs = config.capture.as_ref().is_some_and(|capture| capture.install);
+    let ended = control.block_on(async {
         let end = shutdown::Shutdown::new();
-        shutdown::end_by_signal(end.clone())?;
+        shutdown::end_by_signal(end.clone(), move || {
+            if installs && let Err(error) = dataplane::capture::remove() {
+                tracing::error!(%error, "the rules of capture stay");
+            }
+        })?;
         dataplane::run::run(config, end).await
-    })
+    });
+    // A disk that hangs must not keep a process whose work is done.
+    control.shutdown_background();
+    ended
 }

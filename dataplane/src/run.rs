@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use api::wire;
 use process::{
     access_log::{AccessLog, Sink},
@@ -74,9 +74,9 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     }
     let control = Shutdown::new();
     let stream = control::run(world.clone(), proxy.clone(), session, questions, control.clone());
-    control.spawn("control stream", stream);
-    background.spawn("renewal", control::renew::run(world, proxy.clone(), background.clone()));
-    background.spawn("judging", judge(proxy.clone(), background.clone()));
+    control.spawn_vital("control stream", stream);
+    background.spawn_vital("renewal", control::renew::run(world, proxy.clone(), background.clone()));
+    background.spawn_vital("judging", judge(proxy.clone(), background.clone()));
 
     let mut changes = proxy.changes();
     while proxy.state().is_none() {
@@ -94,13 +94,21 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     drop(listeners);
     tracing::info!(role = ?proxy.config.role.wire(), workload = proxy.config.workload, "ready");
 
-    end.cancelled().await;
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = control.cancelled() => {}
+        () = background.cancelled() => {}
+    }
+    let failed = control.failed().or(background.failed());
     let _draining = readiness.task("draining");
     let whole = proxy.config.drain;
     threads.drain(&proxy, &control).await;
     drop(captured);
     let _ = background.drain(LAST_WORDS.min(whole / 10)).await;
-    Ok(())
+    match failed {
+        Some(task) => bail!("`{task}` has ended, without which this proxy obeys nobody: see the log before this"),
+        None => Ok(()),
+    }
 }
 
 /// What a new life of the proxy says first; `life` tells it from all others.

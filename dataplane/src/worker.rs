@@ -19,7 +19,7 @@ use process::{
 use rustls::ServerConfig;
 use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
-use crate::{account::Handles, balance, dial, liveness::Liveness, pool::Pool, proxy::Proxy};
+use crate::{account::Handles, balance, dial, liveness::Liveness, names::Names, pool::Pool, proxy::Proxy};
 
 /// What a decision's id begins with: eight digits and a dash.
 const PREFIX: usize = 9;
@@ -30,7 +30,9 @@ pub struct Worker {
     pub proxy: Arc<Proxy>,
     /// Its upstream connections.
     pub pool: Pool,
-    /// Watches them.
+    /// What names mean outside the mesh.
+    pub names: Names,
+    /// Watches its connections.
     pub liveness: Arc<Liveness>,
     /// How it accepts mTLS.
     pub tls: Arc<ServerConfig>,
@@ -49,6 +51,7 @@ impl Worker {
             proxy,
             tls,
             pool: Pool::default(),
+            names: Names::default(),
             liveness: Arc::default(),
             handles: Handles::default(),
             chance: Cell::new(rand::random()),

@@ -42,6 +42,14 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Whether files can be kept in a directory, which is made if it is not there.
+pub fn prove_writable(directory: &Path) -> io::Result<()> {
+    private_directory(directory)?;
+    let proof = directory.join("proof");
+    write_private(&proof, b"")?;
+    remove_file(proof)
+}
+
 fn places(path: &Path) -> io::Result<(&Path, PathBuf)> {
     let name =
         path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the path names no file"))?;
@@ -87,6 +95,16 @@ mod tests {
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(path.parent().unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing unfinished stays");
+    }
+
+    #[test]
+    fn a_directory_is_proven_writable_without_a_trace() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        prove_writable(&state).unwrap();
+        assert_eq!(read_dir(&state).unwrap().count(), 0);
+        write(dir.path().join("file"), "").unwrap();
+        assert!(prove_writable(&dir.path().join("file")).is_err());
     }
 
     #[test]

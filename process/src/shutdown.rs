@@ -265,14 +265,17 @@ impl std::error::Error for Unfinished {}
 /// The status of a process that was told twice to end, as shells count a death by SIGTERM.
 const ENDED_AT_ONCE: i32 = 128 + 15;
 
-/// From now on the first SIGTERM or SIGINT cancels `end`, so that the process drains, and the second ends it at once.
+/// From now on the first SIGTERM or SIGINT cancels `end`, so that the process drains, and the second ends it at once, after
+/// its `last` act.
 /// SIGHUP ends nothing: who keeps a log opens it anew, and what else can change while a process runs is followed without
 /// being told.
 ///
 /// # Panics
 /// Outside of a tokio runtime.
-pub fn end_by_signal(end: Shutdown) -> io::Result<()> {
+pub fn end_by_signal(end: Shutdown, last: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let mut asked = signals()?;
+    let mut told = false;
+    let mut last = Some(last);
     let mut hangup = signal(SignalKind::hangup())?;
     // Tracked by nobody: it lives as long as the process.
     tokio::spawn(async move {
@@ -284,8 +287,12 @@ pub fn end_by_signal(end: Shutdown) -> io::Result<()> {
                     continue;
                 }
             };
-            if end.is_cancelled() {
+            // Others may have told it to drain before.
+            if std::mem::replace(&mut told, true) {
                 tracing::warn!(signal = name, "told again: ending at once");
+                if let Some(last) = last.take() {
+                    last();
+                }
                 std::process::exit(ENDED_AT_ONCE);
             }
             tracing::info!(signal = name, "draining; the same again ends it at once");

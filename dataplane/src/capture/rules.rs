@@ -8,6 +8,9 @@ pub(super) const REMOVAL: &str = "table inet weft\ndelete table inet weft\n";
 /// DNS, and the ports of the mesh itself.
 const LEFT_ALONE: &str = "tcp dport { 53, 15000-15090 } return";
 
+/// How an operator reaches the host, who would be cut off by a proxy that knows no such port.
+const SSH: u16 = 22;
+
 /// Replaces the table by what `capture` says.
 pub fn script(capture: &Capture) -> String {
     let mut out = format!("{REMOVAL}table inet weft {{\n");
@@ -43,7 +46,9 @@ fn inbound(capture: &Capture) -> Vec<String> {
     // What is only passed on by this host is no business of its application.
     let mut rules = vec!["iifname \"lo\" return".to_owned(), "fib daddr type != local return".to_owned()];
     rules.push(LEFT_ALONE.to_owned());
-    rules.extend(matching("tcp dport", capture.exclude.inbound_ports.clone()));
+    let mut ports = capture.exclude.inbound_ports.clone();
+    ports.extend((!capture.serves_ssh).then_some(SSH));
+    rules.extend(matching("tcp dport", ports));
     rules.push(format!("meta l4proto tcp redirect to :{}", capture.inbound));
     rules
 }
@@ -70,9 +75,10 @@ mod tests {
             user: 1337,
             outbound: 15001,
             inbound: 15006,
+            serves_ssh: false,
             exclude: Exclude {
                 users: vec![1000, 1337],
-                inbound_ports: vec![22],
+                inbound_ports: vec![9100],
                 outbound_ports: vec![9000, 25],
                 addresses: vec!["10.0.0.0/8".parse().unwrap(), "fd00::1".parse().unwrap()],
             },
@@ -96,11 +102,13 @@ mod tests {
             		iifname "lo" return
             		fib daddr type != local return
             		tcp dport { 53, 15000-15090 } return
-            		tcp dport { 22 } return
+            		tcp dport { 22, 9100 } return
             		meta l4proto tcp redirect to :15006
             	}
             }
         "#]]
         .assert_eq(&script(&capture));
+        let serving = script(&Capture { serves_ssh: true, ..capture });
+        assert!(serving.contains("\t\ttcp dport { 9100 } return\n"), "{serving}");
     }
 }

@@ -1,16 +1,23 @@
 //! How a proxy comes by its first certificate: a one-time token, shown only to whom the token expects.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use api::{digest::Hash, name::ClusterName, wire};
 use data_encoding::BASE64URL_NOPAD;
 use process::{
+    files,
     rpc::{self, stub::control_client::ControlClient},
     tls::{self, Credentials, Identity, Key},
     world::SharedWorld,
 };
 use rustls_pki_types::CertificateDer;
 use serde::Deserialize;
+
+/// More than a token file can hold.
+const FILE_BYTES: u64 = 64 * 1024;
 
 /// What the bearer reads of a token: `weftw1.<payload>.<mac>`, the payload JSON in base64url. Whether it is genuine
 /// only its issuer knows.
@@ -27,6 +34,14 @@ pub struct Token {
 /// Why there is no first certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
+    /// There is no file that can be read.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// Where it should be.
+        path: PathBuf,
+        /// Why it cannot be read.
+        reason: String,
+    },
     /// Not a token.
     #[error("the token file does not hold a workload's token: was all of its one line copied?")]
     Token,
@@ -45,6 +60,14 @@ pub enum EnrolError {
 }
 
 impl Token {
+    /// Reads the token that a file holds.
+    pub fn from_file(path: &Path) -> Result<Self, EnrolError> {
+        let unread = |reason: String| EnrolError::File { path: path.to_owned(), reason };
+        let text = files::read(path, FILE_BYTES).map_err(|error| unread(error.to_string()))?;
+        let text = text.ok_or_else(|| unread("no such file".into()))?;
+        Self::read(&String::from_utf8_lossy(&text))
+    }
+
     /// Reads a token's text.
     pub fn read(text: &str) -> Result<Self, EnrolError> {
         let text = text.trim();

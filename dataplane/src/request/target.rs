@@ -1,6 +1,6 @@
 //! Where a plan leads: the application, a service of the mesh, a host outside it.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use api::identity::UnixTime;
 use http::Response;
@@ -25,9 +25,6 @@ use crate::{
     tunnel::Above,
     worker::Worker,
 };
-
-/// How long a name may take to be resolved.
-const LOOK_UP: Duration = Duration::from_secs(2);
 
 /// The most addresses of a host outside the mesh that are tried.
 const ADDRESSES_MAX: usize = 4;
@@ -183,10 +180,9 @@ async fn dial_host(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Dialled
 async fn addresses(worker: &Worker, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let missing = |reason: String| Failure::upstream(502, "no-such-host", reason);
-    let found = tokio::time::timeout(LOOK_UP, tokio::net::lookup_host((host, port))).await;
-    let found = found.map_err(|_| missing("no answer of the resolver in time".into()))?;
-    let found = found.map_err(|error| missing(error.to_string()))?;
-    let found: Vec<_> = found.filter(|to| !worker.proxy.config.leads_back(*to)).take(ADDRESSES_MAX).collect();
+    let mut found = worker.names.addresses(host, port).await.map_err(missing)?;
+    found.retain(|to| !worker.proxy.config.leads_back(*to));
+    found.truncate(ADDRESSES_MAX);
     match found.is_empty() {
         true => Err(missing("it leads back to this proxy, or has no address".into())),
         false => Ok(found),

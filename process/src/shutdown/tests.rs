@@ -91,7 +91,7 @@ async fn spans_threads_with_runtimes_of_their_own() {
 #[tokio::test]
 async fn a_signal_begins_the_end_and_a_hangup_does_not() {
     let end = Shutdown::new();
-    end_by_signal(end.clone()).unwrap();
+    end_by_signal(end.clone(), || ()).unwrap();
     let tell = |signal: &str| {
         let me = std::process::id().to_string();
         assert!(std::process::Command::new("kill").args([signal, &me]).status().unwrap().success());
@@ -126,9 +126,9 @@ fn told_twice_a_process_ends_at_once() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let end = Shutdown::new();
-            end_by_signal(end.clone()).unwrap();
-            println!("listening");
-            end.cancelled().await;
+            end_by_signal(end.clone(), || println!("ending")).unwrap();
+            // Whoever else has told it to drain is no signal.
+            end.cancel();
             println!("draining");
             pending::<()>().await
         });
@@ -142,10 +142,16 @@ fn told_twice_a_process_ends_at_once() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    for word in ["listening", "draining"] {
-        assert!(lines.any(|line| line.unwrap().ends_with(word)), "never {word}");
+    let mut says = |word| assert!(lines.any(|line| line.unwrap().ends_with(word)), "never {word}");
+    let tell = |child: &std::process::Child| {
         let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
         assert!(told.success());
-    }
+    };
+    says("draining");
+    tell(&child);
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(child.try_wait().unwrap(), None, "the first signal lets it drain");
+    tell(&child);
+    says("ending");
     assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
 }

@@ -41,6 +41,9 @@ async fn a_cluster_joins_a_running_mesh_by_a_token_that_names_it() {
     assert_eq!(status.commit, north.mesh.status("east").await.commit, "it obeys what the others obey");
     let of_another = north.weft(&["status", "--cluster", "east"]).await.expect_err("its API is not east's");
     assert!(of_another.contains("this is the control plane of north"), "{of_another}");
+    let long = north.weft(&["token", "north-1", "--namespace", "shop", "--ttl", "169h"]).await;
+    let long = long.expect_err("nobody needs a token for so long");
+    assert!(long.contains("a token lives from a second to 7 days, not 608400 s"), "{long}");
     let refused = north.refused(&token).await;
     assert!(refused.contains("the primary refused: this token was used before"), "{refused}");
 
@@ -135,6 +138,8 @@ async fn it_obeys_the_next_commit(north: &North) {
 struct North {
     mesh: Mesh,
     dir: PathBuf,
+    /// The token that its last proxy has used.
+    used: Option<String>,
 }
 
 impl North {
@@ -147,7 +152,7 @@ impl North {
     fn beside(mesh: Mesh) -> Self {
         let dir = mesh.dir().join("north");
         fs::create_dir_all(&dir).unwrap();
-        North { mesh, dir }
+        North { mesh, dir, used: None }
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -239,7 +244,8 @@ impl North {
         self.proxy("front-1", "shop", "front", North::FRONT, sidecar(North::FRONT, json!([]))).await;
     }
 
-    /// Starts a proxy with a token of its own control plane, and waits until it is ready.
+    /// Starts a proxy with a token of its own control plane, and waits until it is ready. What stands in the file at first is
+    /// what another one has used.
     async fn proxy(&mut self, name: &str, namespace: &str, account: &str, ip: &str, settings: Value) {
         let id = format!("north-{name}");
         let app = format!("app={account}");
@@ -248,7 +254,8 @@ impl North {
         let token = self.weft(&[&what[..], &labels].concat()).await.unwrap();
         let dir = self.file(&id);
         fs::create_dir_all(&dir).unwrap();
-        fs::write(dir.join("token"), token).unwrap();
+        let used = self.used.replace(token.clone());
+        fs::write(dir.join("token"), used.as_ref().unwrap_or(&token)).unwrap();
         let mut config = json!({
             "workload": id, "stateDir": dir, "tokenFile": dir.join("token"), "source": ip, "zone": "a",
             "controlPlanes": [format!("{}:15012", North::CONTROL)], "admin": format!("{ip}:15000"),
@@ -258,6 +265,8 @@ impl North {
         fs::write(dir.join("config.json"), config.to_string()).unwrap();
         self.mesh.proxy_beside(&dir.join("config.json"));
         let admin = Client::new(&format!("{ip}:15000"));
+        eventually(&format!("{id} tries"), SOON, async || admin.get("/ready").await).await;
+        fs::write(dir.join("token"), token).unwrap();
         eventually(&format!("{id} is ready"), SOON, async || match admin.get("/ready").await?.status {
             200 => Ok(()),
             other => Err(other.to_string()),

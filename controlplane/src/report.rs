@@ -304,11 +304,14 @@ fn lagging(plane: &Plane, published: &[Published], at: usize) -> (Vec<Laggard>, 
                 why,
             };
             match proxy.state {
-                ProxyState::Gone => gone.push(laggard(format!(
-                    "gone since {}; its certificate ends in {} s",
-                    ago(plane, proxy.since),
-                    (proxy.certificate_not_after - plane.now()).max(0.0) as u64
-                ))),
+                ProxyState::Gone => {
+                    let end = match proxy.certificate_not_after {
+                        // It has not spoken since this control plane began.
+                        0.0 => "when its certificate ends is not known here".to_owned(),
+                        end => format!("its certificate ends in {} s", (end - plane.now()).max(0.0) as u64),
+                    };
+                    gone.push(laggard(format!("gone since {}; {end}", ago(plane, proxy.since))));
+                }
                 ProxyState::Away => lagging.push(laggard(format!(
                     "partitioned: its stream is away since {}",
                     ago(plane, proxy.since)

@@ -201,15 +201,22 @@ impl Role {
 }
 
 impl Config {
-    /// Whether a connection of this proxy to `to` would come in where its own application calls out.
+    /// Whether a connection of this proxy to `to` would come in where its own application calls out, or where it is
+    /// administered: nobody else is to be led there.
     pub fn leads_back(&self, to: SocketAddr) -> bool {
-        let Role::Sidecar { outbound, .. } = &self.role else { return false };
+        let outbound = match &self.role {
+            Role::Sidecar { outbound, .. } => Some(*outbound),
+            Role::Ingress { .. } | Role::EastWest { .. } => None,
+        };
+        outbound.into_iter().chain([self.admin]).any(|own| self.comes_to(own, to))
+    }
+
+    /// Whether a connection of this proxy to `to` would come in at its listener `own`.
+    fn comes_to(&self, own: SocketAddr, to: SocketAddr) -> bool {
         let ip = to.ip().to_canonical();
-        let anywhere = outbound.ip().is_unspecified();
-        to.port() == outbound.port()
-            && (ip == outbound.ip()
-                || ip.is_unspecified()
-                || anywhere && (ip.is_loopback() || ip == self.source))
+        let anywhere = own.ip().is_unspecified();
+        to.port() == own.port()
+            && (ip == own.ip() || ip.is_unspecified() || anywhere && (ip.is_loopback() || ip == self.source))
     }
 }
 
@@ -428,6 +435,7 @@ mod tests {
         for to in ["127.0.0.1:15002", "10.0.0.9:15001", "10.0.0.8:15001"] {
             assert!(!back("127.0.0.1:15001", to), "{to}");
         }
+        assert!(back("127.0.0.1:15001", "10.0.0.9:15000"), "its admin listener");
         assert!(back("0.0.0.0:15001", "10.0.0.9:15001") && back("0.0.0.0:15001", "127.3.0.1:15001"));
         assert!(!back("0.0.0.0:15001", "10.0.0.8:15001"));
     }

@@ -264,7 +264,9 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
         tokio::time::sleep(pause.next(&**world)).await;
         match enrol::Token::from_file(path) {
             Ok(newer) => token = newer,
-            Err(error) => tracing::warn!(error = logs::causes(&error), "the token that was read before is tried again"),
+            Err(error) => {
+                tracing::warn!(error = logs::causes(&error), "the token that was read before is tried again")
+            }
         }
     }
     anyhow::bail!("no control plane is named")

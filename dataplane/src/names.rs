@@ -33,7 +33,8 @@ impl Names {
         if let Ok(address) = host.parse() {
             return Ok(vec![SocketAddr::new(address, port)]);
         }
-        let with_port = |addresses: &[IpAddr]| addresses.iter().map(|&one| SocketAddr::new(one, port)).collect();
+        let with_port =
+            |addresses: &[IpAddr]| addresses.iter().map(|&one| SocketAddr::new(one, port)).collect();
         if let Some(known) = self.0.borrow().get(host).filter(|known| known.until > Instant::now()) {
             return Ok(with_port(&known.addresses));
         }

@@ -150,8 +150,16 @@ impl Proxy {
         port: &ServicePort,
     ) {
         let all = runtime.endpoints.get(&service.name).map_or(&[][..], |all| &all.endpoints);
-        let endpoints: Vec<_> =
+        let mut endpoints: Vec<_> =
             all.iter().filter(|one| one.port == u32::from(port.target)).cloned().collect();
+        endpoints.retain(|one| {
+            let back =
+                own.shares_network(one) && one.address.parse().is_ok_and(|to| self.config.leads_back(to));
+            if back {
+                tracing::error!(service = %service.name, endpoint = one.id, "left out: it leads back to this proxy");
+            }
+            !back
+        });
         let unix_seconds =
             SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let input = Input {

@@ -106,7 +106,9 @@ pub async fn run(config: Config, end: Shutdown) -> anyhow::Result<()> {
     drop(captured);
     let _ = background.drain(LAST_WORDS.min(whole / 10)).await;
     match failed {
-        Some(task) => bail!("`{task}` has ended, without which this proxy obeys nobody: see the log before this"),
+        Some(task) => {
+            bail!("`{task}` has ended, without which this proxy obeys nobody: see the log before this")
+        }
         None => Ok(()),
     }
 }

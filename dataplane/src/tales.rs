@@ -212,6 +212,16 @@ async fn ask(address: SocketAddr, request: http::request::Builder) -> (u16, Stri
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_leads_back_is_none() {
+    let front = sidecar("front").start().await;
+    let mut back = endpoint("east", "reviews-0", "reviews", front.outbound);
+    back.mtls = false;
+    front.obey(&sidecar("front").calling("reviews", vec![back]));
+    let (status, told) = ask(front.outbound, Request::get("http://reviews/")).await;
+    assert!(status == 503 && told.contains("no-endpoints"), "{status} {told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_goes_from_sidecar_to_sidecar() {
     let shop = Shop::open(1).await;
     assert_eq!(shop.get("/").await, (200, "reviews-0".into()));

@@ -231,7 +231,7 @@ pub struct ProxyStatus {
     pub app_ready: bool,
     /// Whether it drains.
     pub draining: bool,
-    /// End of its certificate.
+    /// End of its certificate; 0 when it has not said since this control plane began.
     pub certificate_not_after: f64,
     /// Its version.
     pub version: String,

@@ -262,6 +262,19 @@ async fn who_is_gone_counts_only_where_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_nobody_has_told_of_has_not_ended() {
+    let mesh = Mesh::new().await;
+    mesh.publish(1, "a1");
+    let stream = mesh.connect("front-1").await;
+    mesh.plane.registry.disconnect(&stream, mesh.plane.world.moment());
+    mesh.world.set(LEASE.as_secs_f64());
+    mesh.plane.registry.expire(mesh.plane.world.moment()).await.unwrap();
+    mesh.speak();
+    let gone = "gone: east/front-1 gone since 0 s ago; when its certificate ends is not known here";
+    assert_eq!(told(&mesh.ask('1', NOTHING).await), [gone]);
+}
+
+#[tokio::test]
 async fn every_member_has_its_word_and_nobody_else() {
     let mesh = Mesh::new().await;
     let one = mesh.publish(1, "a1");

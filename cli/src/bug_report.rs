@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ use crate::{
     Global,
     client::{Client, text},
     mesh::Mesh,
-    output::{Output, now},
+    output::{Output, line, now},
 };
 
 /// How long one process may take to answer one question.
@@ -68,19 +69,30 @@ pub(crate) async fn run(report: BugReport, global: &Global, output: &Output) -> 
     let file = report.file.unwrap_or_else(|| format!("weft-bug-report-{}.tar.gz", now() as u64).into());
     let made = make(&mesh, file).await?;
     output.answer(&made, |made, _| {
-        let mut said = format!("{} parts in {}\n", made.parts, made.file.display());
-        for (part, why) in &made.missing {
-            said += &format!("  without {part}: {why}\n");
-        }
-        said
-    });
+        format!("{} parts in {}\n{}", made.parts, made.file.display(), without(&made.missing))
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// A line for each part that could not be had.
+fn without(missing: &BTreeMap<String, String>) -> String {
+    missing.iter().map(|(part, why)| line(&format!("  without {part}: {why}")) + "\n").collect()
+}
+
+/// Makes the whole file or none.
 async fn make(mesh: &Mesh, file: PathBuf) -> anyhow::Result<Made> {
-    let mut archive = Archive::create(&file)?;
+    let gathered = gather(mesh, Archive::create(&file)?).await;
+    if gathered.is_err() {
+        let _ = fs::remove_file(&file);
+    }
+    let (parts, missing) = gathered?;
+    Ok(Made { file, parts, missing })
+}
+
+/// How many parts there are, and what is missing; an error when that is all.
+async fn gather(mesh: &Mesh, mut archive: Archive) -> anyhow::Result<(usize, BTreeMap<String, String>)> {
     let mut missing = BTreeMap::new();
-    let mut sources = sources(mesh)?.into_iter();
+    let mut sources = sources(mesh).into_iter();
     let mut asked = JoinSet::new();
     loop {
         for source in sources.by_ref().take(AT_ONCE.saturating_sub(asked.len())) {
@@ -94,6 +106,7 @@ async fn make(mesh: &Mesh, file: PathBuf) -> anyhow::Result<Made> {
             }
         }
     }
+    ensure!(!archive.is_empty(), "nothing could be gathered\n{}", without(&missing).trim_end());
     let about = json!({
         "weft": env!("CARGO_PKG_VERSION"),
         "made": now(),
@@ -102,14 +115,13 @@ async fn make(mesh: &Mesh, file: PathBuf) -> anyhow::Result<Made> {
         "missing": missing,
     });
     archive.add("about.json", &pretty(about))?;
-    let parts = archive.finish()?;
-    Ok(Made { file, parts, missing })
+    Ok((archive.finish()?, missing))
 }
 
 /// Where parts come from.
 enum Source {
-    /// A control plane's admin API.
-    Api { name: String, client: Client },
+    /// A control plane's admin API, or why it cannot be asked.
+    Api { name: String, client: anyhow::Result<Client> },
     /// A process of this machine, by its directory.
     Process { name: String, dir: PathBuf },
 }
@@ -117,15 +129,15 @@ enum Source {
 /// One file of the report, or why it is missing.
 type Part = (String, Result<String, String>);
 
-fn sources(mesh: &Mesh) -> anyhow::Result<Vec<Source>> {
+fn sources(mesh: &Mesh) -> Vec<Source> {
     let Some(up) = &mesh.up else {
-        return Ok(vec![Source::Api { name: "controlplane".into(), client: mesh.client(None)? }]);
+        return vec![Source::Api { name: "controlplane".into(), client: mesh.client(None) }];
     };
     let mut sources = Vec::new();
     for cluster in &up.descriptor.clusters {
         let name = cluster.name.as_str();
         let dir = up.dir.join(name);
-        let client = mesh.client(Some(&cluster.name))?;
+        let client = mesh.client(Some(&cluster.name));
         sources.push(Source::Api { name: format!("{name}/controlplane"), client });
         for part in ["controlplane", "ingress", "eastwest"] {
             sources.push(Source::Process { name: format!("{name}/{part}"), dir: dir.join(part) });
@@ -135,7 +147,7 @@ fn sources(mesh: &Mesh) -> anyhow::Result<Vec<Source>> {
             sources.push(Source::Process { name: format!("{name}/{id}"), dir: workload.join("sidecar") });
         }
     }
-    Ok(sources)
+    sources
 }
 
 fn folders(dir: &Path) -> Vec<PathBuf> {
@@ -148,13 +160,16 @@ fn folders(dir: &Path) -> Vec<PathBuf> {
 impl Source {
     async fn parts(self) -> Vec<Part> {
         match self {
-            Source::Api { name, client } => {
-                let status = client.get_within::<Value>("/status", ANSWER).await;
-                vec![(format!("{name}/status.json"), status.map(pretty).map_err(|error| error.to_string()))]
-            }
+            Source::Api { name, client } => vec![(format!("{name}/status.json"), status(client).await)],
             Source::Process { name, dir } => process(&name, &dir).await,
         }
     }
+}
+
+async fn status(client: anyhow::Result<Client>) -> Result<String, String> {
+    let client = client.map_err(|error| format!("{error:#}"))?;
+    let status = client.get_within::<Value>("/status", ANSWER).await;
+    status.map(pretty).map_err(|error| error.to_string())
 }
 
 async fn process(name: &str, dir: &Path) -> Vec<Part> {

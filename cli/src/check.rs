@@ -1,12 +1,21 @@
 //! `weft check`: the control plane's own gate, offline.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+mod tree;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::ensure;
 use api::{admin::Problem, name::Namespace};
 use clap::Args;
 
-use crate::{controlplane, output::Output};
+use crate::{
+    controlplane,
+    output::{Output, line},
+};
 
 /// Check a configuration repository as the control plane would
 ///
@@ -31,17 +40,26 @@ pub(crate) struct Check {
 pub(crate) fn run(check: &Check, output: &Output) -> anyhow::Result<ExitCode> {
     ensure!(check.dir.is_dir(), "{} is no directory", check.dir.display());
     let own: Option<BTreeSet<_>> = check.namespaces.as_ref().map(|own| own.iter().cloned().collect());
-    let problems = controlplane::check_dir(&check.dir, own.as_ref());
+    let problems = problems(&check.dir, own.as_ref());
     let is_wrong = problems.iter().any(Problem::is_error);
     if !output.is_json() {
         eprint!("{}", problems.iter().map(render_problem).collect::<String>());
     }
     if output.is_json() || !is_wrong {
-        output.answer(&problems, |problems, _| count(problems));
+        output.answer(&problems, |problems, _| count(problems))?;
     } else {
         eprintln!("weft: {}", count(&problems));
     }
     Ok(if is_wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// What cannot be taken at all, then what is wrong with the rest.
+fn problems(dir: &Path, namespaces: Option<&BTreeSet<Namespace>>) -> Vec<Problem> {
+    let mut problems = tree::refusals(dir);
+    let judged = controlplane::check_dir(dir, namespaces);
+    let new: Vec<_> = judged.into_iter().filter(|one| !problems.contains(one)).collect();
+    problems.extend(new);
+    problems
 }
 
 /// `no mistakes found`, `2 mistakes, one warning`.
@@ -60,13 +78,14 @@ fn count(problems: &[Problem]) -> String {
 
 /// `file:line:column: message`, and what to do on a line of its own.
 pub(crate) fn render_problem(problem: &Problem) -> String {
+    let file = line(&problem.file);
     let place = match problem.line {
-        0 => problem.file.clone(),
-        line => format!("{}:{line}:{}", problem.file, problem.column),
+        0 => file,
+        number => format!("{file}:{number}:{}", problem.column),
     };
-    let help = problem.help.as_ref().map_or(String::new(), |help| format!("  {help}\n"));
+    let help = problem.help.as_ref().map_or(String::new(), |help| format!("  {}\n", line(help)));
     let warning = if problem.is_error() { "" } else { "warning: " };
-    format!("{place}: {warning}{}\n{help}", problem.message)
+    format!("{place}: {warning}{}\n{help}", line(&problem.message))
 }
 
 #[cfg(test)]
@@ -93,5 +112,31 @@ mod tests {
         assert_eq!(said(&[Warning]), "no mistakes found, one warning");
         assert_eq!(said(&[Error]), "one mistake");
         assert_eq!(said(&[Error, Warning, Error, Warning]), "2 mistakes, 2 warnings");
+    }
+
+    #[test]
+    fn what_the_gate_refuses_is_told_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.yaml", "README"] {
+            std::os::unix::fs::symlink("nowhere", dir.path().join(name)).unwrap();
+        }
+        let told: Vec<_> = problems(dir.path(), None).into_iter().map(|one| one.file).collect();
+        for name in ["a.yaml", "README"] {
+            assert_eq!(told.iter().filter(|file| *file == name).count(), 1, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_takes_a_line_and_its_help_another_whatever_they_quote() {
+        let problem = Problem {
+            file: "a\n.yaml".into(),
+            line: 3,
+            column: 9,
+            message: "unknown name `a\x1b[2K\nb.yaml: fine`".into(),
+            help: Some("did you\nmean `c`?".into()),
+            severity: Severity::Error,
+        };
+        let said = "a .yaml:3:9: unknown name `a\u{fffd}[2K b.yaml: fine`\n  did you mean `c`?\n";
+        assert_eq!(render_problem(&problem), said);
     }
 }

@@ -10,6 +10,8 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::TcpStream;
 
+use crate::output::line;
+
 /// A status of a mesh of thousands of proxies is some megabytes.
 const ANSWER_LIMIT_BYTES: usize = 64 << 20;
 /// What any call but `wait` may take.
@@ -110,7 +112,7 @@ impl Client {
             _ if status == StatusCode::UNAUTHORIZED && self.token.is_none() => {
                 format!("the control plane at {} asks for a token: --token-file or WEFT_TOKEN", self.address)
             }
-            Ok(failure) => failure.error,
+            Ok(failure) => line(&failure.error),
             Err(_) => format!("the control plane at {} answered {status}", self.address),
         };
         Err(Failed::Refused { status, message })
@@ -118,7 +120,7 @@ impl Client {
 
     fn read<A: DeserializeOwned>(&self, body: Bytes) -> Result<A, Failed> {
         serde_json::from_slice(&body)
-            .map_err(|why| Failed::Malformed { address: self.address.clone(), why: why.to_string() })
+            .map_err(|why| Failed::Malformed { address: self.address.clone(), why: line(&why.to_string()) })
     }
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Console {
 pub(crate) async fn run(console: Console, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let client = Mesh::find(global)?.client(console.cluster.as_ref())?;
     let url = url(&client).await?;
-    output.answer(&json!({ "console": url }), |_, _| url.clone());
+    output.answer(&json!({ "console": url }), |_, _| url.clone())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -16,6 +16,9 @@ use api::{
 };
 use clap::{Args, Subcommand};
 
+/// What the gate refuses of a commit before it reads what its files say.
+pub(crate) use ::controlplane::git::{Fault, MAX_BYTES, MAX_FILE_BYTES};
+
 use crate::{Global, output::Output};
 
 /// Run a control plane, primary or remote; stop and start those of this machine

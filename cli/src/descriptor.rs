@@ -2,14 +2,16 @@
 
 use std::{
     fs::{self, File},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use api::{
     admin::Role,
     name::{ClusterName, Namespace, ObjectName, WorkloadId},
 };
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 /// The file in the `weft up` directory.
@@ -74,6 +76,7 @@ pub(crate) struct Workload {
 impl Descriptor {
     /// What the `weft up` directory `dir` holds.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
+        ensure_trusted(dir)?;
         let path = dir.join(FILE);
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         serde_json::from_slice(&text).with_context(|| {
@@ -105,6 +108,26 @@ impl Descriptor {
             .find(|cluster| cluster.name == *name)
             .with_context(|| format!("this mesh has no cluster `{name}`; it has {}", known()))
     }
+}
+
+/// Refuses a `weft up` directory of a stranger: commands that lie in it are run, and processes that it names are ended.
+pub(crate) fn ensure_trusted(dir: &Path) -> anyhow::Result<()> {
+    let file = dir.join(FILE);
+    for path in [dir, file.as_path()] {
+        // A link is its maker's word, wherever it leads.
+        let Ok(owner) = fs::symlink_metadata(path).map(|metadata| metadata.uid()) else { continue };
+        ensure!(
+            is_trusted(owner, geteuid().as_raw()),
+            "{} belongs to another user ({owner}), and what it says could be run as yours: name the mesh with --api, \
+             or the directory of `weft up` and `weft down` with --dir",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
+fn is_trusted(owner: u32, caller: u32) -> bool {
+    owner == caller || owner == 0
 }
 
 /// The state directory of `cluster`'s control plane below the `weft up` directory.
@@ -168,6 +191,17 @@ pub(crate) mod tests {
     fn the_line_is_as_promised() {
         expect![[r#"{"ready":true,"repository":"/srv/weft-up/config","console":"http://127.1.0.1:15080/?login=abc","clusters":[{"name":"east","role":"primary","api":"http://127.1.0.1:15080","ingress":"http://127.1.0.3:8080","eastwest":"127.1.0.2:15443","controlplane_pid":1,"gateway_pids":{"ingress":2,"eastwest":3},"workloads":[{"id":"east-reviews-v1-1","service":"reviews","version":"v1","namespace":"shop","address":"127.1.0.15:15006","outbound":"127.1.0.15:15001","admin":"127.1.0.15:15000","app":"127.1.0.15:8080","dir":"/srv/weft-up/east/workloads/east-reviews-v1-1","pid":123,"sidecar_pid":124}]}]}"#]]
         .assert_eq(&serde_json::to_string(&sample()).unwrap());
+    }
+
+    #[test]
+    fn only_ones_own_and_roots_word_counts() {
+        for (owner, caller, trusted) in
+            [(1000, 1000, true), (0, 1000, true), (1001, 1000, false), (1000, 0, false), (0, 0, true)]
+        {
+            assert_eq!(is_trusted(owner, caller), trusted, "{owner} for {caller}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        assert!(ensure_trusted(dir.path()).is_ok(), "one that is empty yet");
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! `weft down`: ends a `weft up` from outside, and what a killed one has left.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, slice, time::Duration};
 
 use anyhow::ensure;
 use clap::Args;
-use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::{end, mesh, output::Output, pid, pid::Pid, progress::Progress};
+use crate::{end, mesh, output::Output, pid::Pid, progress::Progress};
 
 /// Longer than all graces of an orderly end together.
 const ORDERLY_END: Duration = Duration::from_secs(30);
@@ -29,16 +28,12 @@ pub(crate) async fn run(down: Down, output: &Output) -> anyhow::Result<ExitCode>
     let dir = dir.canonicalize()?;
     let progress = Progress::new();
     let mut ended = 0;
-    if let Some(up) = Pid::read(&dir) {
+    if Pid::read(&dir).is_some() {
         progress.at("asking `weft up` to end …");
-        up.signal(Signal::SIGTERM);
-        up.signal(Signal::SIGCONT);
-        if !pid::gone(&[up], ORDERLY_END).await {
-            up.signal(Signal::SIGKILL);
-        }
+        end::none_is_left(&end::processes(slice::from_ref(&dir), ORDERLY_END).await)?;
         ended += 1;
     }
-    ended += end::everything(&dir, &progress).await;
+    ended += end::everything(&dir, &progress).await?;
     Pid::forget(&dir);
     drop(progress);
     output.answer(&json!({ "dir": dir, "wasUp": ended > 0 }), |_, _| {
@@ -47,6 +42,6 @@ pub(crate) async fn run(down: Down, output: &Output) -> anyhow::Result<ExitCode>
         } else {
             format!("nothing runs in {}", dir.display())
         }
-    });
+    })?;
     Ok(ExitCode::SUCCESS)
 }

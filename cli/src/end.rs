@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use anyhow::ensure;
+
 use crate::{
     pid::{self, Pid},
     progress::Progress,
@@ -17,8 +19,8 @@ pub(crate) const PROXY_GRACE: Duration = Duration::from_secs(DRAIN_SECONDS + 2);
 pub(crate) const APP_GRACE: Duration = Duration::from_secs(5);
 pub(crate) const CONTROLPLANE_GRACE: Duration = Duration::from_secs(5);
 
-/// Ends sidecars, applications, gateways, control planes. Says how many processes there were.
-pub(crate) async fn everything(dir: &Path, progress: &Progress) -> usize {
+/// Ends sidecars, applications, gateways, control planes. Says how many processes there were; an error names who is left.
+pub(crate) async fn everything(dir: &Path, progress: &Progress) -> anyhow::Result<usize> {
     let clusters = folders(dir);
     let workloads: Vec<PathBuf> =
         clusters.iter().flat_map(|cluster| folders(&cluster.join("workloads"))).collect();
@@ -31,17 +33,41 @@ pub(crate) async fn everything(dir: &Path, progress: &Progress) -> usize {
         ("gateways", below(&clusters, &["ingress", "eastwest"]), PROXY_GRACE),
         ("control planes", below(&clusters, &["controlplane"]), CONTROLPLANE_GRACE),
     ];
-    let mut ended = 0;
+    let (mut ended, mut left) = (0, Vec::new());
     for (what, dirs, grace) in phases {
-        let pids: Vec<Pid> = dirs.iter().filter_map(|dir| Pid::read(dir)).collect();
-        if !pids.is_empty() {
-            progress.at(&format!("ending {} {what} …", pids.len()));
-            pid::end(&pids, grace).await;
+        let running = dirs.iter().filter(|dir| Pid::read(dir).is_some()).count();
+        if running > 0 {
+            progress.at(&format!("ending {running} {what} …"));
         }
-        dirs.iter().for_each(|dir| Pid::forget(dir));
-        ended += pids.len();
+        left.extend(processes(&dirs, grace).await);
+        ended += running;
     }
-    ended
+    none_is_left(&left)?;
+    Ok(ended)
+}
+
+/// Ends the processes that live in these state directories, and forgets them. Names who is left, and keeps its pid file.
+pub(crate) async fn processes(dirs: &[PathBuf], grace: Duration) -> Vec<String> {
+    let pids: Vec<Pid> = dirs.iter().filter_map(|dir| Pid::read(dir)).collect();
+    let left = pid::end(&pids, grace).await;
+    forget_all_but(&left, dirs)
+}
+
+fn forget_all_but(left: &[Pid], dirs: &[PathBuf]) -> Vec<String> {
+    let mut named = Vec::new();
+    for dir in dirs {
+        match Pid::read(dir).filter(|pid| left.contains(pid)) {
+            Some(pid) => named.push(format!("process {} of {}", pid.number, dir.display())),
+            None => Pid::forget(dir),
+        }
+    }
+    named
+}
+
+/// An error where anybody is; it says who.
+pub(crate) fn none_is_left(left: &[String]) -> anyhow::Result<()> {
+    ensure!(left.is_empty(), "could not end {}: another user's?", left.join(", "));
+    Ok(())
 }
 
 fn folders(dir: &Path) -> Vec<PathBuf> {
@@ -68,8 +94,28 @@ mod tests {
             Pid::of(child.id()).unwrap().write(&dir).unwrap();
             children.push(child);
         }
-        assert_eq!(everything(up.path(), &Progress::new()).await, 4);
+        assert_eq!(everything(up.path(), &Progress::new()).await.unwrap(), 4);
         assert!(children.iter_mut().all(|child| child.try_wait().unwrap().is_some()));
-        assert_eq!(everything(up.path(), &Progress::new()).await, 0);
+        assert_eq!(everything(up.path(), &Progress::new()).await.unwrap(), 0);
+    }
+
+    #[test]
+    fn who_is_left_is_named_and_can_be_ended_later() {
+        let root = tempfile::tempdir().unwrap();
+        let dirs = ["left", "ended"].map(|name| root.path().join(name));
+        let me = Pid::of(std::process::id()).unwrap();
+        for dir in &dirs {
+            fs::create_dir(dir).unwrap();
+        }
+        me.write(&dirs[0]).unwrap();
+        fs::write(dirs[1].join("pid"), "4194304 1\n").unwrap(); // above any pid
+        let named = forget_all_but(&[me], &dirs);
+        assert_eq!(named, [format!("process {} of {}", me.number, dirs[0].display())]);
+        assert_eq!(Pid::read(&dirs[0]), Some(me));
+        assert!(!dirs[1].join("pid").exists());
+
+        let error = none_is_left(&named).unwrap_err().to_string();
+        assert!(error.starts_with("could not end process "), "{error}");
+        assert!(none_is_left(&[]).is_ok());
     }
 }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     Global,
     mesh::Mesh,
-    output::{Cell, Output, Style, Table, Tone, short_commit},
+    output::{Cell, Output, Style, Table, Tone, line, short_commit},
 };
 
 /// Lines of settings are no longer than this, however wide the terminal is.
@@ -64,7 +64,7 @@ pub(crate) async fn run(explain: Explain, global: &Global, output: &Output) -> a
         headers: joined(explain.headers),
     };
     let answer: ExplainAnswer = client.post("/explain", &request).await?;
-    output.answer(&answer, |answer, style| text(&request, answer, style));
+    output.answer(&answer, |answer, style| text(&request, answer, style))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -85,10 +85,10 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
     let ExplainRequest { source, method, host, path, .. } = request;
     let _ = writeln!(out, "{method} {host} {path} from {source}: {status}, by commit {commit}");
     if let Some(reason) = &answer.reason {
-        let _ = writeln!(out, "  {reason}");
+        let _ = writeln!(out, "  {}", line(reason));
     }
     if !answer.unknown.is_empty() {
-        let unknown = answer.unknown.join(", ");
+        let unknown = line(&answer.unknown.join(", "));
         let _ = writeln!(
             out,
             "  not certain: policies on the way read {unknown}, which is not known here and was taken to be empty"
@@ -99,9 +99,9 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
         let _ = writeln!(
             out,
             "  {}, rule {}\n  {}:{} ({})",
-            route.route,
-            route.rule,
-            route.file,
+            line(&route.route),
+            line(&route.rule),
+            line(&route.file),
             route.line,
             short_commit(&route.commit)
         );
@@ -153,9 +153,9 @@ fn text(request: &ExplainRequest, answer: &ExplainAnswer, style: Style) -> Strin
         let _ = writeln!(out, "\n{}", style.paint(Tone::Strong, "settings"));
         for (group, setting) in &answer.settings {
             let origin = style.paint(Tone::Faint, &format!("({})", setting.origin));
-            let _ = writeln!(out, "  {group} {origin}");
-            for line in wrapped(&setting.value, style.columns.unwrap_or(usize::MAX).min(WIDEST)) {
-                let _ = writeln!(out, "    {line}");
+            let _ = writeln!(out, "  {} {origin}", line(group));
+            for said in wrapped(&setting.value, style.columns.unwrap_or(usize::MAX).min(WIDEST)) {
+                let _ = writeln!(out, "    {}", line(&said));
             }
         }
     }

@@ -119,7 +119,7 @@ pub fn main() -> ExitCode {
         Command::SampleService(service) => block_on(sample::run(service)),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("weft: {error:#}");
+        eprintln!("weft: {}", output::lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

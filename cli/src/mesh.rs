@@ -25,7 +25,7 @@ pub(crate) const ADMIN_TOKEN: &str = "admin.token";
 pub(crate) struct Mesh {
     /// The `weft up` directory, when the mesh is one of this machine.
     pub(crate) up: Option<Up>,
-    /// What `--api` or `WEFT_API` said.
+    /// What `--api` or `WEFT_API` said; then there is no `up`.
     url: Option<String>,
     /// What `--token-file` or `WEFT_TOKEN` said.
     token: Option<String>,
@@ -45,18 +45,24 @@ impl Up {
 }
 
 impl Mesh {
-    /// Finds it.
+    /// Finds it. A named API is asked whatever lies around: the directory one stands in may be another mesh's.
     pub(crate) fn find(global: &Global) -> anyhow::Result<Self> {
         let token = match (&global.token_file, env::var("WEFT_TOKEN")) {
             (Some(file), _) => Some(read_token(file)?),
             (None, Ok(token)) if !token.is_empty() => Some(token),
             _ => None,
         };
-        let up = match nearest(&env::current_dir().context("the current directory is gone")?) {
-            Some(dir) => Some(Up { descriptor: Descriptor::read(&dir)?, dir }),
-            None => None,
-        };
-        Mesh::choose(up, global.api.clone(), token)
+        match global.api.clone().filter(|url| !url.is_empty()) {
+            Some(url) => Ok(Mesh { up: None, url: Some(url), token }),
+            None => Mesh::around(&env::current_dir().context("the current directory is gone")?, token),
+        }
+    }
+
+    /// That of the `weft up` directory nearest to `from`.
+    fn around(from: &Path, token: Option<String>) -> anyhow::Result<Self> {
+        let dir = nearest(from)
+            .context("no mesh found: name its API with --api or WEFT_API, or go to a `weft up` directory")?;
+        Ok(Mesh { up: Some(Up { descriptor: Descriptor::read(&dir)?, dir }), url: None, token })
     }
 
     /// That of a `weft up` directory.
@@ -65,37 +71,17 @@ impl Mesh {
         Mesh { up: Some(Up { dir, descriptor }), url: None, token: None }
     }
 
-    /// A named API counts for more than the directory one stands in, whose mesh may be another.
-    fn choose(up: Option<Up>, url: Option<String>, token: Option<String>) -> anyhow::Result<Self> {
-        let Some(url) = url.filter(|url| !url.is_empty()) else {
-            anyhow::ensure!(
-                up.is_some(),
-                "no mesh found: name its API with --api or WEFT_API, or go to a `weft up` directory"
-            );
-            return Ok(Mesh { up, url: None, token });
-        };
-        let same =
-            |up: &Up| up.descriptor.clusters.iter().any(|cluster| cluster.api == url.trim_end_matches('/'));
-        Ok(Mesh { up: up.filter(same), url: Some(url), token })
-    }
-
-    /// The admin API of `cluster`; when none is named, the one that was named by `--api`, or the primary's. Without a
-    /// `weft up` directory only that of `--api` is known, which has to be that cluster's.
+    /// The admin API of `cluster`; when none is named, the primary's. Of `--api` only that one is known, which has to be
+    /// that cluster's.
     pub(crate) fn client(&self, cluster: Option<&ClusterName>) -> anyhow::Result<Client> {
         let Some(up) = &self.up else {
             let url = self.url.as_deref().unwrap_or_default();
             let token = self.token.clone().or_else(|| local::token(url));
             return Ok(Client::new(url, token)?.meant_for(cluster));
         };
-        let named = |api: &str| self.url.as_deref().is_some_and(|url| url.trim_end_matches('/') == api);
-        let clusters = &up.descriptor.clusters;
         let cluster = match cluster {
             Some(name) => up.descriptor.cluster(name)?,
-            None => clusters
-                .iter()
-                .find(|cluster| named(&cluster.api))
-                .or(up.descriptor.primary())
-                .context("up.json names no primary cluster")?,
+            None => up.descriptor.primary().context("up.json names no primary cluster")?,
         };
         let token = self.token.clone().map_or_else(|| up.token(&cluster.name), Ok)?;
         Ok(Client::new(&cluster.api, Some(token))?)
@@ -103,7 +89,9 @@ impl Mesh {
 
     /// The `weft up` directory, for what can only be done on its machine.
     pub(crate) fn up(&self) -> anyhow::Result<&Up> {
-        self.up.as_ref().context("this is done on the machine of the `weft up`: go to its directory")
+        self.up.as_ref().context(
+            "this is done on the machine of the `weft up`: go to its directory, and name no --api or WEFT_API",
+        )
     }
 }
 
@@ -121,7 +109,9 @@ pub(crate) fn directory(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     }
     let here = env::current_dir().context("the current directory is gone")?;
     let around = here.ancestors().find(|dir| dir.join(descriptor::FILE).is_file());
-    Ok(around.map_or_else(|| here.join(DEFAULT_DIR), PathBuf::from))
+    let dir = around.map_or_else(|| here.join(DEFAULT_DIR), PathBuf::from);
+    descriptor::ensure_trusted(&dir)?;
+    Ok(dir)
 }
 
 fn read_token(path: &Path) -> anyhow::Result<String> {
@@ -144,10 +134,6 @@ mod tests {
         (root, dir)
     }
 
-    fn up(dir: &Path) -> Option<Up> {
-        Some(Up { dir: dir.to_owned(), descriptor: Descriptor::read(dir).unwrap() })
-    }
-
     #[test]
     fn the_nearest_directory_is_found_from_inside_and_from_beside() {
         let (root, dir) = up_directory();
@@ -160,21 +146,30 @@ mod tests {
 
     #[test]
     fn a_named_api_counts_for_more_than_the_directory() {
-        let (_root, dir) = up_directory();
-        let mesh = Mesh::choose(up(&dir), Some("http://10.0.0.1:15080".into()), Some("t".into())).unwrap();
+        let named = Global { api: Some("http://10.0.0.1:15080".into()), ..Global::default() };
+        let mesh = Mesh::find(&named).unwrap();
         assert!(mesh.up.is_none());
         assert_eq!(mesh.client(None).unwrap().address(), "10.0.0.1:15080");
+        assert!(mesh.up().err().unwrap().to_string().contains("--api"));
 
-        let mesh = Mesh::choose(up(&dir), Some("http://127.1.0.1:15080/".into()), None).unwrap();
-        assert!(mesh.up.is_some());
-        let mesh = Mesh::choose(up(&dir), None, None).unwrap();
+        let (_root, dir) = up_directory();
+        let mesh = Mesh::around(&dir.join("config"), None).unwrap();
         assert_eq!(mesh.client(None).unwrap().address(), "127.1.0.1:15080");
         assert!(mesh.client(Some(&"west".parse().unwrap())).is_err());
     }
 
     #[test]
     fn no_mesh_is_said_with_what_to_do() {
-        let error = Mesh::choose(None, None, None).err().unwrap().to_string();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let error = Mesh::around(elsewhere.path(), None).err().unwrap().to_string();
         assert!(error.contains("--api"), "{error}");
+    }
+
+    #[test]
+    fn a_broken_directory_is_said_to_be_so() {
+        let (_root, dir) = up_directory();
+        fs::write(dir.join(descriptor::FILE), "{").unwrap();
+        let error = Mesh::around(&dir, None).err().unwrap().to_string();
+        assert!(error.contains("was not written by this version of weft"), "{error}");
     }
 }

@@ -1,10 +1,11 @@
 //! How a command answers: aligned plain text, or JSON. Colour only on a terminal.
 
 use std::{
-    io::{IsTerminal, Write},
+    io::{self, ErrorKind, IsTerminal, Write},
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use anyhow::Context;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -41,21 +42,62 @@ impl Output {
     }
 
     /// Answers with `value` as JSON, or with what `text` makes of it.
-    pub(crate) fn answer<T: Serialize>(&self, value: &T, text: impl FnOnce(&T, Style) -> String) {
+    pub(crate) fn answer<T: Serialize>(
+        &self,
+        value: &T,
+        text: impl FnOnce(&T, Style) -> String,
+    ) -> anyhow::Result<()> {
         match self.format {
             Format::Text => print(&text(value, self.style())),
-            Format::Json if self.terminal => print(&serde_json::to_string_pretty(value).unwrap_or_default()),
-            Format::Json => print(&serde_json::to_string(value).unwrap_or_default()),
+            Format::Json if self.terminal => print(&escaped(&serde_json::to_string_pretty(value)?)),
+            Format::Json => print(&serde_json::to_string(value)?),
         }
     }
 }
 
 /// Writes to stdout and ends the line; a reader that has gone (`| head`) is no error.
-pub(crate) fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.trim_end_matches('\n').as_bytes());
-    let _ = out.write_all(b"\n");
-    let _ = out.flush();
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
+    write_line(&mut io::stdout().lock(), text).context("cannot write to stdout")
+}
+
+fn write_line(out: &mut impl Write, text: &str) -> io::Result<()> {
+    let line = format!("{}\n", text.trim_end_matches('\n'));
+    match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+/// What others wrote (authors, proxies, processes), as part of a line of ours. Their control characters would move the
+/// cursor, or begin lines that we never said.
+pub(crate) fn line(text: &str) -> String {
+    text.chars().map(harmless).collect()
+}
+
+/// The same of what we say in several lines: their ends, and the tabs that Git writes, stay.
+pub(crate) fn lines(text: &str) -> String {
+    text.chars().map(|one| if matches!(one, '\n' | '\t') { one } else { harmless(one) }).collect()
+}
+
+fn harmless(one: char) -> char {
+    match (one.is_control(), one.is_whitespace()) {
+        (false, _) => one,
+        (true, true) => ' ',
+        (true, false) => char::REPLACEMENT_CHARACTER,
+    }
+}
+
+/// JSON leaves some of them as they are (RFC 8259, section 7: it has to escape those below the space alone).
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for one in json.chars() {
+        if one.is_control() && one != '\n' {
+            out.push_str(&format!("\\u{:04x}", u32::from(one)));
+        } else {
+            out.push(one);
+        }
+    }
+    out
 }
 
 /// Seconds since the epoch.
@@ -101,10 +143,11 @@ impl Style {
     /// As in a pipe.
     pub(crate) const PLAIN: Style = Style { colour: false, columns: None };
 
-    /// `text` in its tone.
+    /// `text`, which is one line, in its tone.
     pub(crate) fn paint(self, tone: Tone, text: &str) -> String {
+        let text = line(text);
         if !self.colour {
-            return text.to_owned();
+            return text;
         }
         let code = match tone {
             Tone::Good => 32,
@@ -116,7 +159,7 @@ impl Style {
     }
 }
 
-/// One field of a table.
+/// One field of a table, which is one line whoever wrote it.
 pub(crate) struct Cell {
     text: String,
     tone: Option<Tone>,
@@ -125,7 +168,7 @@ pub(crate) struct Cell {
 impl Cell {
     /// A field in a tone.
     pub(crate) fn toned(tone: Tone, text: impl Into<String>) -> Self {
-        Cell { text: text.into(), tone: Some(tone) }
+        Cell { text: line(&text.into()), tone: Some(tone) }
     }
 
     /// Good or bad.
@@ -142,7 +185,7 @@ impl Cell {
 
 impl<T: Into<String>> From<T> for Cell {
     fn from(text: T) -> Self {
-        Cell { text: text.into(), tone: None }
+        Cell { text: line(&text.into()), tone: None }
     }
 }
 
@@ -229,5 +272,40 @@ mod tests {
         assert_eq!(heads(80), "NAME WHERE SINCE STATE");
         assert_eq!(heads(38), "NAME WHERE STATE");
         assert_eq!(heads(10), "NAME STATE");
+    }
+
+    #[test]
+    fn what_others_wrote_cannot_command_the_terminal() {
+        assert_eq!(line("a\x1b[2Jb\nc\u{9b}d\te"), "a\u{fffd}[2Jb c\u{fffd}d e");
+        assert_eq!(lines("a\x1b[2J\r\n\tb"), "a\u{fffd}[2J \n\tb");
+        assert_eq!(line("größer als 5 µs"), "größer als 5 µs");
+
+        let mut table = Table::new(["WHY"]);
+        table.row(["slow\n  west ok\x1b[A".into()]);
+        assert_eq!(table.render(Style::PLAIN), "  WHY\n  slow   west ok\u{fffd}[A\n");
+        let painted = Style { colour: true, columns: None }.paint(Tone::Bad, "a\x1b[0mb");
+        assert_eq!(painted, "\x1b[31ma\u{fffd}[0mb\x1b[0m");
+
+        let json = serde_json::to_string_pretty(&["\x7f\u{9b}\x1b"]).unwrap();
+        assert_eq!(escaped(&json), "[\n  \"\\u007f\\u009b\\u001b\"\n]");
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_written_is_an_error_unless_its_reader_has_gone() {
+        struct Broken(ErrorKind);
+        impl Write for Broken {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(self.0.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        assert!(write_line(&mut Broken(ErrorKind::BrokenPipe), "a").is_ok());
+        let full = write_line(&mut Broken(ErrorKind::StorageFull), "a").unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+        let mut out = Vec::new();
+        write_line(&mut out, "a\n\n").unwrap();
+        assert_eq!(out, b"a\n");
     }
 }

@@ -54,27 +54,30 @@ impl Pid {
         u32::try_from(self.number).ok().and_then(Pid::of) == Some(self)
     }
 
-    pub(crate) fn signal(self, signal: Signal) {
-        if self.is_alive() {
-            let _ = kill(Number::from_raw(self.number), signal);
-        }
+    /// Says whether it was told: not when it is gone, or another user's.
+    fn signal(self, signal: Signal) -> bool {
+        self.is_alive() && kill(Number::from_raw(self.number), signal).is_ok()
     }
 }
 
-/// Asks all to end, and kills who has not within `grace`. Returns when all are gone.
-pub(crate) async fn end(pids: &[Pid], grace: Duration) {
-    for pid in pids {
-        pid.signal(Signal::SIGTERM);
+/// Asks all to end, and kills who has not within `grace`. Returns who is alive all the same: another user's, which is
+/// not waited for, or one that the kernel holds.
+pub(crate) async fn end(pids: &[Pid], grace: Duration) -> Vec<Pid> {
+    let asked: Vec<Pid> = pids.iter().copied().filter(|pid| pid.signal(Signal::SIGTERM)).collect();
+    for pid in &asked {
         pid.signal(Signal::SIGCONT); // a stopped process hears of SIGTERM only once it goes on
     }
-    if !gone(pids, grace).await {
-        pids.iter().for_each(|pid| pid.signal(Signal::SIGKILL));
-        gone(pids, grace).await;
+    if !gone(&asked, grace).await {
+        for pid in &asked {
+            pid.signal(Signal::SIGKILL);
+        }
+        gone(&asked, grace).await;
     }
+    pids.iter().copied().filter(|pid| pid.is_alive()).collect()
 }
 
 /// Waits until none is alive, at most `limit`; says whether none is.
-pub(crate) async fn gone(pids: &[Pid], limit: Duration) -> bool {
+async fn gone(pids: &[Pid], limit: Duration) -> bool {
     let end = Instant::now() + limit;
     while pids.iter().any(|pid| pid.is_alive()) {
         if Instant::now() >= end {
@@ -107,8 +110,8 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(child.id()).unwrap();
         pid.signal(Signal::SIGSTOP);
-        end(&[pid], Duration::from_secs(5)).await;
-        assert!(!pid.is_alive());
+        assert!(end(&[pid], Duration::from_secs(5)).await.is_empty());
+        assert!(!pid.is_alive() && !pid.signal(Signal::SIGTERM));
         child.wait().unwrap();
     }
 }

@@ -31,7 +31,7 @@ enum Verb {
     /// Let a held commit pass
     #[command(after_help = "Example:\n  weft rollout accept HEAD && weft wait HEAD")]
     Accept {
-        /// A commit: HEAD, a branch, or an id, also abbreviated
+        /// A commit, as `weft wait` takes it: HEAD, a branch, or an id, also abbreviated
         commit: String,
     },
 }
@@ -44,6 +44,6 @@ pub(crate) async fn run(rollout: Rollout, global: &Global, output: &Output) -> a
     client.tell(&format!("/rollout/accept?commit={}", escape(&commit))).await?;
     output.answer(&json!({ "commit": commit, "accepted": true }), |_, _| {
         format!("{} may pass", short_commit(&commit))
-    });
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,7 @@ pub(crate) struct Show {
 
 pub(crate) async fn run(show: Show, global: &Global, output: &Output) -> anyhow::Result<ExitCode> {
     let status: Status = Mesh::find(global)?.client(show.cluster.as_ref())?.get("/status").await?;
-    output.answer(&status, |status, style| text::render(status, now(), style));
+    output.answer(&status, |status, style| text::render(status, now(), style))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -207,6 +207,35 @@ pub(crate) mod tests {
             "  east-front-1 avoids east-ratings-1: 5 gateway errors",
         ] {
             assert!(text.contains(line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_has_told_of_is_none_that_has_expired() {
+        let mut status = sample();
+        status.clusters[0].proxies[0].certificate_not_after = 0.0;
+        assert!(!render(&status, 1000.0, Style::PLAIN).contains("expired"));
+        status.clusters[0].proxies[0].certificate_not_after = 999.0;
+        assert!(render(&status, 1000.0, Style::PLAIN).contains("expired"));
+    }
+
+    #[test]
+    fn what_others_wrote_fakes_no_line() {
+        let mut status = sample();
+        status.sources[0].commits[0].subject = "good\n  0000000  effective".into();
+        status.sources[0].trouble = Some("away\x1b[1A".into());
+        status.clusters[0].proxies[0].refused = vec!["level 2\nproxies\x1b]0;x\x07".into()];
+        status.clusters[0].proxies[0].ejected = BTreeMap::from([("a\nb".into(), "c\rd".into())]);
+        status.events[0].message = "gone\nlately".into();
+        let text = render(&status, 1000.0, Style::PLAIN);
+        assert!(!text.contains(|one: char| one.is_control() && one != '\n'), "{text:?}");
+        for line in [
+            "  1a2b3c4  effective  41 ms  1m40s ago  Ada  good   0000000  effective",
+            "  east-front-1 refused: level 2 proxies\u{fffd}]0;x\u{fffd}",
+            "  east-front-1 avoids a b: c d",
+            "  00:15:50Z  proxy east-front-2  gone lately",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }
     }
 

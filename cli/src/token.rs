@@ -60,7 +60,7 @@ pub(crate) async fn run(token: Token, global: &Global, output: &Output) -> anyho
             client.post("/tokens", &request).await?
         }
     };
-    output.answer(&made, |made, _| made.token.clone());
+    output.answer(&made, |made, _| made.token.clone())?;
     Ok(ExitCode::SUCCESS)
 }
 

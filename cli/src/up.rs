@@ -25,7 +25,7 @@ use self::{fleet::Fleet, layout::Layout};
 use crate::{
     console,
     descriptor::{self, Descriptor, EAST_WEST, GatewayPids, INGRESS},
-    duration, end, mesh,
+    end, mesh,
     output::{Output, print},
     pid::Pid,
     process::{weft, write_private},
@@ -62,13 +62,9 @@ pub(crate) struct Up {
     /// Send spans to this OTLP endpoint (gRPC)
     #[arg(long, value_name = "URL")]
     trace: Option<String>,
-    /// How long the leaf certificates of a new mesh live (5m to 2160h)
-    #[arg(long, value_name = "DURATION", value_parser = is_duration)]
+    /// How long the leaf certificates of a new mesh live: 5m or longer, and less than the 2160h of what signs them
+    #[arg(long, value_name = "DURATION", value_parser = repository::leaf)]
     leaf: Option<String>,
-}
-
-fn is_duration(text: &str) -> Result<String, String> {
-    duration::parse(text).map(|_| text.to_owned())
 }
 
 pub(crate) async fn run(up: Up, output: &Output) -> anyhow::Result<ExitCode> {
@@ -81,7 +77,7 @@ pub(crate) async fn run(up: Up, output: &Output) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::new()?;
     let progress = Progress::new();
     progress.at("ending what an earlier `weft up` left …");
-    end::everything(&layout.dir, &progress).await;
+    end::everything(&layout.dir, &progress).await?;
     repository::prepare(&layout.repository(), up.leaf.as_deref(), &weft()?)?;
 
     let mut fleet = Fleet::default();
@@ -97,8 +93,8 @@ pub(crate) async fn run(up: Up, output: &Output) -> anyhow::Result<ExitCode> {
     while announced.is_ok() && signals.child_ended_first().await {
         fleet.reap();
     }
-    end_all(&layout.dir, &mut fleet).await;
-    announced.map(|()| ExitCode::SUCCESS)
+    let ended = end_all(&layout.dir, &mut fleet).await;
+    announced.and(ended).map(|()| ExitCode::SUCCESS)
 }
 
 /// The primary's store, where it is not a file. Its prefix is as new as the directory: another mesh's state is not ours.
@@ -125,18 +121,19 @@ async fn announce(layout: &Layout, began: Instant, json: bool, output: &Output) 
     let descriptor = describe(layout, console)?;
     descriptor.write(&layout.dir)?;
     if json {
-        print(&serde_json::to_string(&descriptor)?);
+        print(&serde_json::to_string(&descriptor)?)?;
     } else {
         let seconds = began.elapsed().as_secs_f64();
-        output.answer(&descriptor, |up, style| words::text(up, &layout.dir, seconds, style));
+        output.answer(&descriptor, |up, style| words::text(up, &layout.dir, seconds, style))?;
     }
     Ok(())
 }
 
-async fn end_all(dir: &Path, fleet: &mut Fleet) {
-    end::everything(dir, &Progress::new()).await;
+async fn end_all(dir: &Path, fleet: &mut Fleet) -> anyhow::Result<()> {
+    let ended = end::everything(dir, &Progress::new()).await;
     fleet.finish();
     Pid::forget(dir);
+    ended.map(drop)
 }
 
 /// One `weft up` a directory. The kernel frees the lock, however this process ends.

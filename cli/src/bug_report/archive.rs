@@ -28,6 +28,10 @@ impl Archive {
         Ok(Archive { builder: Builder::new(GzEncoder::new(file, Compression::default())), parts: 0 })
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.parts == 0
+    }
+
     pub(super) fn add(&mut self, name: &str, content: &str) -> anyhow::Result<()> {
         let mut header = Header::new_gnu();
         header.set_size(content.len() as u64);

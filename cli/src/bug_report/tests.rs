@@ -76,5 +76,28 @@ async fn a_report_tells_what_can_be_had_and_no_secret() {
             [secret.to_owned(), BASE64.encode(secret.as_bytes()), BASE64URL_NOPAD.encode(secret.as_bytes())];
         assert!(encoded.iter().all(|secret| !whole.contains(secret)), "{secret} in\n{whole}");
     }
-    assert!(make(&mesh, file).await.is_err(), "a file that is there is not overwritten");
+    assert!(make(&mesh, file.clone()).await.is_err(), "a file that is there is not overwritten");
+    assert!(file.exists(), "nor removed");
+}
+
+#[tokio::test]
+async fn a_token_that_cannot_be_read_is_a_part_that_is_missing() {
+    let (root, up) = careless();
+    fs::remove_file(up.join("east/controlplane/admin.token")).unwrap();
+    let mesh = Mesh::of(up.clone(), descriptor::Descriptor::read(&up).unwrap());
+    let made = make(&mesh, root.path().join("report.tar.gz")).await.unwrap();
+    let why = &made.missing["east/controlplane/status.json"];
+    assert!(why.contains("cannot read the admin API's token"), "{why}");
+    assert!(without(&made.missing).contains("  without east/controlplane/status.json: cannot read"));
+}
+
+#[tokio::test]
+async fn of_nothing_no_report_is_made() {
+    let root = tempfile::tempdir().unwrap();
+    descriptor::tests::sample().write(root.path()).unwrap();
+    let mesh = Mesh::of(root.path().to_owned(), descriptor::tests::sample());
+    let file = root.path().join("report.tar.gz");
+    let error = make(&mesh, file.clone()).await.unwrap_err().to_string();
+    assert!(error.starts_with("nothing could be gathered\n  without east/controlplane/log.txt: "), "{error}");
+    assert!(!file.exists(), "a report of nothing is left");
 }

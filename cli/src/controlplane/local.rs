@@ -1,6 +1,6 @@
 //! The control planes of a `weft up`: stopped and started where they lie.
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{fs, path::Path, process::ExitCode, slice, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use api::name::ClusterName;
@@ -11,10 +11,10 @@ use crate::{
     Global,
     client::probe,
     descriptor::{Descriptor, controlplane_dir},
-    end::CONTROLPLANE_GRACE,
+    end::{self, CONTROLPLANE_GRACE},
     mesh::{Mesh, Up},
     output::Output,
-    pid::{self, Pid},
+    pid::Pid,
     process::{Process, last_words, weft},
     progress::Progress,
     workload::spec::pid_in,
@@ -81,10 +81,7 @@ pub(super) async fn stop(
     let mesh = Mesh::find(global)?;
     let up = mesh.up()?;
     let dir = controlplane_dir(&up.dir, &up.descriptor.cluster(cluster)?.name);
-    if let Some(pid) = Pid::read(&dir) {
-        pid::end(&[pid], CONTROLPLANE_GRACE).await;
-    }
-    Pid::forget(&dir);
+    end::none_is_left(&end::processes(slice::from_ref(&dir), CONTROLPLANE_GRACE).await)?;
     told(up, cluster, output, "is stopped; proxies go on with what they hold")
 }
 
@@ -118,6 +115,6 @@ fn told(up: &Up, cluster: &ClusterName, output: &Output, what: &str) -> anyhow::
     })?;
     output.answer(&json!({ "cluster": cluster, "pid": pid }), |_, _| {
         format!("the control plane of {cluster} {what}")
-    });
+    })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,7 +7,7 @@ use api::admin::{ClusterStatus, CommitState, ProxyState, Role, SourceStatus, Sta
 use crate::{
     check::render_problem,
     duration::short,
-    output::{Cell, Style, Table, Tone, clock, short_commit},
+    output::{Cell, Style, Table, Tone, clock, line, short_commit},
 };
 
 /// How many commits and events are of interest at a glance.
@@ -188,16 +188,17 @@ fn proxies(clusters: &[ClusterStatus], now: f64, style: Style) -> String {
             proxy.commit.as_deref().map_or("-".into(), short_commit).into(),
             yes(proxy.effective),
             app,
-            match proxy.certificate_not_after - now {
-                left if left > 0.0 => short(left).into(),
+            match proxy.certificate_not_after {
+                0.0 => "-".into(), // it has not said since the control plane began
+                end if end > now => short(end - now).into(),
                 _ => Cell::toned(Tone::Bad, "expired"),
             },
         ]);
         for reason in &proxy.refused {
-            let _ = writeln!(notes, "  {} refused: {reason}", proxy.workload);
+            let _ = writeln!(notes, "  {} refused: {}", proxy.workload, line(reason));
         }
         for (endpoint, reason) in &proxy.ejected {
-            let _ = writeln!(notes, "  {} avoids {endpoint}: {reason}", proxy.workload);
+            let _ = writeln!(notes, "  {} avoids {}: {}", proxy.workload, line(endpoint), line(reason));
         }
     }
     table.render(style) + &notes
@@ -235,7 +236,10 @@ fn events(status: &Status) -> String {
     newest
         .iter()
         .rev()
-        .map(|event| format!("  {}  {:width$}  {}\n", clock(event.time), event.subject, event.message))
+        .map(|event| {
+            let (subject, message) = (line(&event.subject), line(&event.message));
+            format!("  {}  {subject:width$}  {message}\n", clock(event.time))
+        })
         .collect()
 }
 

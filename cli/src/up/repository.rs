@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use api::{manifest, resource::Duration};
 
 /// `policies/examples/shop`: path and text of each file.
 const SAMPLE: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sample.rs"));
@@ -23,6 +24,22 @@ pub(crate) fn prepare(repository: &Path, leaf: Option<&str>, weft: &Path) -> any
         );
         return install_hook(repository, weft);
     }
+    ensure!(
+        !fs::read_dir(repository).is_ok_and(|mut entries| entries.next().is_some()),
+        "{} holds files, but is no Git repository: move it away, and one is made from the sample",
+        repository.display()
+    );
+    // Made aside, since the next `weft up` would go on from one that was given up half way.
+    let aside = repository.with_extension("new");
+    if aside.exists() {
+        fs::remove_dir_all(&aside).with_context(|| format!("cannot remove {}", aside.display()))?;
+    }
+    make(&aside, leaf, weft)?;
+    fs::rename(&aside, repository).with_context(|| format!("cannot make {}", repository.display()))
+}
+
+/// One commit with the sample, and the hook.
+fn make(repository: &Path, leaf: Option<&str>, weft: &Path) -> anyhow::Result<()> {
     for (name, text) in SAMPLE {
         let path = repository.join(name);
         fs::create_dir_all(path.parent().unwrap_or(repository))?;
@@ -40,6 +57,16 @@ pub(crate) fn prepare(repository: &Path, leaf: Option<&str>, weft: &Path) -> any
         &["-c", "commit.gpgsign=false", "commit", "--quiet", "--no-verify", "-m", "The shop, as it comes"],
     )?;
     install_hook(repository, weft)
+}
+
+/// Reads a lifetime of leaves, and holds it against what else the sample's `Mesh` says, as the gate would.
+pub(crate) fn leaf(text: &str) -> Result<String, String> {
+    let leaf = text.parse::<Duration>().map_err(|error| error.to_string())?.to_string();
+    let files: Vec<_> = SAMPLE.iter().map(|(name, text)| (*name, with_leaf(text, &leaf))).collect();
+    match manifest::parse(&files).diagnostics.iter().find(|one| one.is_error()) {
+        Some(wrong) => Err(format!("the Mesh would be refused: {}", wrong.message)),
+        None => Ok(leaf),
+    }
 }
 
 /// The sample's `Mesh` with another lifetime of leaves.
@@ -101,11 +128,24 @@ fn install_hook(repository: &Path, weft: &Path) -> anyhow::Result<()> {
 pub(crate) fn resolve(repository: &Path, revision: &str) -> anyhow::Result<String> {
     let output =
         try_git(repository, &["rev-parse", "--verify", "--quiet", &format!("{revision}^{{commit}}")])?;
-    ensure!(output.status.success(), "`{revision}` names no commit of {}", repository.display());
+    if !output.status.success() {
+        // Git is quiet of a name that it does not know, and says what else is wrong.
+        let why = String::from_utf8_lossy(&output.stderr);
+        let why = if why.is_empty() { String::new() } else { format!(": {}", why.trim()) };
+        bail!("`{revision}` names no commit of {}{why}", repository.display());
+    }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn git(repository: &Path, args: &[&str]) -> anyhow::Result<()> {
+/// The first commit on the main line to `commit`, which all clones have; in a shallow one the first that it has.
+pub(crate) fn beginning(repository: &Path, commit: &str) -> Option<String> {
+    let output = try_git(repository, &["rev-list", "--first-parent", "--max-parents=0", commit]).ok()?;
+    let first = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !first.is_empty()).then_some(first)
+}
+
+/// Runs a command of git there, which has to succeed.
+pub(crate) fn git(repository: &Path, args: &[&str]) -> anyhow::Result<()> {
     let output = try_git(repository, args)?;
     if !output.status.success() {
         bail!("git {} failed: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
@@ -147,6 +187,40 @@ mod tests {
         assert!(error.starts_with("`nothing` names no commit"), "{error}");
         let status = try_git(&repository, &["status", "--porcelain"]).unwrap();
         assert!(status.stdout.is_empty());
+    }
+
+    #[test]
+    fn what_was_given_up_half_way_is_made_anew_and_a_stranger_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (repository, weft) = (dir.path().join("config"), Path::new("/nowhere/weft"));
+        git(dir.path(), &["init", "--quiet", "config.new"]).unwrap();
+        prepare(&repository, Some("6h"), weft).unwrap();
+        assert!(resolve(&repository, "main").is_ok() && !dir.path().join("config.new").exists());
+        assert!(fs::read_to_string(repository.join("mesh.yaml")).unwrap().contains("leaf: 6h\n"));
+
+        let mine = dir.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        fs::write(mine.join("a.yaml"), "").unwrap();
+        let error = prepare(&mine, None, weft).unwrap_err().to_string();
+        assert!(error.contains("is no Git repository"), "{error}");
+        assert_eq!(fs::read_dir(&mine).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn git_says_itself_why_it_reads_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(".git"), "nonsense").unwrap();
+        let error = resolve(dir.path(), "HEAD").unwrap_err().to_string();
+        assert!(error.starts_with("`HEAD` names no commit of ") && error.contains("/.git"), "{error}");
+    }
+
+    #[test]
+    fn a_leaf_lives_as_long_as_the_mesh_allows() {
+        assert_eq!(leaf("5m"), Ok("5m".to_owned()));
+        assert_eq!(leaf("90m"), Ok("1h30m".to_owned()));
+        for bad in ["4m59s", "2160h", "1d", "300", "5m, root: 1h", ""] {
+            assert!(leaf(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use crate::{
     client::{Client, probe},
     controlplane::local::{process, write_config},
     mesh::ADMIN_TOKEN,
-    process::{weft, write_private},
+    output::line,
+    process::{last_words, weft, write_private},
     progress::Progress,
     workload::local::Member,
 };
@@ -33,11 +35,21 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(25);
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
 
+/// A process that is to become ready.
+struct Awaited {
+    /// How people call it.
+    name: String,
+    /// Where its readiness is asked for.
+    address: SocketAddr,
+    /// Its state directory.
+    dir: PathBuf,
+}
+
 /// Starts the mesh of `layout`. What was started is in `fleet`, also when this fails.
 pub(crate) async fn start(layout: &Layout, fleet: &mut Fleet, progress: &Progress) -> anyhow::Result<()> {
     let deadline = Instant::now() + READY_LIMIT;
     let primary = &layout.clusters[0];
-    let mut proxies: Vec<(String, SocketAddr)> = Vec::new();
+    let mut proxies = Vec::new();
     for cluster in &layout.clusters {
         progress.at(&format!("starting {} …", cluster.name));
         if cluster.role == Role::Remote {
@@ -45,11 +57,21 @@ pub(crate) async fn start(layout: &Layout, fleet: &mut Fleet, progress: &Progres
         }
         start_controlplane(cluster, layout, fleet)?;
         let members = start_applications(cluster, fleet)?;
-        ready(&[(format!("{}'s control plane", cluster.name), cluster.metrics())], fleet, deadline).await?;
+        let controlplane = Awaited {
+            name: format!("{}'s control plane", cluster.name),
+            address: cluster.metrics(),
+            dir: cluster.controlplane_dir(),
+        };
+        ready(&[controlplane], fleet, deadline).await?;
         enrol(&members, &client(cluster)?).await?;
         for member in &members {
-            fleet.spawn(member.proxy.prepare()?)?;
-            proxies.push((format!("proxy of {}", member.proxy.workload()), member.proxy.admin()));
+            let proxy = &member.proxy;
+            fleet.spawn(proxy.prepare()?)?;
+            proxies.push(Awaited {
+                name: format!("proxy of {}", proxy.workload()),
+                address: proxy.admin(),
+                dir: proxy.dir().to_owned(),
+            });
         }
     }
     progress.at(&format!("waiting for {} proxies …", proxies.len()));
@@ -110,12 +132,12 @@ async fn enrol(members: &[Member], client: &Client) -> anyhow::Result<()> {
 }
 
 /// Waits until `/ready` answers 200 at each address.
-async fn ready(who: &[(String, SocketAddr)], fleet: &mut Fleet, deadline: Instant) -> anyhow::Result<()> {
-    let mut waiting: Vec<&(String, SocketAddr)> = who.iter().collect();
+async fn ready(who: &[Awaited], fleet: &mut Fleet, deadline: Instant) -> anyhow::Result<()> {
+    let mut waiting: Vec<&Awaited> = who.iter().collect();
     loop {
         let mut probes = JoinSet::new();
-        for (index, (_, address)) in waiting.iter().enumerate() {
-            let address = address.to_string();
+        for (index, one) in waiting.iter().enumerate() {
+            let address = one.address.to_string();
             probes.spawn(async move { (index, probe(&address, "/ready", PROBE_LIMIT).await) });
         }
         let mut silent = BTreeMap::new();
@@ -129,8 +151,13 @@ async fn ready(who: &[(String, SocketAddr)], fleet: &mut Fleet, deadline: Instan
         let Some((&first, why)) = silent.first_key_value() else { return Ok(()) };
         fleet.all_alive()?;
         if Instant::now() >= deadline {
-            let (name, address) = waiting[first];
-            bail!("{} of {} are not ready; the {name} at {address}: {why}", silent.len(), who.len());
+            let Awaited { name, address, dir } = waiting[first];
+            bail!(
+                "{} of {} are not ready; the {name} at {address}: {why}\n{}",
+                silent.len(),
+                who.len(),
+                last_words(dir)
+            );
         }
         waiting = silent.keys().map(|&index| waiting[index]).collect();
         tokio::time::sleep(POLL).await;
@@ -174,7 +201,9 @@ fn missing(status: &Status, expected: &BTreeMap<ClusterName, BTreeSet<WorkloadId
                 Some(proxy) if proxy.state != ProxyState::Connected => {
                     "has lost its control plane".to_owned()
                 }
-                Some(proxy) if !proxy.refused.is_empty() => format!("refused: {}", proxy.refused.join("; ")),
+                Some(proxy) if !proxy.refused.is_empty() => {
+                    format!("refused: {}", line(&proxy.refused.join("; ")))
+                }
                 Some(proxy) if !proxy.effective => "is still being told".to_owned(),
                 Some(proxy) if proxy.kind == "sidecar" && !proxy.app_ready => {
                     "has an application that does not answer".to_owned()
@@ -216,6 +245,23 @@ mod tests {
     fn expect(workloads: &[&str]) -> BTreeMap<ClusterName, BTreeSet<WorkloadId>> {
         let workloads = workloads.iter().map(|id| id.parse().unwrap()).collect();
         BTreeMap::from([("east".parse().unwrap(), workloads)])
+    }
+
+    #[tokio::test]
+    async fn who_is_not_ready_is_named_with_its_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(crate::process::LOG), "the port is taken\n").unwrap();
+        let awaited = Awaited {
+            name: "proxy of east-front-1".into(),
+            address: "127.0.0.1:1".parse().unwrap(),
+            dir: dir.path().to_owned(),
+        };
+        let error = ready(&[awaited], &mut Fleet::default(), Instant::now()).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with("1 of 1 are not ready; the proxy of east-front-1 at 127.0.0.1:1: "),
+            "{error}"
+        );
+        assert!(error.ends_with("\n    the port is taken\n"), "{error}");
     }
 
     #[test]

@@ -102,12 +102,13 @@ pub(crate) async fn run(add: Add, mesh: &Mesh, output: &Output) -> anyhow::Resul
 
     let progress = Progress::new();
     progress.at(&format!("draining {} …", spec.id));
-    end(&member(&spec), Some(&spec)).await;
+    let ended = end(&member(&spec), Some(&spec)).await;
     children.iter_mut().for_each(|child| drop(child.try_wait()));
     if let Err(error) = deregister(&client, &spec.id).await {
         eprintln!("weft: {} could not be taken out of the registry now, its lease will: {error}", spec.id);
     }
-    done
+    let done = done?;
+    ended.map(|()| done)
 }
 
 fn member(spec: &Spec) -> Member {
@@ -202,7 +203,7 @@ async fn start_and_watch(
 
     let workload = spec.describe();
     if output.is_json() {
-        print(&serde_json::to_string(&workload)?);
+        print(&serde_json::to_string(&workload)?)?;
     } else {
         eprintln!("weft: {} serves {}/{} at {}", spec.id, spec.namespace, spec.service, workload.address);
     }

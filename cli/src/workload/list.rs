@@ -45,7 +45,7 @@ pub(crate) async fn run(list: List, mesh: &Mesh, output: &Output) -> anyhow::Res
             cluster.proxies.into_iter().map(move |proxy| Row { cluster: name.clone(), proxy })
         })
         .collect();
-    output.answer(&rows, |rows, style| text(rows, style));
+    output.answer(&rows, |rows, style| text(rows, style))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -35,6 +35,6 @@ pub(crate) async fn run(revoke: Revoke, mesh: &Mesh, output: &Output) -> anyhow:
     }
     output.answer(&json!({ "id": id, "revoked": true }), |_, _| {
         format!("{id} is revoked: it needs a new token to come back")
-    });
+    })?;
     Ok(ExitCode::SUCCESS)
 }

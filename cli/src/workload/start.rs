@@ -71,7 +71,7 @@ pub(crate) async fn run(start: Start, mesh: &Mesh, output: &Output) -> anyhow::R
         [one] => one.describe(),
         all => all.iter().map(Local::describe).collect(),
     };
-    output.answer(&answer, |_, _| locals.iter().map(served).collect());
+    output.answer(&answer, |_, _| locals.iter().map(served).collect())?;
     Ok(ExitCode::SUCCESS)
 }
 

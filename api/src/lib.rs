@@ -12,6 +12,7 @@ pub mod link;
 pub mod locality;
 pub mod manifest;
 pub mod name;
+pub mod pattern;
 pub mod resource;
 pub mod schema;
 pub mod wire;

@@ -82,6 +82,11 @@ pub fn judge(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagno
     let placed: Vec<&Placed> = beside.iter().copied().chain(&own.placed).collect();
     let mut diagnostics = own.diagnostics.clone();
     diagnostics.extend(check(&placed, &own.broken, extent));
+    bounded(diagnostics)
+}
+
+/// The diagnostics in order and each once, no more of a severity than are told, and a word when there may be more.
+pub fn bounded(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     diagnostics.sort();
     diagnostics.dedup();
     // Each by itself: what is let pass must not push out what refuses.
@@ -91,6 +96,18 @@ pub fn judge(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagno
         *count += 1;
         *count <= MAX_DIAGNOSTICS
     });
+    if errors >= MAX_DIAGNOSTICS {
+        diagnostics.push(Diagnostic {
+            file: ".".into(),
+            at: Position::default(),
+            code: Code::Limit,
+            message: format!("only {MAX_DIAGNOSTICS} mistakes are told, and there may be more"),
+            help: Some("mend these first".into()),
+            severity: Severity::Error,
+        });
+        diagnostics.sort();
+        diagnostics.dedup();
+    }
     diagnostics
 }
 
@@ -167,6 +184,9 @@ fn check(placed: &[&Placed], broken: &[Broken], extent: Extent<'_>) -> Vec<Diagn
             flaws: own.flaws.clone(),
             diagnostics: &mut diagnostics,
         };
+        if report.is_full(Severity::Error) {
+            break;
+        }
         world.placement(own, &mut report);
         reference::check(&world, own, &mut report);
     }
@@ -188,6 +208,8 @@ struct World<'a> {
     owned: BTreeSet<(Place, Namespace)>,
     /// How dangling references are told.
     dangling: Severity,
+    /// The `Mesh`, when it is at hand and could be read whole.
+    mesh: Option<&'a Mesh>,
 }
 
 /// Where a reference leads.
@@ -205,6 +227,8 @@ impl<'a> World<'a> {
             .map(|mesh| mesh.spec.unresolved_references)
             .any(|said| said == UnresolvedReferences::Report);
         let dangling = if reports { Severity::Warning } else { Severity::Error };
+        let mut whole = placed.iter().filter(|own| own.flaws.is_empty());
+        let mesh = whole.find_map(|own| Some(&own.resource.as_kind::<Mesh>()?.spec));
         let names = placed.iter().filter(|own| own.resource.kind() == Kind::Cluster);
         let clusters = match extent {
             Extent::Whole => {
@@ -216,7 +240,8 @@ impl<'a> World<'a> {
             }
         };
         let by_key = placed.iter().map(|own| (own.resource.key(), *own)).collect();
-        let mut world = World { extent, placed, by_key, broken, clusters, owned: BTreeSet::new(), dangling };
+        let mut world =
+            World { extent, placed, by_key, broken, clusters, owned: BTreeSet::new(), dangling, mesh };
         for own in placed.iter().filter(|own| own.resource.kind() == Kind::Service) {
             let namespace = own.resource.meta().namespace();
             world.owned.extend(world.places(own).into_iter().map(|place| (place, namespace.clone())));

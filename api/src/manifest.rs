@@ -21,11 +21,14 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-pub use self::diagnostic::{Code, Diagnostic, Position, Positions};
+pub use self::{
+    diagnostic::{Code, Diagnostic, Position, Positions},
+    report::is_full,
+};
 use self::{report::Report, tree::Node};
 use crate::{
     admin::Severity,
-    name::{Namespace, ObjectName},
+    name::{ClusterName, Namespace, ObjectName},
     resource::{Kind, Meta, Resource, Scope},
     schema,
 };
@@ -34,8 +37,11 @@ use crate::{
 pub const PLACEMENT_LABEL: &str = "weft.mesh/clusters";
 /// A larger file is refused.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
-/// A repository with more objects is refused.
+/// A repository with more objects is refused. An object for several clusters counts once for each.
 pub const MAX_OBJECTS: usize = 100_000;
+/// A repository whose objects are larger together, as JSON, is refused. They count as above: one label may make many of a
+/// large one.
+pub const MAX_KEPT_BYTES: usize = 256 << 20;
 
 /// Kinds that the design knows and that a later issue brings.
 const LATER_KINDS: &[&str] = &[
@@ -124,6 +130,10 @@ pub struct Parsed {
     pub(crate) broken: Vec<Broken>,
     /// What is wrong, in the order of files and positions.
     pub diagnostics: Vec<Diagnostic>,
+    /// How large the JSON of what is placed would be, in bytes.
+    kept_bytes: usize,
+    /// Why no more is placed.
+    overflow: Option<String>,
 }
 
 /// Reads the `*.yaml` and `*.yml` among `files` (path relative to the configuration's root, content).
@@ -134,17 +144,23 @@ pub fn parse<P: AsRef<str>, B: AsRef<[u8]>>(files: &[(P, B)]) -> Parsed {
     sorted.sort();
     let mut parsed = Parsed::default();
     for (path, bytes) in sorted {
+        if parsed.is_closed() {
+            break;
+        }
         let file: Arc<str> = path.into();
         match text(bytes) {
             Ok(text) => parsed.file(&file, text),
             Err((at, code, message)) => parsed.unreadable(&file, at, code, message),
         }
     }
-    parsed.unique();
-    if parsed.placed.len() > MAX_OBJECTS {
-        let message = format!("more than {MAX_OBJECTS} objects in one repository: split it");
+    if let Some(message) = parsed.overflow.take() {
         parsed.unreadable(&".".into(), Position::default(), Code::Limit, message);
         parsed.placed.clear();
+    }
+    parsed.unique();
+    if parsed.is_full() {
+        // The rest was not looked at, and may be what a reference leads to.
+        parsed.broken.push(Broken::default());
     }
     parsed.diagnostics.sort();
     parsed
@@ -165,12 +181,24 @@ fn text(bytes: &[u8]) -> Result<&str, tree::Fault> {
 }
 
 impl Parsed {
+    /// Whether what comes would neither be told of nor kept, so that it need not be read.
+    fn is_closed(&self) -> bool {
+        self.overflow.is_some() || self.is_full()
+    }
+
+    fn is_full(&self) -> bool {
+        report::is_full(&self.diagnostics, Severity::Error)
+    }
+
     fn unreadable(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
         self.broken.push(Broken::default());
         self.error(file, at, code, message);
     }
 
     fn error(&mut self, file: &Arc<str>, at: Position, code: Code, message: String) {
+        if self.is_full() {
+            return;
+        }
         self.diagnostics.push(Diagnostic {
             file: file.clone(),
             at,
@@ -192,6 +220,9 @@ impl Parsed {
         }
         let source: Arc<str> = text.into();
         for tree in documents {
+            if self.is_closed() {
+                return;
+            }
             self.document(file, Positions { tree, source: source.clone() });
         }
     }
@@ -207,34 +238,56 @@ impl Parsed {
         let document =
             schema::validate::validate(kind, &tree, schema::of(kind), &mut report).unwrap_or_default();
         let (metadata, spec) = split(kind, document);
-        let placed = read(kind, metadata, spec, &mut report);
-        if placed.is_empty() {
-            self.broken.push(Broken::of(Some(kind), &tree));
-        }
+        let read = read(kind, metadata, spec, &mut report);
+        // With too many mistakes its flaws are not all known, and what follows from them would be told.
+        let is_judged = !report.is_full(Severity::Error);
         let flaws = report.flaws;
+        let Some((resource, places)) = read.filter(|(_, places)| is_judged && !places.is_empty()) else {
+            self.broken.push(Broken::of(Some(kind), &tree));
+            return;
+        };
+        if !self.has_room(&resource, &flaws, places.len()) {
+            return;
+        }
         let origin = Origin { file: file.clone(), line: tree.at.line };
-        self.placed.extend(placed.into_iter().map(|resource| Placed {
-            resource,
-            origin: origin.clone(),
-            positions: positions.clone(),
-            flaws: flaws.clone(),
+        self.placed.extend(places.into_iter().map(|cluster| {
+            let mut resource = resource.clone();
+            resource.meta_mut().cluster = cluster;
+            Placed { resource, origin: origin.clone(), positions: positions.clone(), flaws: flaws.clone() }
         }));
+    }
+
+    /// Whether so many copies of an object may be kept; asked before they are made. Notes why not.
+    fn has_room(&mut self, resource: &Resource, flaws: &[String], copies: usize) -> bool {
+        let size = resource.to_json().len() + flaws.iter().map(String::len).sum::<usize>();
+        self.kept_bytes += size * copies;
+        if self.placed.len() + copies > MAX_OBJECTS {
+            self.overflow = Some(format!("more than {MAX_OBJECTS} objects in one repository: split it"));
+        } else if self.kept_bytes > MAX_KEPT_BYTES {
+            self.overflow = Some(format!(
+                "objects of more than {MAX_KEPT_BYTES} bytes in one repository, each counted once for every cluster \
+                 that it names: split it"
+            ));
+        }
+        self.overflow.is_none()
     }
 
     /// Reports objects that meet at one key. The first one stays.
     fn unique(&mut self) {
-        let mut firsts: BTreeMap<(Kind, Option<Namespace>, ObjectName), Vec<usize>> = BTreeMap::new();
+        // By cluster within a name: of one name there may be as many objects as of all.
+        type Places = BTreeMap<Option<ClusterName>, usize>;
+        let mut firsts: BTreeMap<(Kind, Option<Namespace>, ObjectName), Places> = BTreeMap::new();
         let mut doubles = Vec::new();
         for (index, placed) in self.placed.iter().enumerate() {
             let Meta { name, namespace, cluster, .. } = placed.resource.meta();
             let same = firsts.entry((placed.resource.kind(), namespace.clone(), name.clone())).or_default();
-            let meets = |first: &&usize| {
-                let other = &self.placed[**first].resource.meta().cluster;
-                other.is_none() || cluster.is_none() || other == cluster
+            let first = match cluster {
+                Some(_) => same.get(&None::<ClusterName>).or_else(|| same.get(cluster)),
+                None => same.values().next(),
             };
-            match same.iter().find(meets) {
-                Some(first) => doubles.push((index, *first)),
-                None => same.push(index),
+            match first.copied() {
+                Some(first) => doubles.push((index, first)),
+                None => _ = same.insert(cluster.clone(), index),
             }
         }
         let mut told = BTreeSet::new();
@@ -264,30 +317,32 @@ impl Parsed {
     }
 }
 
-/// The objects of one document, one for each cluster that it names; none when too little of it is right.
-fn read(kind: Kind, metadata: Json, spec: Json, report: &mut Report) -> Vec<Resource> {
+/// The object of one document, and where it is to be placed; `None` when too little of it is right.
+fn read(
+    kind: Kind,
+    metadata: Json,
+    spec: Json,
+    report: &mut Report,
+) -> Option<(Resource, Vec<Option<ClusterName>>)> {
     let named = serde_json::from_value::<Meta>(metadata).ok();
     // Without a name the rest is judged all the same, under any name.
-    let meta = named.clone().unwrap_or_else(|| Meta::named(ObjectName::new("a").expect("a name")));
-    let resource = match Resource::decode(kind, meta.clone(), spec) {
+    let is_named = named.is_some();
+    let meta = named.unwrap_or_else(|| Meta::named(ObjectName::new("a").expect("a name")));
+    let mut resource = match Resource::decode(kind, meta, spec) {
         Ok(resource) => resource,
         Err(error) => {
             if report.flaws.is_empty() {
                 report.value("", Code::BadValue, format!("cannot be read: {error}"));
             }
-            return Vec::new();
+            return None;
         }
     };
     check::check(&resource, report);
-    if named.is_none() || meta.namespace.is_none() && kind.scope() == Scope::Namespace {
-        return Vec::new();
+    if !is_named || resource.meta().namespace.is_none() && kind.scope() == Scope::Namespace {
+        return None;
     }
-    let at = |meta| {
-        let mut copy = resource.clone();
-        *copy.meta_mut() = meta;
-        copy
-    };
-    place::place(kind, meta, report).into_iter().map(at).collect()
+    let places = place::place(kind, resource.meta_mut(), report);
+    Some((resource, places))
 }
 
 /// Metadata, and what the kind says.

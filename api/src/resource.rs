@@ -6,6 +6,7 @@
 
 pub mod authentication;
 pub mod authorization;
+pub mod cidr;
 pub mod duration;
 pub mod endpoints;
 pub mod gateway;
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use self::{
     authentication::PeerAuthentication,
     authorization::AuthorizationPolicy,
+    cidr::Cidr,
     duration::Duration,
     endpoints::EndpointSlice,
     gateway::Gateway,

@@ -20,7 +20,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     manifest::PLACEMENT_LABEL,
-    name::{Namespace, ObjectName, ServiceLabel},
+    name::{ClusterName, Namespace, ObjectName, ServiceLabel},
     resource::{self, Kind, Scope},
 };
 
@@ -98,6 +98,9 @@ fn metadata(kind: Kind) -> Json {
         Kind::Service | Kind::ServiceExport => {
             <ServiceLabel as schemars::JsonSchema>::json_schema(&mut generator)
         }
+        // What no other object could name would be no member, and no namespace.
+        Kind::Cluster => <ClusterName as schemars::JsonSchema>::json_schema(&mut generator),
+        Kind::Namespace => <Namespace as schemars::JsonSchema>::json_schema(&mut generator),
         _ => <ObjectName as schemars::JsonSchema>::json_schema(&mut generator),
     };
     properties.insert("name".into(), name.into());

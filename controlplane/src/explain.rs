@@ -98,7 +98,7 @@ pub fn explain(snapshot: &Snapshot, asked: &ExplainRequest) -> Result<ExplainAns
     answer.reads(caller.reads(at));
     match caller.decide(at, &facts, 0) {
         Decision::Unknown { host } => Ok(answer.refused(502, format!("nobody in the mesh knows `{host}`"))),
-        Decision::Answer { redirect, location, rule } => {
+        Decision::Answer { redirect, location, rule, .. } => {
             answer.route(rule);
             Ok(answer.refused(redirect.status, format!("redirected to {location}")))
         }

@@ -132,9 +132,7 @@ fn mistakes(own: &Parsed, beside: &[&Placed], extent: Extent<'_>) -> Vec<Diagnos
     let mut wrong = link::judge(own, beside, extent);
     let all: Vec<&Placed> = beside.iter().copied().chain(&own.placed).collect();
     wrong.extend(expressions(&all));
-    wrong.sort();
-    wrong.dedup();
-    wrong
+    link::bounded(wrong)
 }
 
 /// Resources that are another's to say; `owner` names whose a namespace is, unless it is one's own.
@@ -179,19 +177,28 @@ fn no_mesh(rest: &SourceName) -> Problem {
     }
 }
 
-/// What is wrong with the expressions, each at its own place in its text.
+/// What is wrong with the expressions, each at its own place in its text. It ends once there are as many errors as are
+/// told: one expression may have thousands.
 fn expressions(placed: &[&Placed]) -> Vec<Diagnostic> {
-    let policies = placed.iter().filter_map(|own| Some((own, own.resource.as_kind()?)));
-    policies.flat_map(|(own, policy)| policy_expressions(placed, own, policy)).collect()
+    let mut diagnostics = Vec::new();
+    for own in placed {
+        if manifest::is_full(&diagnostics, Severity::Error) {
+            break;
+        }
+        if let Some(policy) = own.resource.as_kind() {
+            policy_expressions(placed, own, policy, &mut diagnostics);
+        }
+    }
+    diagnostics
 }
 
 fn policy_expressions(
     placed: &[&Placed],
     own: &Placed,
     policy: &Object<AuthorizationPolicy>,
-) -> Vec<Diagnostic> {
+    diagnostics: &mut Vec<Diagnostic>,
+) {
     let surface = surface(placed, policy);
-    let mut diagnostics = Vec::new();
     for (place, rule) in policy.spec.rules.iter().enumerate() {
         let Some(when) = &rule.when else { continue };
         let pointer = format!("/spec/rules/{place}/when");
@@ -206,11 +213,22 @@ fn policy_expressions(
         let expression = match policies::check(when, surface) {
             Ok(expression) => expression,
             Err(mistakes) => {
-                let told = |one: Mistake| told(one.offset, one.message, one.help, Severity::Error);
-                diagnostics.extend(mistakes.into_iter().map(told));
+                for Mistake { offset, message, help } in mistakes {
+                    if manifest::is_full(diagnostics, Severity::Error) {
+                        return;
+                    }
+                    let one = told(offset, message, help, Severity::Error);
+                    // A policy that is placed in several clusters is judged in each.
+                    if !diagnostics.contains(&one) {
+                        diagnostics.push(one);
+                    }
+                }
                 continue;
             }
         };
+        if manifest::is_full(diagnostics, Severity::Warning) {
+            continue;
+        }
         if let Some(open) = unidentified::let_in_by(placed, policy, expression.reads()) {
             let message = format!(
                 "this denies by who calls, and {} `{}` lets in who shows no certificate, and so is nobody",
@@ -222,7 +240,6 @@ fn policy_expressions(
             diagnostics.push(told(0, message, Some(help), Severity::Warning));
         }
     }
-    diagnostics
 }
 
 /// TCP as soon as one port that the policy guards speaks no HTTP: there a rule on requests would judge nothing.

@@ -27,16 +27,22 @@ pub struct Outgoing {
 }
 
 /// The authority of a request: of its target if that has one, which then overrules `Host` (RFC 9112, 3.2.2).
+///
+/// Holding it proves that it is a host, perhaps with a port: every policy and every route takes it for one.
 pub fn authority(uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
     let bad = |reason: &'static str| Failure::client(400, "bad-request", reason);
-    if let Some(authority) = uri.authority() {
-        return HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the authority is malformed"));
-    }
     let mut hosts = map.get_all(header::HOST).iter();
-    match (hosts.next(), hosts.next()) {
-        (Some(host), None) if !host.is_empty() => Ok(host.clone()),
-        (Some(_), None) | (None, _) => Err(bad("the request has no host")),
-        (Some(_), Some(_)) => Err(bad("the request has two hosts")),
+    let said = match (uri.authority(), hosts.next(), hosts.next()) {
+        (Some(authority), _, _) => {
+            HeaderValue::from_str(authority.as_str()).map_err(|_| bad("the authority is malformed"))?
+        }
+        (None, Some(host), None) if !host.is_empty() => host.clone(),
+        (None, Some(_), None) | (None, None, _) => return Err(bad("the request has no host")),
+        (None, Some(_), Some(_)) => return Err(bad("the request has two hosts")),
+    };
+    match said.to_str().ok().and_then(runtime::split_authority) {
+        Some(_) => Ok(said),
+        None => Err(bad("the host is neither a name nor an address, with a port or without")),
     }
 }
 
@@ -138,4 +144,33 @@ fn path_and_query(uri: &Uri, path: &str) -> Result<PathAndQuery, Failure> {
     };
     let malformed = |_| Failure::client(400, "bad-request", "the path cannot be sent on");
     PathAndQuery::try_from(&*text).map_err(malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        let authority = |host: &'static str| {
+            let map = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(host))]);
+            authority(&Uri::from_static("/"), &map).ok()
+        };
+        for host in ["shop.example", "Shop.example.:80", "a_b-c", "10.0.0.1:80", "[fd00::1]", "[fd00::1]:80"]
+        {
+            assert_eq!(authority(host).unwrap(), host);
+        }
+        for host in
+            ["", "x@a.example", "a b", "a/b", "a,b", "*.a", ".", "a:", "a:b:80", "a:+80", "fd00::1", "[a]"]
+        {
+            assert!(authority(host).is_none(), "{host}");
+        }
+    }
+
+    #[test]
+    fn nor_is_that_of_a_target_believed_when_it_is_none() {
+        let map = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("shop.example"))]);
+        assert!(authority(&Uri::from_static("http://x@admin.example/"), &map).is_err());
+        assert!(authority(&Uri::from_static("http://admin.example/"), &map).is_ok());
+    }
 }

@@ -159,8 +159,9 @@ async fn answer(
                 }
                 return forward(&mut ways, exchange, plan, parts, &asked, replayable).await;
             }
-            Decision::Answer { redirect, location, rule } => {
+            Decision::Answer { redirect, location, rule, judgement } => {
                 exchange.follows(Some(rule));
+                exchange.judged(judgement);
                 exchange.status = redirect.status;
                 return Ok((redirected(redirect.status, &location, exchange), None));
             }

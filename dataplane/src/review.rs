@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::SystemTime};
 
 use api::identity::{UnixTime, Verified};
 use http::{HeaderMap, HeaderValue, request::Parts};
-use runtime::{Decision, Runtime};
+use runtime::{Decision, Flag, Runtime};
 
 use crate::{
     caller::{Caller, Side},
@@ -74,7 +74,7 @@ impl Terms {
         let inbound = matches!(caller.side, Side::Inbound { .. });
         match runtime.decide(caller.side.at(self.absent, self.port), &facts, 0) {
             // A route that has changed since takes nothing back: only the application's own side and policies do.
-            Decision::Refuse(refusal) if inbound || refusal.judgement.is_some() => {
+            Decision::Refuse(refusal) if inbound || refusal.flag == Flag::Denied => {
                 Err(refusal.reason.into_owned())
             }
             _ => Ok(()),

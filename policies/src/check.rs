@@ -5,6 +5,7 @@
 mod call;
 mod name;
 
+use api::pattern;
 use cel::common::ast::{Expr, IdedExpr, ListExpr, LiteralValue};
 
 use crate::{
@@ -51,8 +52,14 @@ pub enum Surface {
 pub fn check(source: &str, surface: Surface) -> Result<Expression, Vec<Mistake>> {
     syntax::apart(|| {
         let tree = syntax::parse(source).map_err(|mistake| vec![mistake])?;
-        let mut checker =
-            Checker { tree: &tree, surface, reads: Reads::NONE, mistakes: Vec::new(), depth: 0 };
+        let mut checker = Checker {
+            tree: &tree,
+            surface,
+            reads: Reads::NONE,
+            patterns: pattern::Budget::default(),
+            mistakes: Vec::new(),
+            depth: 0,
+        };
         let root = checker.bool(&tree.root, "a rule");
         let Checker { reads, mut mistakes, .. } = checker;
         mistakes.sort_by_key(|mistake| mistake.offset);
@@ -94,6 +101,7 @@ struct Checker<'t> {
     tree: &'t Tree<'t>,
     surface: Surface,
     reads: Reads,
+    patterns: pattern::Budget,
     mistakes: Vec<Mistake>,
     depth: usize,
 }

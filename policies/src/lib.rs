@@ -13,7 +13,6 @@ pub mod authorize;
 mod check;
 pub mod facts;
 mod form;
-mod pattern;
 pub mod query;
 mod read;
 mod syntax;

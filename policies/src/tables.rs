@@ -151,6 +151,15 @@ fn what_is_too_long_or_too_deep_is_refused() {
     assert!(check(&wide, Surface::Http).is_ok(), "a wide rule is not a deep one");
 }
 
+#[test]
+fn the_patterns_of_one_expression_have_a_limit() {
+    let chain = |pattern: &str, times| vec![format!("request.path.matches({pattern:?})"); times].join(" || ");
+    assert!(check(&chain("^/users/[0-9]+$", 64), Surface::Http).is_ok());
+    let many = check(&chain("a", 65), Surface::Http).unwrap_err();
+    assert!(many[0].message.contains("at most 64 patterns"), "{many:?}");
+    assert!(check(&chain("[a-z]{10000}", 32), Surface::Http).is_err());
+}
+
 fn rows_of(table: &str) -> impl Iterator<Item = &str> {
     table.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
 }

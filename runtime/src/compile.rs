@@ -139,6 +139,8 @@ pub(crate) struct Reached {
     pub port: u16,
     pub endpoint: EndpointId,
     pub service: Arc<Service>,
+    /// Whether it is a workload's that the mesh knows itself, no word of an `EndpointSlice`.
+    pub mtls: bool,
 }
 
 /// One port of this workload's application.
@@ -165,7 +167,7 @@ pub struct Inbound {
 pub struct Listener {
     /// Its routes.
     pub table: Table,
-    /// Who may call at all.
+    /// Who may call, where no policy of the route's own has a say.
     pub authorizer: Arc<Authorizer>,
 }
 
@@ -321,11 +323,18 @@ fn assemble(parts: Parts, digests: Digests, revision: &str) -> Result<Runtime, V
         .into_iter()
         .map(|(name, table)| Listener::read(&name, &table, &judges).map_err(|fault| vec![fault.at(&name)]))
         .collect::<Result<_, _>>()?;
+    let addresses = addresses(&services, &endpoints, &workload.network);
+    // Nobody takes a workload's traffic by calling its address the virtual one of a service.
+    let is_workload = |host: &str| {
+        let reached = endpoint::address(host).and_then(|address| addresses.get(&address));
+        reached.is_some_and(|reached| reached.iter().any(|one| one.mtls))
+    };
     let hosts = services
         .values()
-        .flat_map(|service: &Arc<Service>| service.hosts.iter().map(|host| (host.clone(), service.clone())))
+        .flat_map(|service: &Arc<Service>| service.hosts.iter().map(move |host| (host, service)))
+        .filter(|(host, _)| !is_workload(host))
+        .map(|(host, service)| (host.clone(), service.clone()))
         .collect();
-    let addresses = addresses(&services, &endpoints, &workload.network);
     let revision = revision.into();
     Ok(Runtime {
         revision,
@@ -346,25 +355,31 @@ fn assemble(parts: Parts, digests: Digests, revision: &str) -> Result<Runtime, V
     })
 }
 
-/// The endpoints of this network by their own addresses; the first service of each port stands for it.
+/// The endpoints of this network by their own addresses; the first service of each port stands for it. What a registered
+/// workload serves is taken first: an `EndpointSlice` may name any address, another's too.
 fn addresses(
     services: &BTreeMap<ServiceName, Arc<Service>>,
     endpoints: &BTreeMap<ServiceName, Arc<wire::Endpoints>>,
     network: &NetworkName,
 ) -> HashMap<IpAddr, Vec<Reached>> {
+    let all = services.iter().filter_map(|(name, one)| Some((one, endpoints.get(name)?)));
+    let mut here: Vec<(&Arc<Service>, &wire::Endpoint)> = all
+        .flat_map(|(service, all)| all.endpoints.iter().map(move |one| (service, one)))
+        .filter(|(_, one)| one.network == network.as_str())
+        .collect();
+    // Stable: among equals the order stays.
+    here.sort_by_key(|(_, one)| !one.mtls);
     let mut addresses: HashMap<IpAddr, Vec<Reached>> = HashMap::new();
-    for (service, all) in services.iter().filter_map(|(name, one)| Some((one, endpoints.get(name)?))) {
-        for one in all.endpoints.iter().filter(|one| one.network == network.as_str()) {
-            // An endpoint that cannot be read is told of where it is balanced.
-            let (Ok(address), Ok(port), Ok(endpoint)) =
-                (one.address.parse::<SocketAddr>(), port(one.port), EndpointId::parse(&one.id))
-            else {
-                continue;
-            };
-            let known = addresses.entry(address.ip()).or_default();
-            if !known.iter().any(|reached| reached.port == port) {
-                known.push(Reached { port, endpoint, service: service.clone() });
-            }
+    for (service, one) in here {
+        // An endpoint that cannot be read is told of where it is balanced.
+        let (Ok(address), Ok(port), Ok(endpoint)) =
+            (one.address.parse::<SocketAddr>(), port(one.port), EndpointId::parse(&one.id))
+        else {
+            continue;
+        };
+        let known = addresses.entry(address.ip()).or_default();
+        if !known.iter().any(|reached| reached.port == port) {
+            known.push(Reached { port, endpoint, service: service.clone(), mtls: one.mtls });
         }
     }
     addresses

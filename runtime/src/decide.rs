@@ -1,6 +1,6 @@
 //! Stage seven: what is done with one request. Pure and total: any error inside is a refusal.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, net::Ipv6Addr, time::Duration};
 
 use api::endpoint::{self, EndpointId};
 use http::HeaderValue;
@@ -44,6 +44,8 @@ pub enum Decision<'r> {
         location: String,
         /// Which rule says so.
         rule: &'r Rule,
+        /// Who let it pass, where something guards.
+        judgement: Option<Judgement>,
     },
     /// It ends here.
     Refuse(Refusal<'r>),
@@ -216,10 +218,9 @@ impl Runtime {
         let Some(table) = self.routes.get(&service.name).filter(|table| table.covers(port)) else {
             return self.to_service(service, port, None, None, facts, None);
         };
-        let subject = subject.view(port);
-        match table.find(&subject) {
+        match table.find(&subject.view(port)) {
             None => refuse(404, Flag::NoRoute, "no rule of the service's routes matches"),
-            Some((rule, prefix)) => self.follow(rule, prefix, facts, chance, None),
+            Some(found) => self.follow(found, port, facts, chance, None),
         }
     }
 
@@ -251,39 +252,47 @@ impl Runtime {
         let Some((subject, _)) = subject(facts) else {
             return refuse(400, Flag::BadRequest, "the request names no usable host");
         };
-        let judgement = listener.authorizer.judge(facts);
+        let found = listener.table.find(&subject.view(port));
+        // The rule's own judge has the policies of the listener too.
+        let own = found.and_then(|(rule, _)| rule.authorizer.as_ref());
+        let judgement = own.unwrap_or(&listener.authorizer).judge(facts);
         if matches!(judgement.verdict, Verdict::Deny(_)) {
-            return denied(judgement, None);
+            return denied(judgement, found.map(|(rule, _)| rule));
         }
-        let Some((rule, prefix)) = listener.table.find(&subject.view(port)) else {
-            return refuse(404, Flag::NoRoute, "no route of this gateway matches");
-        };
-        let own = rule.authorizer.as_ref().map(|authorizer| authorizer.judge(facts));
-        match own {
-            Some(own) if matches!(own.verdict, Verdict::Deny(_)) => denied(own, Some(rule)),
-            own => self.follow(rule, prefix, facts, chance, own.or(Some(judgement))),
+        match found {
+            Some(found) => self.follow(found, port, facts, chance, Some(judgement)),
+            None => Decision::Refuse(Refusal {
+                status: 404,
+                flag: Flag::NoRoute,
+                reason: "no route of this gateway matches".into(),
+                rule: None,
+                judgement: Some(judgement),
+            }),
         }
     }
 
+    /// Where the rule leads that was found, with the prefix that it matched by, for what came to this port of a listener
+    /// or a service.
     fn follow<'r>(
         &'r self,
-        rule: &'r Rule,
-        prefix: Option<&str>,
+        (rule, prefix): (&'r Rule, Option<&str>),
+        port: u16,
         facts: &Facts<'_>,
         chance: u64,
         judgement: Option<Judgement>,
     ) -> Decision<'r> {
         if let Some(redirect) = &rule.filters.redirect {
-            return Decision::Answer { redirect, location: location(redirect, prefix, facts), rule };
+            let location = location(redirect, prefix, port, facts);
+            return Decision::Answer { redirect, location, rule, judgement };
         }
         let Some(backend) = rule.split.choose(chance) else {
-            return refuse_by(rule, "the rule has no backend with weight");
+            return refuse_by(rule, "the rule has no backend with weight", judgement);
         };
         if let Some(reason) = &backend.unresolved {
-            return refuse_by(rule, reason.clone());
+            return refuse_by(rule, reason.clone(), judgement);
         }
         match self.service(&backend.service) {
-            None => refuse_by(rule, format!("{} is missing from the view", backend.service)),
+            None => refuse_by(rule, format!("{} is missing from the view", backend.service), judgement),
             Some(service) => {
                 self.to_service(service, backend.port, Some((rule, prefix)), Some(backend), facts, judgement)
             }
@@ -322,8 +331,12 @@ impl Runtime {
             backend,
             path: rewrite.and_then(|rewrite| rewrite.path.as_ref()).map(|c| c.apply(path, prefix.flatten())),
             host: rewrite.and_then(|rewrite| rewrite.hostname.as_ref()),
-            request_timeout: rule.and_then(|rule| rule.request_timeout).or(own),
-            backend_timeout: rule.and_then(|rule| rule.backend_timeout),
+            // Zero, where the route says so, switches the service's off (Gateway API, HTTPRouteTimeouts).
+            request_timeout: rule
+                .and_then(|rule| rule.request_timeout)
+                .or(own)
+                .filter(|time| !time.is_zero()),
+            backend_timeout: rule.and_then(|rule| rule.backend_timeout).filter(|time| !time.is_zero()),
             judgement,
         })
     }
@@ -365,7 +378,7 @@ fn subject<'a>(facts: &Facts<'a>) -> Option<(Routed<'a>, u16)> {
     Some((routed, port.unwrap_or(default)))
 }
 
-/// Host and port of an authority; `None` when it is empty or its port is no number. IPv6 keeps its brackets.
+/// Host and port of an authority; `None` when it is no host, or its port no number. IPv6 keeps its brackets.
 pub fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
@@ -375,7 +388,17 @@ pub fn split_authority(authority: &str) -> Option<(&str, Option<u16>)> {
         }
         _ => (authority, None),
     };
-    (!host.is_empty()).then_some((host, port))
+    is_host(host).then_some((host, port))
+}
+
+/// Whether it is a name or an address and nothing else: what is judged as a host must not be read as another's, such as
+/// `user@host`.
+fn is_host(host: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => host.bytes().all(is_part) && host.bytes().any(|byte| byte != b'.'),
+    }
 }
 
 fn direct(host: String, port: u16) -> Decision<'static> {
@@ -396,15 +419,13 @@ fn refuse(status: u16, flag: Flag, reason: &'static str) -> Decision<'static> {
 }
 
 /// A backend that configuration cannot reach answers 500 for its share (Gateway API, BackendRef).
-fn refuse_by(rule: &Rule, reason: impl Into<Cow<'static, str>>) -> Decision<'_> {
+fn refuse_by(
+    rule: &Rule,
+    reason: impl Into<Cow<'static, str>>,
+    judgement: Option<Judgement>,
+) -> Decision<'_> {
     let reason = reason.into();
-    Decision::Refuse(Refusal {
-        status: 500,
-        flag: Flag::NoBackend,
-        reason,
-        rule: Some(rule),
-        judgement: None,
-    })
+    Decision::Refuse(Refusal { status: 500, flag: Flag::NoBackend, reason, rule: Some(rule), judgement })
 }
 
 fn denied(judgement: Judgement, rule: Option<&Rule>) -> Decision<'_> {
@@ -412,13 +433,14 @@ fn denied(judgement: Judgement, rule: Option<&Rule>) -> Decision<'_> {
     Decision::Refuse(Refusal { status: 403, flag: Flag::Denied, reason, rule, judgement: Some(judgement) })
 }
 
-fn location(redirect: &Redirect, prefix: Option<&str>, facts: &Facts<'_>) -> String {
+/// `here` is the port that the request came to, whatever its `Host` says.
+fn location(redirect: &Redirect, prefix: Option<&str>, here: u16, facts: &Facts<'_>) -> String {
     let Some(request) = facts.request else { return String::new() };
-    let (host, port) = split_authority(request.host).unwrap_or((request.host, None));
+    let (host, _) = split_authority(request.host).unwrap_or((request.host, None));
     let scheme = redirect.scheme.as_deref().unwrap_or(request.scheme);
     let host = redirect.hostname.as_deref().unwrap_or(host);
-    // A scheme that is said brings its own port; otherwise the request's stays (GEP-726).
-    let port = redirect.port.or(if redirect.scheme.is_some() { None } else { port });
+    // A scheme that is said brings its own port; otherwise it is the listener's (Gateway API, HTTPRequestRedirectFilter).
+    let port = redirect.port.or(redirect.scheme.is_none().then_some(here));
     let path = match &redirect.path {
         Some(change) => Cow::Owned(change.apply(request.path, prefix)),
         None => Cow::Borrowed(request.path),

@@ -8,7 +8,7 @@ pub enum PathMode {
     /// Refused with 400: what a path means must not depend on who reads it.
     #[default]
     Refuse,
-    /// Left escaped.
+    /// Left escaped. NUL is refused even so: too many readers take it for the end of the path.
     Keep,
     /// Decoded before the segments are judged. NUL and invalid UTF-8 are refused even so.
     Decode,
@@ -27,7 +27,7 @@ pub enum BadPath {
     #[error("the path contains an escaped `/` or a `\\`; set Mesh.spec.pathNormalization to let it pass")]
     Separator,
     /// NUL.
-    #[error("the path contains NUL")]
+    #[error("the path contains NUL, which no Mesh.spec.pathNormalization lets pass; send it without")]
     Nul,
     /// Not UTF-8 after decoding.
     #[error("the path is not UTF-8 after decoding")]
@@ -177,7 +177,9 @@ mod tests {
     fn the_mesh_may_say_otherwise() {
         assert_eq!(normalise("/a%2fb", PathMode::Keep).unwrap(), "/a%2Fb");
         assert_eq!(normalise("/a%2f..%2fb", PathMode::Decode).unwrap(), "/b");
-        assert_eq!(normalise("/a%00", PathMode::Decode), Err(BadPath::Nul));
+        for mode in [PathMode::Keep, PathMode::Decode] {
+            assert_eq!(normalise("/a%00", mode), Err(BadPath::Nul), "{mode:?}");
+        }
     }
 
     proptest! {

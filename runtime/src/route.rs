@@ -3,7 +3,7 @@
 mod filter;
 mod matching;
 
-use std::{sync::Arc, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use api::{name::ServiceName, wire};
 use http::HeaderMap;
@@ -12,7 +12,7 @@ use policies::{Authorizer, Reads};
 pub use filter::{Filters, HeaderChange, PathChange, Redirect, Rewrite};
 use matching::Match;
 
-use crate::compile::{Fault, positive};
+use crate::compile::Fault;
 
 /// Rules in the order in which they are tried, for the hosts that they are for.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub struct Table {
 
 #[derive(Debug)]
 struct Host {
+    /// The host name of the listener that it is of; empty: any.
+    listener: String,
     patterns: Vec<String>,
     rules: Vec<Rule>,
     /// Each match of each rule, with the rule's place. Invariant: sorted by precedence.
@@ -41,15 +43,16 @@ pub struct Rule {
     pub filters: Filters,
     /// Who answers, by weight.
     pub split: Split,
-    /// For the whole exchange.
+    /// For the whole exchange, where the route says so; zero: without end, whatever the service says.
     pub request_timeout: Option<Duration>,
-    /// For one try.
+    /// For one try; zero: without end.
     pub backend_timeout: Option<Duration>,
     /// What differs from the service's retry.
     pub retry: Option<wire::RouteRetry>,
     /// Names of the policies attached to the route.
     pub policies: Vec<String>,
-    /// The judge of the policies attached to the route or its listener; filled in by the runtime.
+    /// Where policies are attached to the route: the judge of these and of those of its listener, as one set. Filled in
+    /// by the runtime.
     pub(crate) authorizer: Option<Arc<Authorizer>>,
     ports: Vec<u16>,
 }
@@ -132,12 +135,17 @@ impl Table {
     }
 
     /// The rule for a request and the prefix that it matched by; `None` when nothing matches.
+    ///
+    /// The listener with the closest host name takes a request, and only its routes (Gateway API, Listener.hostname).
     pub fn find(&self, subject: &Subject<'_>) -> Option<(&Rule, Option<&str>)> {
+        let closest = self.hosts.iter().filter_map(|host| host.listens_to(subject.host)).max()?;
         self.hosts
             .iter()
+            .filter(|host| host.listens_to(subject.host) == Some(closest))
             .filter_map(|host| host.specificity(subject.host).map(|rank| (rank, host)))
             .filter_map(|(rank, host)| host.find(subject).map(|found| (rank, found)))
-            .max_by_key(|(rank, _)| *rank)
+            // The first of equals, as among the rules of one host.
+            .min_by_key(|(rank, _)| Reverse(*rank))
             .map(|(_, found)| found)
     }
 }
@@ -154,7 +162,12 @@ impl Host {
         }
         // Stable: ties keep the order in which the control plane sent them.
         candidates.sort_by_key(|(one, _)| one.precedence());
-        Ok(Host { patterns: host.hosts, rules, candidates })
+        Ok(Host { listener: host.listener, patterns: host.hosts, rules, candidates })
+    }
+
+    /// How closely its listener's host name fits: `None` when not at all.
+    fn listens_to(&self, host: &str) -> Option<usize> {
+        if self.listener.is_empty() { Some(0) } else { fits(&self.listener, host) }
     }
 
     /// How closely this host's patterns fit: `None` when not at all, exact above any wildcard.
@@ -192,8 +205,8 @@ impl Rule {
             commit: rule.commit.as_str().into(),
             filters: Filters::compile(&rule.filters)?,
             split: Split::compile(&rule.backends)?,
-            request_timeout: positive(rule.request_timeout_ms),
-            backend_timeout: positive(rule.backend_timeout_ms),
+            request_timeout: rule.request_timeout_ms.map(Duration::from_millis),
+            backend_timeout: rule.backend_timeout_ms.map(Duration::from_millis),
             retry: rule.retry.clone(),
             policies: rule.policies.clone(),
             authorizer: None,

@@ -1,5 +1,7 @@
 //! What one object says of others: does it exist, may it be said, in every cluster that the object applies in.
 
+use std::net::IpAddr;
+
 use super::{Lookup, Place, World};
 use crate::{
     admin::Severity,
@@ -23,8 +25,8 @@ pub(super) fn check(world: &World, own: &Placed, report: &mut Report) {
         Resource::Mesh(_)
         | Resource::Cluster(_)
         | Resource::Namespace(_)
-        | Resource::Service(_)
         | Resource::PeerAuthentication(_) => {}
+        Resource::Service(object) => check.service(&object.spec),
         Resource::EndpointSlice(object) => check.endpoint_slice(object),
         Resource::Gateway(object) => check.gateway(object),
         Resource::HttpRoute(object) => check.route(object),
@@ -85,6 +87,9 @@ impl<'a> Check<'a, '_, '_> {
     }
 
     fn dangling(&mut self, pointer: &str, message: String, help: Option<String>) {
+        if self.report.is_full(self.world.dangling) {
+            return;
+        }
         let code = Code::UnresolvedReference;
         match self.world.dangling {
             Severity::Error => {
@@ -112,6 +117,30 @@ impl<'a> Check<'a, '_, '_> {
         pointer: &str,
     ) -> Vec<(&'a Placed, &'a Service)> {
         typed(self.resolve(Kind::Service, namespace, name, pointer), |object: &Object<Service>| &object.spec)
+    }
+
+    /// Callers whose traffic is captured are led to the Service from whoever else has its address.
+    fn service(&mut self, service: &Service) {
+        let Some(mesh) = self.world.mesh else { return };
+        let several = service.cluster_ips.iter().enumerate();
+        let several = several.map(|(i, ip)| (ip, format!("/spec/clusterIPs/{i}")));
+        let single = service.cluster_ip.iter().map(|ip| (ip, "/spec/clusterIP".to_owned()));
+        for (ip, pointer) in single.chain(several) {
+            if ip.parse::<IpAddr>().is_ok_and(|address| !mesh.may_be_virtual(address)) {
+                let ranges: Vec<_> =
+                    mesh.virtual_addresses.iter().map(|range| format!("`{range}`")).collect();
+                let help = match ranges.as_slice() {
+                    [] => "leave it out, or add a range to `virtualAddresses` of the Mesh".to_owned(),
+                    some => format!(
+                        "take one of {}, or add its range to `virtualAddresses` of the Mesh",
+                        some.join(", ")
+                    ),
+                };
+                let at = self.own.positions.at(&pointer);
+                let message = format!("`{ip}` is no virtual address of this mesh: it may be somebody else's");
+                self.report.add(&pointer, at, Code::Forbidden, message, Some(help));
+            }
+        }
     }
 
     fn endpoint_slice(&mut self, object: &Object<EndpointSlice>) {

@@ -483,6 +483,52 @@ fn an_address_leads_to_one_service() {
     );
 }
 
+#[test]
+fn a_service_takes_no_address_that_may_be_somebody_elses() {
+    let resolver = "apiVersion: v1
+kind: Service
+metadata: { name: resolver, namespace: shop }
+spec:
+  clusterIP: 8.8.8.8
+  clusterIPs: [8.8.8.8, \"2001:db8::8\"]
+  ports: [{ port: 53 }]
+";
+    check(
+        "apps/z.yaml",
+        resolver,
+        expect![[r#"
+            apps/z.yaml:5:14: `8.8.8.8` is no virtual address of this mesh: it may be somebody else's (take one of `10.0.0.0/8`, `172.16.0.0/12`, `192.168.0.0/16`, `100.64.0.0/10`, `240.0.0.0/4`, `127.0.0.0/8`, `fc00::/7`, or add its range to `virtualAddresses` of the Mesh)
+            apps/z.yaml:6:16: `8.8.8.8` is no virtual address of this mesh: it may be somebody else's (take one of `10.0.0.0/8`, `172.16.0.0/12`, `192.168.0.0/16`, `100.64.0.0/10`, `240.0.0.0/4`, `127.0.0.0/8`, `fc00::/7`, or add its range to `virtualAddresses` of the Mesh)
+            apps/z.yaml:6:26: `2001:db8::8` is no virtual address of this mesh: it may be somebody else's (take one of `10.0.0.0/8`, `172.16.0.0/12`, `192.168.0.0/16`, `100.64.0.0/10`, `240.0.0.0/4`, `127.0.0.0/8`, `fc00::/7`, or add its range to `virtualAddresses` of the Mesh)"#]],
+    );
+    let told = |ranges: &str, text: &str| {
+        let said = format!("spec:\n  virtualAddresses: {ranges}\n");
+        let mut files = sample();
+        let mesh = files.iter_mut().find(|(path, _)| path == "mesh.yaml").unwrap();
+        mesh.1 = mesh.1.replace("spec:\n", &said);
+        files.push(("apps/z.yaml".into(), text.into()));
+        load(&files).diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(told("[8.8.8.0/24, \"2001:db8::/32\"]", resolver), [""; 0]);
+    let all = told("[0.0.0.0/0, \"::/0\"]", &resolver.replace("8.8.8.8", "169.254.169.254"));
+    assert_eq!(all.len(), 2, "whatever the Mesh says: {all:?}");
+    assert_eq!(told("[]", resolver).len(), 3);
+    let all = told("[10.0.0.0/33]", resolver);
+    assert_eq!(all.len(), 1, "a Mesh that is wrong itself is not held against others: {all:?}");
+}
+
+#[test]
+fn too_many_mistakes_are_told_in_part() {
+    let fields: String = (0..1_500).map(|n| format!("  x{n}: 1\n")).collect();
+    let text = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{ name: a }}\nspec:\n{fields}");
+    let told = load(&[("a.yaml", text)]).diagnostics;
+    assert_eq!(told.len(), MAX_DIAGNOSTICS + 1, "and nothing of what was not looked at, such as the Mesh");
+    assert_eq!(
+        told[0].to_string(),
+        ".: only 1000 mistakes are told, and there may be more (mend these first)"
+    );
+}
+
 mod laws {
     use proptest::prelude::*;
 

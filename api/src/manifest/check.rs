@@ -5,19 +5,29 @@ mod route;
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{Code, report::Report};
-use crate::resource::{
-    AuthorizationPolicy, Cluster, Duration, EndpointSlice, GATEWAY_GROUP, Gateway, Mesh, Meta,
-    PeerAuthentication, Resource, Service, TargetRef, TrafficPolicy,
-    endpoints::{AddressType, SERVICE_LABEL},
-    target::TargetKind,
-    traffic::{Distribute, LocalityPolicy},
+use crate::{
+    admin::Severity,
+    resource::{
+        AuthorizationPolicy, Cluster, Duration, EndpointSlice, GATEWAY_GROUP, Gateway, Mesh, Meta,
+        PeerAuthentication, Resource, Service, TargetRef, TrafficPolicy,
+        cidr::nobodys,
+        endpoints::{AddressType, SERVICE_LABEL},
+        target::TargetKind,
+        traffic::{Distribute, LocalityPolicy},
+    },
 };
 
 /// A workload's certificate may live so long.
 const LEAF_LIFETIME: (Duration, Duration) = (Duration::from_secs(300), Duration::from_hours(2160));
 
+/// Where proxies and control planes listen. Captured traffic to them is left alone, too.
+const OWN_PORTS: (u16, u16) = (15000, 15090);
+
 /// Tells what is wrong inside `resource`.
 pub(crate) fn check(resource: &Resource, report: &mut Report) {
+    if report.is_full(Severity::Error) {
+        return;
+    }
     match resource {
         Resource::Mesh(object) => mesh(&object.spec, report),
         Resource::Cluster(object) => cluster(&object.spec, report),
@@ -114,9 +124,14 @@ fn service(service: &Service, report: &mut Report) {
     );
     let ips = service.cluster_ips.iter().enumerate().map(|(i, ip)| (ip, format!("/spec/clusterIPs/{i}")));
     for (ip, pointer) in service.cluster_ip.iter().map(|ip| (ip, "/spec/clusterIP".to_owned())).chain(ips) {
-        if !matches!(ip.as_str(), "" | "None") && ip.parse::<IpAddr>().is_err() {
-            report.value(&pointer, Code::BadValue, format!("`{ip}` is neither an IP address nor `None`"));
-        }
+        let complaint = match ip.parse::<IpAddr>() {
+            Ok(address) => {
+                nobodys(address).map(|what| format!("`{ip}` is {what}: no Service is reached there"))
+            }
+            Err(_) if matches!(ip.as_str(), "" | "None") => None,
+            Err(_) => Some(format!("`{ip}` is neither an IP address nor `None`")),
+        };
+        complaint.into_iter().for_each(|complaint| report.value(&pointer, Code::BadValue, complaint));
     }
 }
 
@@ -138,13 +153,22 @@ fn endpoint_slice(meta: &Meta, slice: &EndpointSlice, report: &mut Report) {
                 AddressType::IPv6 => address.is_ipv6(),
                 AddressType::Fqdn => false,
             };
-            if !fits {
-                report.value(
-                    &format!("/endpoints/{i}/addresses/{j}"),
-                    Code::BadValue,
-                    format!("`{address}` is not of the slice's addressType"),
-                );
-            }
+            let complaint = match nobodys(*address) {
+                _ if !fits => format!("`{address}` is not of the slice's addressType"),
+                Some(what) => format!("`{address}` is {what}: an endpoint has an address of its own"),
+                None => continue,
+            };
+            report.value(&format!("/endpoints/{i}/addresses/{j}"), Code::BadValue, complaint);
+        }
+    }
+    // Whoever may call the Service would reach what is meant for the machine alone, such as a gateway's `/drain`.
+    let (first, last) = OWN_PORTS;
+    for (i, port) in slice.ports.iter().enumerate() {
+        if (first..=last).contains(&port.port) {
+            let port = port.port;
+            let message =
+                format!("{port} is one of the mesh's own ports, {first} to {last}: no service is there");
+            report.value(&format!("/ports/{i}/port"), Code::Forbidden, message);
         }
     }
     unique(

@@ -7,9 +7,11 @@ use crate::{
 };
 
 const LABEL_POINTER: &str = "/metadata/labels/weft.mesh~1clusters";
+/// Clusters that one label names. Each is a copy of the object.
+const MAX_CLUSTERS: usize = 64;
 
-/// Takes the placement out of the labels: one copy of the metadata for each cluster, one for all without any.
-pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta> {
+/// Takes the placement out of the labels: the clusters that the object is for, or `None`, once, for all.
+pub(crate) fn place(kind: Kind, meta: &mut Meta, report: &mut Report) -> Vec<Option<ClusterName>> {
     let label = meta.labels.remove(PLACEMENT_LABEL).map(|text| clusters(&text, report));
     let folder = folder(report);
     let wanted = match (kind, &label, folder) {
@@ -19,7 +21,7 @@ pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta
                 Code::Placement,
                 "the Mesh rules every cluster: it cannot be placed in some",
             );
-            return vec![meta];
+            return vec![None];
         }
         (Kind::Mesh, None, Some(folder)) => {
             report.value(
@@ -27,7 +29,7 @@ pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta
                 Code::Placement,
                 format!("the Mesh rules every cluster: it cannot lie in the folder of `{folder}`"),
             );
-            return vec![meta];
+            return vec![None];
         }
         // A member may be described in its own folder; the description itself is known to all.
         (Kind::Cluster, Some(_), _) => {
@@ -36,7 +38,7 @@ pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta
                 Code::Placement,
                 "every cluster knows every Cluster: it cannot be placed in some",
             );
-            return vec![meta];
+            return vec![None];
         }
         (Kind::Cluster, None, Some(folder)) => {
             if folder.as_str() != meta.name.as_str() {
@@ -44,9 +46,9 @@ pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta
                     format!("the Cluster `{}` lies in the folder of another, `{folder}`", meta.name);
                 report.value("/metadata/name", Code::Placement, message);
             }
-            return vec![meta];
+            return vec![None];
         }
-        (_, None, None) => return vec![meta],
+        (_, None, None) => return vec![None],
         (_, None, Some(folder)) => vec![folder],
         (_, Some(label), None) => label.clone(),
         (_, Some(label), Some(folder)) => {
@@ -59,10 +61,18 @@ pub(crate) fn place(kind: Kind, mut meta: Meta, report: &mut Report) -> Vec<Meta
             vec![folder]
         }
     };
-    wanted.into_iter().map(|cluster| Meta { cluster: Some(cluster), ..meta.clone() }).collect()
+    wanted.into_iter().map(Some).collect()
 }
 
 fn clusters(text: &str, report: &mut Report) -> Vec<ClusterName> {
+    let count = text.split(',').count();
+    if count > MAX_CLUSTERS {
+        let message = format!(
+            "at most {MAX_CLUSTERS} clusters in one label, these are {count}: without the label it applies in all"
+        );
+        report.value(LABEL_POINTER, Code::Limit, message);
+        return Vec::new();
+    }
     let mut clusters = Vec::new();
     for part in text.split(',').map(str::trim) {
         match ClusterName::new(part) {

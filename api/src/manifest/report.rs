@@ -6,7 +6,7 @@ use super::diagnostic::{Code, Diagnostic, Position, Positions};
 use crate::admin::Severity;
 
 /// More of a severity are not told: a commit with so many is wrong as a whole.
-pub(crate) const MAX_DIAGNOSTICS: usize = 1_000;
+pub const MAX_DIAGNOSTICS: usize = 1_000;
 
 /// The mistakes of one document.
 pub(crate) struct Report<'a> {
@@ -17,37 +17,45 @@ pub(crate) struct Report<'a> {
     pub diagnostics: &'a mut Vec<Diagnostic>,
 }
 
+/// Whether more of a severity would not be told.
+pub fn is_full(told: &[Diagnostic], severity: Severity) -> bool {
+    told.len() >= MAX_DIAGNOSTICS
+        && told.iter().filter(|one| one.severity == severity).count() >= MAX_DIAGNOSTICS
+}
+
+// What is full is asked first: to find where a mistake stands, and whether it follows from another, takes time that
+// grows with the file, and a file may hold very many.
 impl Report<'_> {
     /// Tells a mistake at `pointer`, which stands at `at`, unless it only follows from an earlier one.
     pub fn add(&mut self, pointer: &str, at: Position, code: Code, message: String, help: Option<String>) {
-        if !self.follows(pointer, code) {
+        if !self.is_full(Severity::Error) && !self.follows(pointer, code) {
             self.tell(pointer, at, code, message, help);
         }
     }
 
     /// Tells a mistake that follows from nothing.
     pub fn tell(&mut self, pointer: &str, at: Position, code: Code, message: String, help: Option<String>) {
-        self.flaws.push(pointer.to_owned());
-        self.push(Severity::Error, at, code, message, help);
+        if !self.is_full(Severity::Error) {
+            self.flaws.push(pointer.to_owned());
+            self.push(Severity::Error, at, code, message, help);
+        }
     }
 
     /// Tells what is let pass at `pointer`, unless it follows from a mistake. It explains no other away.
     pub fn warn(&mut self, pointer: &str, code: Code, message: String, help: Option<String>) {
-        if !self.follows(pointer, code) {
+        if !self.is_full(Severity::Warning) && !self.follows(pointer, code) {
             self.push(Severity::Warning, self.positions.at(pointer), code, message, help);
         }
     }
 
     fn push(&mut self, severity: Severity, at: Position, code: Code, message: String, help: Option<String>) {
-        if !self.is_full(severity) {
-            let file = self.file.clone();
-            self.diagnostics.push(Diagnostic { file, at, code, message, help, severity });
-        }
+        let file = self.file.clone();
+        self.diagnostics.push(Diagnostic { file, at, code, message, help, severity });
     }
 
     /// Whether more would not be told.
     pub fn is_full(&self, severity: Severity) -> bool {
-        self.diagnostics.iter().filter(|one| one.severity == severity).count() >= MAX_DIAGNOSTICS
+        is_full(self.diagnostics, severity)
     }
 
     /// What is wrong inside a value explains what is wrong with the value: a port that was no number and left out
@@ -69,6 +77,8 @@ impl Report<'_> {
 
     /// [`Report::add`] for a value that is there: at the value.
     pub fn value(&mut self, pointer: &str, code: Code, message: impl Into<String>) {
-        self.add(pointer, self.positions.at(pointer), code, message.into(), None);
+        if !self.is_full(Severity::Error) && !self.follows(pointer, code) {
+            self.tell(pointer, self.positions.at(pointer), code, message.into(), None);
+        }
     }
 }

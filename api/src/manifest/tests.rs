@@ -323,6 +323,156 @@ fn objects_are_placed_by_label_or_folder() {
 }
 
 #[test]
+fn a_label_makes_no_more_copies_than_may_be_kept() {
+    let service = |name: usize, clusters: usize| {
+        let clusters: Vec<_> = (0..clusters).map(|n| format!("c{n}")).collect();
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: s{name}, namespace: s, labels: {{ weft.mesh/clusters: \"{}\" }} }}\n\
+             spec: {{ ports: [{{ port: 1 }}] }}\n",
+            clusters.join(",")
+        )
+    };
+    check(
+        &service(0, 65),
+        expect![
+            "a.yaml:4:68: at most 64 clusters in one label, these are 65: without the label it applies in all"
+        ],
+    );
+    let many: String = (0..=MAX_OBJECTS / 64).map(|name| service(name, 64)).collect();
+    let parsed = parse(&[("a.yaml", &many)]);
+    assert!(parsed.placed.is_empty());
+    let told: Vec<String> = parsed.diagnostics.iter().map(ToString::to_string).collect();
+    assert_eq!(told, [".: more than 100000 objects in one repository: split it"]);
+
+    let mut full = Parsed { kept_bytes: MAX_KEPT_BYTES, ..Parsed::default() };
+    full.file(&"a.yaml".into(), &service(0, 1));
+    assert!(full.placed.is_empty());
+    assert!(full.is_closed());
+}
+
+#[test]
+fn mistakes_beyond_the_limit_are_neither_told_nor_looked_for() {
+    let fields: String = (0..1_500).map(|n| format!("  x{n}: 1\n")).collect();
+    let text = format!(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: a }}\nspec:\n{fields}---\nnonsense: 1\n"
+    );
+    let mut parsed = parse(&[("a.yaml", text.as_str()), ("b.yaml", "a: &x 1\nb: *x\n")]);
+    assert_eq!(parsed.diagnostics.len(), report::MAX_DIAGNOSTICS);
+    assert!(parsed.placed.is_empty(), "what is wrong with it is not all known");
+    parsed.error(&"c.yaml".into(), Position::default(), Code::Syntax, "one more".into());
+    assert_eq!(parsed.diagnostics.len(), report::MAX_DIAGNOSTICS);
+}
+
+#[test]
+fn paths_are_written_as_requests_are_once_normalised() {
+    check(
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: a, namespace: b }
+spec:
+  rules:
+    - matches:
+        - path: { type: Exact, value: /caf%c3%a9 }
+        - path: { value: /%7Euser }
+        - path: { value: /100% }
+        - path: { value: /caf%C3%A9/~user/%25 }
+    - matches: [{ path: { value: /a } }]
+      filters:
+        - type: URLRewrite
+          urlRewrite: { hostname: \"*.example\", path: { type: ReplacePrefixMatch, replacePrefixMatch: xyz } }
+    - matches: [{ path: { value: /b } }]
+      filters:
+        - type: URLRewrite
+          urlRewrite: { path: { type: ReplacePrefixMatch, replacePrefixMatch: \"\" } }
+    - filters:
+        - type: RequestRedirect
+          requestRedirect: { hostname: \"*.example\", path: { type: ReplaceFullPath, replaceFullPath: \"/a b\" } }
+    - filters:
+        - type: RequestRedirect
+          requestRedirect: { path: { type: ReplaceFullPath, replaceFullPath: \"/a\\nb\" } }
+",
+        expect![[r#"
+            a.yaml:7:39: `/caf%c3%a9` is not how requests say it once normalised (write `/caf%C3%A9`)
+            a.yaml:8:26: `/%7Euser` is not how requests say it once normalised (write `/~user`)
+            a.yaml:9:26: a `%` must be followed by two hexadecimal digits (a percent sign itself is `%25`)
+            a.yaml:14:36: `*.example` stands for many hosts: one is needed here
+            a.yaml:14:102: `xyz` must begin with `/`
+            a.yaml:21:41: `*.example` stands for many hosts: one is needed here
+            a.yaml:21:102: must not contain ` `: write it percent-encoded
+            a.yaml:24:79: must not contain `\n`: write it percent-encoded"#]],
+    );
+}
+
+#[test]
+fn addresses_and_ports_that_no_service_has() {
+    check(
+        "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: a, namespace: b, labels: { kubernetes.io/service-name: a } }
+addressType: IPv4
+endpoints:
+  - addresses: [127.0.0.1, 0.0.0.0, 169.254.169.254, 224.0.0.1, 255.255.255.255]
+ports: [{ name: a, port: 15000 }, { name: b, port: 15090 }, { name: c, port: 15091 }]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: b, namespace: b, labels: { kubernetes.io/service-name: a } }
+addressType: IPv6
+endpoints:
+  - addresses: [\"::1\", \"fe80::1\", \"ff02::1\", \"::ffff:169.254.169.254\"]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: a, namespace: b }
+spec:
+  clusterIP: 224.0.0.1
+  clusterIPs: [169.254.0.1, \"::\"]
+  ports: [{ port: 1 }]
+---
+apiVersion: weft.mesh/v1alpha1
+kind: Mesh
+metadata: { name: mesh }
+spec:
+  trustDomain: a
+  virtualAddresses: [10.0.0.0/33, 10.1.0.0/8, \"fd00::/8\"]
+",
+        expect![[r#"
+            a.yaml:6:28: `0.0.0.0` is unspecified: an endpoint has an address of its own
+            a.yaml:6:37: `169.254.169.254` is link-local: an endpoint has an address of its own
+            a.yaml:6:54: `224.0.0.1` is a multicast address: an endpoint has an address of its own
+            a.yaml:6:65: `255.255.255.255` is the broadcast address: an endpoint has an address of its own
+            a.yaml:7:26: 15000 is one of the mesh's own ports, 15000 to 15090: no service is there
+            a.yaml:7:52: 15090 is one of the mesh's own ports, 15000 to 15090: no service is there
+            a.yaml:14:25: `fe80::1` is link-local: an endpoint has an address of its own
+            a.yaml:14:36: `ff02::1` is a multicast address: an endpoint has an address of its own
+            a.yaml:14:47: `::ffff:169.254.169.254` is link-local: an endpoint has an address of its own
+            a.yaml:20:14: `224.0.0.1` is a multicast address: no Service is reached there
+            a.yaml:21:16: `169.254.0.1` is link-local: no Service is reached there
+            a.yaml:21:30: `::` is unspecified: no Service is reached there
+            a.yaml:29:22: `10.0.0.0/33` is not a range of addresses: write `10.0.0.0/8` or `fc00::/7` (a range of IP addresses, `10.0.0.0/8`)
+            a.yaml:29:35: `10.1.0.0/8` says more than its prefix: write `10.0.0.0/8` (a range of IP addresses, `10.0.0.0/8`)"#]],
+    );
+}
+
+#[test]
+fn a_cluster_and_a_namespace_are_named_as_others_name_them() {
+    check(
+        "apiVersion: weft.mesh/v1alpha1
+kind: Cluster
+metadata: { name: eu.west }
+spec: {}
+---
+apiVersion: v1
+kind: Namespace
+metadata: { name: shop.eu }
+",
+        expect![[r#"
+            a.yaml:3:19: `eu.west` is not a name of a cluster: at most 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (RFC 1123)
+            a.yaml:8:19: `shop.eu` is not a namespace: at most 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit (RFC 1123)"#]],
+    );
+}
+
+#[test]
 fn bytes_that_are_no_text() {
     let told = |bytes: &[u8]| {
         parse(&[("a.yaml", bytes)]).diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")

@@ -63,6 +63,6 @@ pub struct Rule {
     pub name: Option<String>,
     /// The condition, in CEL; without one the rule matches all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 16384))]
+    #[schemars(length(min = 1, max = 8192))]
     pub when: Option<String>,
 }

@@ -1,11 +1,14 @@
 //! `Mesh` and `Cluster`: who belongs together, and under which defaults.
 
-use std::{collections::BTreeSet, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Duration;
+use super::{Cidr, Duration};
 use crate::{
     locality::Locality,
     name::{BadName, Namespace, NetworkName, TrustDomain},
@@ -35,6 +38,30 @@ pub struct Mesh {
     /// What happens to `%2F`, `%5C`, NUL and invalid UTF-8 in a path.
     #[serde(default)]
     pub path_normalization: PathNormalization,
+    /// The ranges that `clusterIP`s of Services may come from; those for private use when absent.
+    // What has its default is left out, so that who does not know the field yet can read what does not need it.
+    #[serde(default = "private_ranges", skip_serializing_if = "is_private")]
+    #[schemars(length(max = 64))]
+    pub virtual_addresses: Vec<Cidr>,
+}
+
+/// Addresses that no one on the Internet has (RFC 1918, 6598, 1112, 1122 and 4193).
+const PRIVATE_RANGES: [&str; 7] = [
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "100.64.0.0/10",
+    "240.0.0.0/4",
+    "127.0.0.0/8",
+    "fc00::/7",
+];
+
+fn private_ranges() -> Vec<Cidr> {
+    PRIVATE_RANGES.iter().map(|range| range.parse().expect("a range")).collect()
+}
+
+fn is_private(ranges: &[Cidr]) -> bool {
+    ranges == private_ranges()
 }
 
 fn yes() -> bool {
@@ -52,7 +79,14 @@ impl Mesh {
             cluster_local_failover: true,
             unresolved_references: UnresolvedReferences::default(),
             path_normalization: PathNormalization::default(),
+            virtual_addresses: private_ranges(),
         }
+    }
+
+    /// Whether a Service may have this virtual address: captured callers are led to it from whoever else has it.
+    pub fn may_be_virtual(&self, address: IpAddr) -> bool {
+        super::cidr::nobodys(address).is_none()
+            && self.virtual_addresses.iter().any(|range| range.contains(address))
     }
 }
 
@@ -118,7 +152,7 @@ pub enum PathNormalization {
     /// The request is answered with 400.
     #[default]
     Refuse,
-    /// They stay as they are.
+    /// They stay as they are; NUL is refused even so.
     Keep,
     /// They are decoded.
     Decode,

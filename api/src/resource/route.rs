@@ -171,7 +171,7 @@ fn weight_one() -> u32 {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct HttpTimeouts {
-    /// With all tries.
+    /// With all tries; `0s` switches off what a `TrafficPolicy` says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request: Option<Duration>,
     /// One try; at most `request`.

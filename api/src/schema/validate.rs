@@ -15,7 +15,7 @@ use crate::{
     name::{
         ClusterName, Hostname, Namespace, NetworkName, ObjectName, ServiceAccount, ServiceLabel, TrustDomain,
     },
-    resource::{Duration, Kind, route::HeaderName},
+    resource::{Cidr, Duration, Kind, route::HeaderName},
 };
 
 /// What of `node` conforms to `schema`. What does not is reported and left out, or filled in where something must
@@ -254,6 +254,7 @@ fn filler(schema: &Json) -> Json {
         (_, Some("Duration")) => "1s".into(),
         (_, Some("SocketAddr")) => "127.0.0.1:1".into(),
         (_, Some("ip")) => "127.0.0.1".into(),
+        (_, Some("Cidr")) => "127.0.0.0/8".into(),
         _ => "a".into(),
     }
 }
@@ -327,6 +328,7 @@ fn format_complaint(text: &str, format: &str) -> Option<String> {
         "TrustDomain" => complaint(TrustDomain::new(text)),
         "Hostname" => complaint(Hostname::new(text)),
         "Duration" => complaint(text.parse::<Duration>()),
+        "Cidr" => complaint(text.parse::<Cidr>()),
         "HeaderName" => complaint(HeaderName::new(text)),
         "SocketAddr" => text.parse::<SocketAddr>().err().map(|_| format!("`{text}` is not an IP address and port: write `127.2.0.2:15443`")),
         "ip" => text.parse::<IpAddr>().err().map(|_| format!("`{text}` is not an IP address")),

@@ -276,3 +276,20 @@ fn a_directory_is_judged_by_what_is_known_of_it() {
     let told = check_dir(dir.path(), Some(&own));
     assert!(told.is_empty(), "{told:?}");
 }
+
+#[test]
+fn expressions_are_judged_until_enough_is_wrong() {
+    let rules = "  - when: nope\n".repeat(200);
+    let policy = |n| {
+        format!(
+            "---\napiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\n\
+             metadata: {{ name: p{n}, namespace: shop }}\nspec:\n  rules:\n{rules}"
+        )
+    };
+    let text: String = (0..6).map(policy).collect();
+    let mesh = Part::of(&tree("platform", MESH));
+    let others: Vec<_> = mesh.placed().iter().collect();
+    let problems = judge(&tree("shop", &text), &ownership(), &others, &[]);
+    assert_eq!(problems.len(), 1001);
+    assert_eq!(problems[0].message, "only 1000 mistakes are told, and there may be more");
+}

@@ -230,6 +230,7 @@ impl Follower {
         let hosts = hello.hosts.iter().cloned().chain(siblings).take(super::session::MAX_HOSTS).collect();
         let version = cut(hello.version.clone(), MAX_VERSION);
         let node = registered(by, hello).map_err(Status::invalid_argument)?;
+        not_a_services(&plane, node.address.ip()).map_err(Status::failed_precondition)?;
         let now = plane.world.moment();
         let stream =
             plane.registry.connect(node.clone(), version, now).await.map_err(|error| match error {
@@ -368,6 +369,18 @@ impl Follower {
 fn known(plane: &Plane, account: &Account, hosts: &[String]) -> Vec<String> {
     let snapshot = plane.snapshot.borrow();
     hosts.iter().filter(|host| snapshot.service_at(host, &account.0).is_some()).cloned().collect()
+}
+
+/// An address that callers know as a service's is not taken from it by a workload's own word. (One that lives there already
+/// was first: then it is no service's.)
+fn not_a_services(plane: &Plane, address: IpAddr) -> Result<(), String> {
+    let snapshot = plane.snapshot.borrow();
+    let owner = snapshot.services.iter().find(|(_, service)| service.addresses.contains(&address));
+    owner.map_or(Ok(()), |(name, _)| {
+        Err(format!(
+            "{address} is the virtual address of the Service {name}: a workload needs one of its own"
+        ))
+    })
 }
 
 /// The workload as it is registered: identity and labels by its token, addresses by its own word.

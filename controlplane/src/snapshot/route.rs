@@ -49,7 +49,7 @@ pub(super) fn of_service(
         let own = rules(snapshot, route, said, |_| Vec::new()).into_iter();
         rules_in_force.extend(own.map(|rule| wire::Rule { ports: ports.clone(), ..rule }));
     }
-    let hosts = vec![wire::VirtualHost { hosts: vec![], rules: rules_in_force }];
+    let hosts = vec![wire::VirtualHost { rules: rules_in_force, ..Default::default() }];
     (!hosts[0].rules.is_empty()).then(|| wire::RouteTable { hosts, ..Default::default() })
 }
 
@@ -120,6 +120,8 @@ pub(super) fn of_gateways(
 }
 
 /// The virtual hosts of one listener, each with the rules of all routes for it.
+///
+/// A listener without routes is told of too: what it takes is no other's (Gateway API, Listener.hostname).
 fn hosts(snapshot: &Snapshot, gateway: &Object<Gateway>, listener: &Listener) -> Vec<wire::VirtualHost> {
     let inputs = &snapshot.inputs;
     let mut by_host: BTreeMap<Option<String>, Vec<wire::Rule>> = BTreeMap::new();
@@ -136,8 +138,17 @@ fn hosts(snapshot: &Snapshot, gateway: &Object<Gateway>, listener: &Listener) ->
             by_host.entry(host).or_default().extend(rules(snapshot, route, said, guards));
         }
     }
-    let hosts = by_host.into_iter();
-    hosts.map(|(host, rules)| wire::VirtualHost { hosts: host.into_iter().collect(), rules }).collect()
+    let own = listener.hostname.as_ref().map(Hostname::to_string);
+    if by_host.is_empty() && own.is_some() {
+        by_host.insert(own.clone(), vec![]);
+    }
+    let listener = own.unwrap_or_default();
+    let host = |(host, rules): (Option<String>, _)| wire::VirtualHost {
+        hosts: host.into_iter().collect(),
+        rules,
+        listener: listener.clone(),
+    };
+    by_host.into_iter().map(host).collect()
 }
 
 fn attaches(route: &Object<HttpRoute>, gateway: &Object<Gateway>, listener: &Listener) -> bool {
@@ -202,8 +213,8 @@ fn rules(
         matches: rule.matches.iter().map(matches).collect(),
         filters: rule.filters.iter().map(filter).collect(),
         backends: rule.backend_refs.iter().map(|backend| resolve(snapshot, &home, backend)).collect(),
-        request_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.request).map_or(0, ms),
-        backend_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.backend_request).map_or(0, ms),
+        request_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.request).map(ms),
+        backend_timeout_ms: rule.timeouts.as_ref().and_then(|all| all.backend_request).map(ms),
         retry: rule.retry.as_ref().map(retry),
         policies: guards(rule),
         ports: vec![],

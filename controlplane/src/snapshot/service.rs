@@ -89,6 +89,8 @@ pub(super) fn services(
     let mut services = BTreeMap::new();
     let exported: BTreeSet<ServiceName> = exported(inputs).collect();
     let mut offered = imports(inputs);
+    let workloads = inputs.workloads.values().filter(|one| one.role == Role::Sidecar);
+    let workloads: BTreeSet<IpAddr> = workloads.map(|one| one.address.ip()).collect();
     for (object, _) in inputs.configuration.of::<Service>(&inputs.cluster) {
         let name = object.service_name();
         let ports = object.spec.ports.iter().filter_map(|one| port(inputs, &name, one)).collect::<Vec<_>>();
@@ -99,8 +101,11 @@ pub(super) fn services(
             name: name.clone(),
             service: object.service_name(),
             reach,
-            // An address belongs to the cluster's own name.
-            addresses: if reach == Reach::ClusterSet { BTreeSet::new() } else { object.spec.addresses() },
+            // An address belongs to the cluster's own name; that of a workload to the workload, whoever calls it virtual.
+            addresses: match reach {
+                Reach::ClusterSet => BTreeSet::new(),
+                Reach::Local | Reach::Both => &object.spec.addresses() - &workloads,
+            },
             ports: ports.clone(),
             identities: endpoints
                 .iter()

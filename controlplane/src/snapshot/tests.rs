@@ -349,6 +349,59 @@ fn a_port_may_have_a_policy_of_its_own() {
     assert_eq!(limits(&[&all[..1], &all[2..3]].concat()), [0, 2], "and of that port alone");
 }
 
+#[test]
+fn each_listener_of_a_port_is_told_of_with_its_host() {
+    let gateway = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: { name: edge, namespace: shop }\n\
+                   spec:\n  gatewayClassName: weft\n  listeners:\n  \
+                   - { name: a, port: 9090, protocol: HTTP, hostname: a.example }\n  \
+                   - { name: empty, port: 9090, protocol: HTTP, hostname: '*.example' }\n  \
+                   - { name: rest, port: 9090, protocol: HTTP }\n---\n";
+    let route = |name: &str, section: &str, timeouts: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{ name: {name}, namespace: shop }}\n\
+             spec:\n  parentRefs: [{{ name: edge, sectionName: {section} }}]\n  hostnames: [a.example]\n  \
+             rules: [{{ name: {name}, {timeouts}backendRefs: [{{ name: front, port: 8080 }}] }}]\n---\n"
+        )
+    };
+    let all =
+        [gateway.to_owned(), route("one", "a", "timeouts: { request: 0s }, "), route("two", "rest", "")];
+    let snapshot = build(&inputs_beside("east", &all.concat()));
+    let tables = super::route::of_gateways(&snapshot, "127.1.0.9".parse().unwrap());
+    let told = |host: &wire::VirtualHost| {
+        let rules: Vec<_> = host.rules.iter().map(|rule| (&*rule.rule, rule.request_timeout_ms)).collect();
+        format!("{} {} {rules:?}", host.listener, host.hosts.join(" "))
+    };
+    assert_eq!(
+        tables["listener/shop/edge/9090"].hosts.iter().map(told).collect::<Vec<_>>(),
+        [
+            r#"a.example a.example [("one", Some(0))]"#,
+            "*.example *.example []",
+            r#" a.example [("two", None)]"#
+        ]
+    );
+}
+
+#[test]
+fn the_address_of_a_workload_is_no_services_virtual_one() {
+    let service = |address: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{ name: thief, namespace: shop }}\n\
+             spec: {{ clusterIP: {address}, ports: [{{ port: 8080 }}] }}\n---\n"
+        )
+    };
+    for (address, is_taken) in [("10.96.0.7", true), ("127.1.0.14", false)] {
+        let snapshot = build(&living(inputs_beside("east", &service(address)), shop()));
+        let thief = &snapshot.services[&"shop/thief".parse().unwrap()];
+        assert_eq!(thief.addresses.contains(&address.parse().unwrap()), is_taken, "{address}");
+        let front =
+            snapshot.inputs.workloads.values().find(|one| one.workload.as_str() == "front-1").unwrap();
+        // Also of who asked for the service by its name.
+        let view = snapshot.view(front, &asks(&["thief"]));
+        let runtime = Runtime::compile(&view, "", None).unwrap();
+        assert_eq!(runtime.service_at(address).is_some(), is_taken, "{address}");
+    }
+}
+
 /// A route of a namespace, at a Service of the shop's: for `parent`, a path of `rule`'s name to that backend.
 fn route(namespace: &str, rule: &str, parent: &str, backend: &str) -> String {
     format!(

@@ -6,7 +6,6 @@ use super::{Checker, Map, Mistake, Typed, not_yet, text_in};
 use crate::{
     attribute::nearest,
     form::{Bool, Int, List, Operator, Relation, Text},
-    pattern,
 };
 
 /// The functions of CEL's standard library and of the extensions its users know, which a later version brings.
@@ -257,7 +256,7 @@ impl Checker<'_> {
             let message = "a pattern that is not a literal is not yet supported";
             return self.wrong(Mistake::new(self.start(pattern), message));
         };
-        match pattern::compile(&literal) {
+        match self.patterns.compile(&literal) {
             Ok(pattern) => Some(Bool::Matches(text, pattern)),
             Err(why) => {
                 self.wrong(Mistake::new(self.tree.at(pattern), format!("not a regular expression: {why}")))

@@ -113,12 +113,12 @@ pub(super) struct Judges {
 
 impl Judges {
     /// The judge of these policies. One that is named and missing makes the view unusable: never skipped.
-    fn of(&self, names: &[String], default: DefaultAction) -> Result<Arc<Authorizer>, Fault> {
+    fn of(&self, names: &[String]) -> Result<Arc<Authorizer>, Fault> {
         let policies = names.iter().map(|name| {
             let found = self.policies.get(name.as_str()).map(|policy| (**policy).clone());
             found.ok_or_else(|| Fault(format!("`{name}` guards it and is missing from the view")))
         });
-        Ok(Arc::new(Authorizer::new(policies.collect::<Result<_, _>>()?, default)))
+        Ok(Arc::new(Authorizer::new(policies.collect::<Result<_, _>>()?, self.default)))
     }
 }
 
@@ -136,22 +136,34 @@ pub(super) fn read_inbound(workload: &wire::Workload, judges: &Judges) -> Result
             mtls_origin: one.mtls_origin.clone(),
             protocol: wire::Protocol::try_from(one.protocol).map_err(Fault::new)?,
             endpoint: endpoint.map(EndpointId::parse).transpose().map_err(Fault::new)?,
-            authorizer: judges.of(&one.policies, judges.default)?,
+            authorizer: judges.of(&one.policies)?,
         })
     };
     workload.ports.iter().map(read).collect()
 }
 
 impl Listener {
-    pub(super) fn read(name: &str, table: &wire::RouteTable, judges: &Judges) -> Result<(u16, Self), Fault> {
+    pub(super) fn read(name: &str, said: &wire::RouteTable, judges: &Judges) -> Result<(u16, Self), Fault> {
         let number = name.rsplit('/').next().and_then(|port| port.parse().ok());
         let number = number.ok_or_else(|| Fault::new("a listener's name ends with its port"))?;
-        let authorizer = judges.of(&table.policies, judges.default)?;
-        let mut table = Table::compile(table.clone())?;
-        // What guards the listener has been asked by then: a route's own policies only narrow it.
-        table.authorize(|names| match names {
-            [] => Ok(None),
-            names => judges.of(names, DefaultAction::Allow).map(Some),
+        let authorizer = judges.of(&said.policies)?;
+        let mut table = Table::compile(said.clone())?;
+        // One set with the listener's, or no ALLOW at a route could open what the default closes. Rules that the same
+        // policies guard share their judge.
+        let mut made: BTreeMap<Vec<String>, Arc<Authorizer>> = BTreeMap::new();
+        table.authorize(|own| {
+            if own.is_empty() {
+                return Ok(None);
+            }
+            let mut together = [said.policies.as_slice(), own].concat();
+            together.sort();
+            together.dedup();
+            if let Some(known) = made.get(&together) {
+                return Ok(Some(known.clone()));
+            }
+            let judge = judges.of(&together)?;
+            made.insert(together, judge.clone());
+            Ok(Some(judge))
         })?;
         Ok((number, Listener { table, authorizer }))
     }

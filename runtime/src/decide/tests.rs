@@ -110,7 +110,7 @@ fn service(name: &str) -> wire::Service {
 }
 
 fn table(rules: Vec<wire::Rule>) -> wire::RouteTable {
-    wire::RouteTable { hosts: vec![wire::VirtualHost { hosts: vec![], rules }], ..Default::default() }
+    wire::RouteTable { hosts: vec![wire::VirtualHost { rules, ..Default::default() }], ..Default::default() }
 }
 
 fn rule(name: &str, prefix: &str, backends: Vec<wire::Backend>) -> wire::Rule {
@@ -170,6 +170,11 @@ fn connects<'a>(at: At, address: &'a str) -> Case<'a> {
 
 #[track_caller]
 fn check(view: &View, case: Case<'_>, want: Expect) {
+    want.assert_eq(&decided(view, case, told));
+}
+
+/// What `read` takes from what becomes of the request.
+fn decided<T>(view: &View, case: Case<'_>, read: impl FnOnce(&Decision<'_>) -> T) -> T {
     let runtime = Runtime::compile(view, "c0ffee", None).expect("the fixture compiles");
     let headers = HeaderMap::new();
     let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
@@ -201,7 +206,7 @@ fn check(view: &View, case: Case<'_>, want: Expect) {
         }),
         connection: Connection::default(),
     };
-    want.assert_eq(&told(&runtime.decide(case.at, &facts, 0)));
+    read(&runtime.decide(case.at, &facts, 0))
 }
 
 fn told(decision: &Decision<'_>) -> String {
@@ -239,7 +244,9 @@ fn on_the_way_out() {
     check(&view, asks(OUT, "nobody", "/"), expect!["ask for nobody"]);
     check(&view, asks(absent, "Example.org:8443", "/"), expect!["direct example.org:8443"]);
     check(&view, asks(OUT, "", "/"), expect!["400 bad-request: the request names no usable host"]);
-    check(&view, asks(OUT, "reviews:x", "/"), expect!["400 bad-request: the request names no usable host"]);
+    for host in ["reviews:x", "x@reviews", "reviews/x", "[reviews]", "reviews:80:80"] {
+        check(&view, asks(OUT, host, "/"), expect!["400 bad-request: the request names no usable host"]);
+    }
 }
 
 #[test]
@@ -358,6 +365,151 @@ fn at_a_gateway() {
         asks(At::Gateway { port: 81 }, "shop.example", "/"),
         expect!["404 no-route: the gateway has no listener at this port"],
     );
+}
+
+fn put(view: &mut View, name: &str, body: Body) {
+    view.insert(name, &wire::Resource { body: Some(body) });
+}
+
+#[test]
+fn nobody_takes_a_workloads_address() {
+    let mut view = view(false, wire::MtlsMode::Strict);
+    let endpoint = |id: String, address: &str, mtls| wire::Endpoint {
+        id,
+        address: address.into(),
+        port: 8080,
+        network: "east".into(),
+        mtls,
+        ..Default::default()
+    };
+    let slice = endpoint(format!("{}a", "b".repeat(25)), "10.0.0.7:8080", false);
+    put(&mut view, "endpoints/shop/a-slice", Body::Endpoints(wire::Endpoints { endpoints: vec![slice] }));
+    put(&mut view, "service/shop/a-slice", Body::Service(service("a-slice")));
+    let claimed = wire::Service { hosts: vec!["10.0.0.7".into()], ..service("virtual") };
+    put(&mut view, "service/shop/virtual", Body::Service(claimed));
+    check(&view, connects(OUT, "10.0.0.7:80"), expect!["shop/virtual port 8080"]);
+
+    let own = endpoint("a".repeat(26), "10.0.0.7:15006", true);
+    put(&mut view, "endpoints/shop/reviews", Body::Endpoints(wire::Endpoints { endpoints: vec![own] }));
+    let reviews = || expect!["shop/reviews port 8080 at aaaaaaaaaaaaaaaaaaaaaaaaaa"];
+    check(&view, connects(OUT, "10.0.0.7:8080"), reviews());
+    check(&view, asks(OUT, "10.0.0.7:8080", "/"), reviews());
+    check(&view, connects(OUT, "10.0.0.7:80"), expect!["direct 10.0.0.7:80"]);
+}
+
+#[test]
+fn a_timeout_of_zero_switches_the_services_off() {
+    let mut view = view(false, wire::MtlsMode::Strict);
+    let timeouts = Some(wire::Timeouts { request_ms: 1000, ..Default::default() });
+    let traffic = Some(wire::TrafficPolicy { timeouts, ..Default::default() });
+    put(&mut view, "service/shop/reviews", Body::Service(wire::Service { traffic, ..service("reviews") }));
+    let mut times = |request_timeout_ms, backend_timeout_ms| {
+        let rule = wire::Rule {
+            request_timeout_ms,
+            backend_timeout_ms,
+            ..rule("all", "/", vec![backend("reviews", "")])
+        };
+        put(&mut view, "routes/shop/reviews", Body::Routes(table(vec![rule])));
+        decided(&view, asks(OUT, "reviews", "/"), |decision| match decision {
+            Decision::Forward(plan) => (plan.request_timeout, plan.backend_timeout),
+            other => panic!("{other:?}"),
+        })
+    };
+    let ms = |ms| Some(Duration::from_millis(ms));
+    assert_eq!(times(None, None), (ms(1000), None));
+    assert_eq!(times(Some(0), Some(0)), (None, None));
+    assert_eq!(times(Some(2000), Some(5)), (ms(2000), ms(5)));
+}
+
+/// A gateway with these policies at its listener and at its only route.
+fn guarded(default_deny: bool, listener: &[&str], route: &[&str]) -> View {
+    let mut view = view(false, wire::MtlsMode::Strict);
+    let mesh = wire::Mesh { trust_domain: "shop.example".into(), default_deny, ..Default::default() };
+    put(&mut view, "mesh", Body::Mesh(mesh));
+    let writers = policy("writers", wire::Action::Allow, r#"request.method == "PUT""#);
+    put(&mut view, "policy/shop/writers", Body::Policy(writers));
+    put(&mut view, "policy/shop/seen", Body::Policy(policy("seen", wire::Action::Audit, "")));
+    let trial = wire::Policy { dry_run: true, ..policy("trial", wire::Action::Deny, "") };
+    put(&mut view, "policy/shop/trial", Body::Policy(trial));
+    let policies =
+        |names: &[&str]| -> Vec<String> { names.iter().map(|name| format!("policy/shop/{name}")).collect() };
+    let mut rules = vec![
+        rule("shop", "/shop", vec![backend("reviews", "")]),
+        rule("ghost", "/shop/ghost", vec![backend("ghost", "Service shop/ghost does not exist")]),
+        wire::Rule { filters: vec![redirect()], ..rule("moved", "/shop/moved", vec![]) },
+    ];
+    rules.iter_mut().for_each(|rule| rule.policies = policies(route));
+    let table = wire::RouteTable { policies: policies(listener), ..table(rules) };
+    put(&mut view, "listener/weft-system/ingress/80", Body::Routes(table));
+    view
+}
+
+#[test]
+fn a_route_and_its_listener_are_guarded_as_one() {
+    let at = At::Gateway { port: 80 };
+    let asks = |method, path| Case { method, ..asks(at, "shop.example", path) };
+    let open = || expect!["shop/reviews port 8080 by shop"];
+
+    let by_route = guarded(true, &[], &["readers"]);
+    check(&by_route, asks("GET", "/shop"), open());
+    check(&by_route, asks("PUT", "/shop"), expect!["403 denied: deny by no rule of shop/readers"]);
+    check(&by_route, asks("GET", "/"), expect!["403 denied: deny by default"]);
+
+    let by_both = guarded(true, &["readers", "no-admin"], &["writers"]);
+    check(&by_both, asks("GET", "/shop"), open());
+    check(&by_both, asks("PUT", "/shop"), open());
+    check(
+        &by_both,
+        asks("POST", "/shop"),
+        expect!["403 denied: deny by no rule of shop/readers, shop/writers"],
+    );
+    check(&by_both, asks("GET", "/admin"), expect!["403 denied: deny by shop/no-admin rule only"]);
+    check(&by_both, asks("PUT", "/"), expect!["403 denied: deny by no rule of shop/readers"]);
+    check(&by_both, asks("GET", "/"), expect!["404 no-route: no route of this gateway matches"]);
+}
+
+#[test]
+fn what_is_noted_at_a_gateway_is_told_whatever_becomes_of_the_request() {
+    let noted = |listener: &[&str], route: &[&str], path| {
+        let view = guarded(false, listener, route);
+        decided(&view, asks(At::Gateway { port: 80 }, "shop.example", path), |decision| {
+            let judgement = match decision {
+                Decision::Forward(plan) => plan.judgement.as_ref(),
+                Decision::Answer { judgement, .. } => judgement.as_ref(),
+                Decision::Refuse(refusal) => refusal.judgement.as_ref(),
+                Decision::Unknown { .. } => None,
+            };
+            let judgement = judgement.expect("a gateway judges");
+            let all = judgement.audits.iter().chain(&judgement.dry_runs).map(ToString::to_string);
+            all.collect::<Vec<_>>().join(", ")
+        })
+    };
+    for path in ["/shop", "/shop/ghost", "/shop/moved"] {
+        let both = "shop/seen rule only, shop/trial rule only";
+        assert_eq!(noted(&["seen"], &["trial"], path), both, "{path}");
+        assert_eq!(noted(&["trial"], &["seen"], path), both, "{path}");
+        assert_eq!(noted(&["seen", "trial"], &["readers"], path), both, "{path}");
+    }
+    assert_eq!(noted(&["seen"], &["trial"], "/"), "shop/seen rule only");
+}
+
+#[test]
+fn a_redirect_leads_to_the_listeners_port() {
+    let mut view = view(false, wire::MtlsMode::Strict);
+    let moved = |scheme: &str, port| {
+        let redirect = wire::Redirect { scheme: scheme.into(), port, status: 301, ..Default::default() };
+        let filter = wire::Filter { filter: Some(wire::filter::Filter::Redirect(redirect)) };
+        table(vec![wire::Rule { filters: vec![filter], ..rule("moved", "/", vec![]) }])
+    };
+    let mut at = |listener: u16, scheme: &str, said: u32, want: Expect| {
+        let name = format!("listener/weft-system/ingress/{listener}");
+        put(&mut view, &name, Body::Routes(moved(scheme, said)));
+        check(&view, asks(At::Gateway { port: listener }, "shop.example:31000", "/x"), want);
+    };
+    at(80, "", 0, expect!["301 http://shop.example/x"]);
+    at(8080, "", 0, expect!["301 http://shop.example:8080/x"]);
+    at(8080, "https", 0, expect!["301 https://shop.example/x"]);
+    at(8080, "", 9000, expect!["301 http://shop.example:9000/x"]);
 }
 
 #[test]

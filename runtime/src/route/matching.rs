@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use api::wire;
+use api::{pattern, wire};
 use http::{HeaderMap, HeaderName, Method};
 use policies::query;
 use regex::Regex;
@@ -44,7 +44,7 @@ impl Match {
             Some(wire::r#match::Path::Prefix(path)) => {
                 PathMatch::Prefix(path.trim_end_matches('/').to_owned())
             }
-            Some(wire::r#match::Path::Regex(regex)) => PathMatch::Regex(anchored(&regex)?),
+            Some(wire::r#match::Path::Regex(regex)) => PathMatch::Regex(whole(&regex)?),
         };
         let method = match one.method.as_str() {
             "" => None,
@@ -103,7 +103,7 @@ impl ValueMatch {
     fn compile(key: &wire::KeyMatch) -> Result<Self, Fault> {
         match key.value.as_ref().ok_or_else(|| Fault::new("a match without a value"))? {
             wire::key_match::Value::Exact(exact) => Ok(ValueMatch::Exact(exact.clone())),
-            wire::key_match::Value::Regex(regex) => Ok(ValueMatch::Regex(anchored(regex)?)),
+            wire::key_match::Value::Regex(regex) => Ok(ValueMatch::Regex(whole(regex)?)),
         }
     }
 
@@ -137,6 +137,7 @@ impl ValueMatch {
     }
 }
 
-fn anchored(pattern: &str) -> Result<Regex, Fault> {
-    regex::RegexBuilder::new(&format!("^(?:{pattern})$")).size_limit(1 << 20).build().map_err(Fault::new)
+/// The gate compiles by the same function, so what it has taken is no fault here.
+fn whole(text: &str) -> Result<Regex, Fault> {
+    pattern::compile_whole(text).map_err(Fault::new)
 }

@@ -42,8 +42,10 @@ fn precedence_is_that_of_the_gateway_api() {
             vec![wire::Match { query: vec![exact("v", "2 3")], ..path(Path::Prefix("/a".into())) }],
         ),
     ];
-    let table =
-        wire::RouteTable { hosts: vec![wire::VirtualHost { hosts: vec![], rules }], ..Default::default() };
+    let table = wire::RouteTable {
+        hosts: vec![wire::VirtualHost { rules, ..Default::default() }],
+        ..Default::default()
+    };
     let table = Table::compile(table).unwrap();
     check(&table, "h", "/", &[], Some("any"));
     check(&table, "h", "/ab", &[], Some("any"));
@@ -60,6 +62,7 @@ fn the_closest_host_wins() {
     let host = |pattern: &str, name: &str| wire::VirtualHost {
         hosts: if pattern.is_empty() { vec![] } else { vec![pattern.into()] },
         rules: vec![rule(name, vec![])],
+        ..Default::default()
     };
     let hosts = vec![
         host("", "any"),
@@ -73,6 +76,28 @@ fn the_closest_host_wins() {
     check(&table, "example", "/", &[], Some("any"));
     check(&table, "b.shop.example", "/", &[], Some("closer"));
     check(&table, "a.shop.example", "/", &[], Some("exact"));
+}
+
+#[test]
+fn the_closest_listener_takes_a_request_and_none_but_its_routes() {
+    let host = |listener: &str, pattern: &str, rules| wire::VirtualHost {
+        listener: listener.into(),
+        hosts: vec![pattern.into()],
+        rules,
+    };
+    let only = |name: &str, prefix: &str| vec![rule(name, vec![path(Path::Prefix(prefix.into()))])];
+    let hosts = vec![
+        host("a.example", "a.example", only("own", "/own")),
+        host("*.shop.example", "*.shop.example", vec![]),
+        host("", "a.example", only("rest", "/")),
+        host("", "b.shop.example", only("rest", "/")),
+        host("", "b.example", only("rest", "/")),
+    ];
+    let table = Table::compile(wire::RouteTable { hosts, ..Default::default() }).unwrap();
+    check(&table, "a.example", "/own", &[], Some("own"));
+    check(&table, "a.example", "/x", &[], None);
+    check(&table, "b.shop.example", "/x", &[], None);
+    check(&table, "b.example", "/x", &[], Some("rest"));
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! The rules inside one HTTPRoute: those that its CRD states beyond types, and what a regular expression must be.
 
-use regex::Regex;
-
 use super::unique;
 use crate::{
     manifest::{Code, report::Report},
+    name::Hostname,
+    pattern,
     resource::{
         HttpRoute,
         route::{
@@ -119,12 +119,46 @@ fn path(at: &str, path: &PathMatch, report: &mut Report) {
     let at = format!("{at}/value");
     match path.type_ {
         PathMatchType::RegularExpression => expression(&at, &path.value, report),
-        PathMatchType::Exact | PathMatchType::PathPrefix => {
-            if let Some(complaint) = path_complaint(&path.value) {
-                report.value(&at, Code::BadValue, complaint);
-            }
-        }
+        PathMatchType::Exact | PathMatchType::PathPrefix => literal(&at, &path.value, report),
     }
+}
+
+/// Tells what is wrong with a path that is no expression. Requests are normalised before they are compared with it, and
+/// it is not: written in another way it would match none.
+fn literal(at: &str, path: &str, report: &mut Report) {
+    if let Some(complaint) = path_complaint(path) {
+        report.value(at, Code::BadValue, complaint);
+        return;
+    }
+    let (message, help) = match with_normal_escapes(path) {
+        Some(normal) if normal == path => return,
+        Some(normal) => {
+            (format!("`{path}` is not how requests say it once normalised"), format!("write `{normal}`"))
+        }
+        None => (
+            "a `%` must be followed by two hexadecimal digits".to_owned(),
+            "a percent sign itself is `%25`".to_owned(),
+        ),
+    };
+    report.add(at, report.positions.at(at), Code::BadValue, message, Some(help));
+}
+
+/// The path with digits of escapes in upper case, and none for what needs none (RFC 3986, 6.2.2). `None` when one is no
+/// escape.
+fn with_normal_escapes(path: &str) -> Option<String> {
+    let mut parts = path.split('%');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let byte = u8::from_str_radix(digits, 16).ok()?;
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out += &format!("%{byte:02X}");
+        }
+        out += &part[2..];
+    }
+    Some(out)
 }
 
 /// What the CRD of HTTPRoute asks of a path: absolute, and already normal.
@@ -139,7 +173,8 @@ fn path_complaint(path: &str) -> Option<String> {
     if let Some(bad) = ["/..", "/."].iter().find(|bad| path.ends_with(**bad)) {
         return Some(format!("must not end with `{bad}`"));
     }
-    path.chars().find(|c| !is_plain(*c)).map(|c| format!("must not contain `{c}`: write it percent-encoded"))
+    let bad = path.chars().find(|c| !is_plain(*c))?;
+    Some(format!("must not contain `{}`: write it percent-encoded", bad.escape_debug()))
 }
 
 fn value(at: &str, type_: ValueMatchType, value: &str, report: &mut Report) {
@@ -149,9 +184,7 @@ fn value(at: &str, type_: ValueMatchType, value: &str, report: &mut Report) {
 }
 
 fn expression(at: &str, text: &str, report: &mut Report) {
-    if let Err(error) = Regex::new(text) {
-        let reason = error.to_string();
-        let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+    if let Err(reason) = pattern::compile_whole(text) {
         report.value(at, Code::BadValue, format!("not a regular expression: {reason}"));
     }
 }
@@ -178,6 +211,7 @@ fn filters(at: &str, rule: &HttpRule, report: &mut Report) {
                 headers(&format!("{at_filter}/responseHeaderModifier"), own, report)
             }
             HttpFilter::RequestRedirect { request_redirect: own } => {
+                hostname(&format!("{at_filter}/requestRedirect/hostname"), own.hostname.as_ref(), report);
                 modifier(&format!("{at_filter}/requestRedirect/path"), own.path.as_ref(), rule, report);
                 if !rule.backend_refs.is_empty() {
                     report.value(
@@ -195,7 +229,8 @@ fn filters(at: &str, rule: &HttpRule, report: &mut Report) {
                 }
             }
             HttpFilter::UrlRewrite { url_rewrite: own } => {
-                modifier(&format!("{at_filter}/urlRewrite/path"), own.path.as_ref(), rule, report)
+                hostname(&format!("{at_filter}/urlRewrite/hostname"), own.hostname.as_ref(), report);
+                modifier(&format!("{at_filter}/urlRewrite/path"), own.path.as_ref(), rule, report);
             }
         }
     }
@@ -215,17 +250,26 @@ fn headers(at: &str, own: &HeaderModifier, report: &mut Report) {
 fn modifier(at: &str, modifier: Option<&PathModifier>, rule: &HttpRule, report: &mut Report) {
     let prefixed = || rule.matches.iter().all(|own| own.path.type_ == PathMatchType::PathPrefix);
     match modifier {
-        Some(PathModifier::ReplacePrefixMatch { .. }) if rule.matches.len() != 1 || !prefixed() => {
-            let message = "ReplacePrefixMatch needs exactly one match in the rule, of type PathPrefix";
-            report.value(&format!("{at}/type"), Code::Conflict, message);
+        Some(PathModifier::ReplacePrefixMatch { replace_prefix_match: path }) => {
+            if rule.matches.len() != 1 || !prefixed() {
+                let message = "ReplacePrefixMatch needs exactly one match in the rule, of type PathPrefix";
+                report.value(&format!("{at}/type"), Code::Conflict, message);
+            }
+            // Empty, it takes the prefix away.
+            if !path.is_empty() {
+                literal(&format!("{at}/replacePrefixMatch"), path, report);
+            }
         }
-        Some(PathModifier::ReplaceFullPath { replace_full_path: path }) if !path.starts_with('/') => {
-            report.value(
-                &format!("{at}/replaceFullPath"),
-                Code::BadValue,
-                format!("`{path}` must begin with `/`"),
-            );
+        Some(PathModifier::ReplaceFullPath { replace_full_path: path }) => {
+            literal(&format!("{at}/replaceFullPath"), path, report);
         }
-        Some(_) | None => {}
+        None => {}
+    }
+}
+
+/// A request has one host, whereas a name with `*.` is a pattern of many.
+fn hostname(at: &str, name: Option<&Hostname>, report: &mut Report) {
+    if let Some(name) = name.filter(|name| name.as_str().starts_with('*')) {
+        report.value(at, Code::BadValue, format!("`{name}` stands for many hosts: one is needed here"));
     }
 }

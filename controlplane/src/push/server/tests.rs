@@ -208,6 +208,22 @@ async fn of_the_hosts_that_a_proxy_asks_for_those_that_mean_a_service_are_told_t
     assert_eq!(of("bank"), ["reviews.shop"]);
 }
 
+#[tokio::test]
+async fn a_workload_takes_no_services_address() {
+    let east = East::new().await;
+    let service = "apiVersion: v1\nkind: Service\nmetadata: { name: tills, namespace: shop }\n\
+                   spec: { clusterIP: 127.1.0.3, ports: [{ port: 8080 }] }\n---\n";
+    let inputs = crate::snapshot::fixture::inputs_beside("east", service);
+    east.plane.snapshot.send_replace(Arc::new(crate::snapshot::build(&inputs)));
+    let refused = Stream::begin(&east, hello(wire::Role::Sidecar)).await.err().expect("it is refused");
+    assert!(
+        refused.message().contains("127.1.0.3 is the virtual address of the Service shop/tills"),
+        "{refused}"
+    );
+    east.obey("one");
+    assert!(Stream::begin(&east, hello(wire::Role::Sidecar)).await.is_ok());
+}
+
 /// A proxy's stream without its network: what the server would send lies in `sent`.
 struct Stream {
     follower: Follower,

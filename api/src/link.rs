@@ -183,6 +183,7 @@ fn check(placed: &[&Placed], broken: &[Broken], extent: Extent<'_>) -> Vec<Diagn
             positions: &own.positions,
             flaws: own.flaws.clone(),
             diagnostics: &mut diagnostics,
+            pattern_bytes: 0,
         };
         if report.is_full(Severity::Error) {
             break;

@@ -132,6 +132,8 @@ pub struct Parsed {
     pub diagnostics: Vec<Diagnostic>,
     /// How large the JSON of what is placed would be, in bytes.
     kept_bytes: usize,
+    /// What the patterns of its routes take where they are matched.
+    pattern_bytes: usize,
     /// Why no more is placed.
     overflow: Option<String>,
 }
@@ -229,8 +231,13 @@ impl Parsed {
 
     fn document(&mut self, file: &Arc<str>, positions: Positions) {
         let tree = positions.tree.clone();
-        let mut report =
-            Report { file, positions: &positions, flaws: Vec::new(), diagnostics: &mut self.diagnostics };
+        let mut report = Report {
+            file,
+            positions: &positions,
+            flaws: Vec::new(),
+            diagnostics: &mut self.diagnostics,
+            pattern_bytes: self.pattern_bytes,
+        };
         let Some(kind) = identify(&tree, &mut report) else {
             self.broken.push(Broken::of(None, &tree));
             return;
@@ -241,7 +248,8 @@ impl Parsed {
         let read = read(kind, metadata, spec, &mut report);
         // With too many mistakes its flaws are not all known, and what follows from them would be told.
         let is_judged = !report.is_full(Severity::Error);
-        let flaws = report.flaws;
+        let Report { flaws, pattern_bytes, .. } = report;
+        self.pattern_bytes = pattern_bytes;
         let Some((resource, places)) = read.filter(|(_, places)| is_judged && !places.is_empty()) else {
             self.broken.push(Broken::of(Some(kind), &tree));
             return;

@@ -23,6 +23,10 @@ const COUNT_MAX: usize = 64;
 /// Bytes that the patterns of one [`Budget`] may take: 64 common ones take a quarter of it.
 const TOGETHER_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes that the patterns of a repository may take, those of its routes and those of its policies each. A file of a
+/// megabyte could else ask for a hundred gigabytes, of a gateway that serves others as well.
+pub const ALL_BYTES_MAX: usize = 256 << 20;
+
 /// What the patterns of one expression have taken so far. Each has memory wherever it is matched, and a proxy of many
 /// tenants matches those of all.
 #[derive(Debug, Default)]
@@ -32,6 +36,11 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// What they take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Compiles a pattern that may match anywhere in a text (CEL's `matches`), or says what is wrong with it: that also
     /// when those so far and this one are too many or too large together.
     pub fn compile(&mut self, pattern: &str) -> Result<Regex, String> {
@@ -56,8 +65,17 @@ impl Budget {
 
 /// Compiles a pattern that must match a text as a whole (Gateway API, `RegularExpression`).
 pub fn compile_whole(pattern: &str) -> Result<Regex, String> {
+    whole(pattern).map(|(regex, _)| regex)
+}
+
+/// The bytes that such a pattern takes.
+pub fn weigh_whole(pattern: &str) -> Result<usize, String> {
+    whole(pattern).map(|(_, bytes)| bytes)
+}
+
+fn whole(pattern: &str) -> Result<(Regex, usize), String> {
     // Groups are balanced after the rewriting, so that nothing in it ends the group around it.
-    build(&format!("^(?:{})$", from_re2(pattern)?)).map(|(regex, _)| regex)
+    build(&format!("^(?:{})$", from_re2(pattern)?))
 }
 
 /// The compiled pattern, and which of [`SIZES`] it takes.

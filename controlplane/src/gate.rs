@@ -16,6 +16,7 @@ use api::{
     link::{self, Extent},
     manifest::{self, Code, Diagnostic, MAX_OBJECTS, Parsed, Placed},
     name::{Namespace, SourceName},
+    pattern::ALL_BYTES_MAX,
     resource::{
         AuthorizationPolicy, Kind, Object, Service,
         service::Application,
@@ -181,12 +182,13 @@ fn no_mesh(rest: &SourceName) -> Problem {
 /// told: one expression may have thousands.
 fn expressions(placed: &[&Placed]) -> Vec<Diagnostic> {
     let mut diagnostics = Vec::new();
+    let mut pattern_bytes = 0;
     for own in placed {
         if manifest::is_full(&diagnostics, Severity::Error) {
             break;
         }
         if let Some(policy) = own.resource.as_kind() {
-            policy_expressions(placed, own, policy, &mut diagnostics);
+            policy_expressions(placed, own, policy, &mut diagnostics, &mut pattern_bytes);
         }
     }
     diagnostics
@@ -197,6 +199,7 @@ fn policy_expressions(
     own: &Placed,
     policy: &Object<AuthorizationPolicy>,
     diagnostics: &mut Vec<Diagnostic>,
+    pattern_bytes: &mut usize,
 ) {
     let surface = surface(placed, policy);
     for (place, rule) in policy.spec.rules.iter().enumerate() {
@@ -210,6 +213,13 @@ fn policy_expressions(
             help,
             severity,
         };
+        if *pattern_bytes > ALL_BYTES_MAX {
+            let message = format!(
+                "the patterns of the rules before it take more than {ALL_BYTES_MAX} bytes: repeat less"
+            );
+            diagnostics.push(told(0, message, None, Severity::Error));
+            return;
+        }
         let expression = match policies::check(when, surface) {
             Ok(expression) => expression,
             Err(mistakes) => {
@@ -226,6 +236,7 @@ fn policy_expressions(
                 continue;
             }
         };
+        *pattern_bytes += expression.pattern_bytes();
         if manifest::is_full(diagnostics, Severity::Warning) {
             continue;
         }

@@ -109,7 +109,7 @@ pub enum Trouble {
         reason: String,
     },
     /// A text that should name a commit does not.
-    #[error("`{text}` names no commit in {path}: {reason}")]
+    #[error("`{text}` names no commit in {path}: was it pushed? ({reason})")]
     Unknown {
         /// The text.
         text: String,

@@ -61,10 +61,11 @@ pub fn check(source: &str, surface: Surface) -> Result<Expression, Vec<Mistake>>
             depth: 0,
         };
         let root = checker.bool(&tree.root, "a rule");
-        let Checker { reads, mut mistakes, .. } = checker;
+        let Checker { reads, patterns, mut mistakes, .. } = checker;
+        let pattern_bytes = patterns.bytes();
         mistakes.sort_by_key(|mistake| mistake.offset);
         match root {
-            Some(root) if mistakes.is_empty() => Ok(Expression { root, reads }),
+            Some(root) if mistakes.is_empty() => Ok(Expression { root, reads, pattern_bytes }),
             Some(_) | None => Err(mistakes),
         }
     })

@@ -22,6 +22,7 @@ const JOINED_BYTES_MAX: usize = 64 * 1024;
 pub struct Expression {
     pub(crate) root: Bool,
     pub(crate) reads: Reads,
+    pub(crate) pattern_bytes: usize,
 }
 
 impl Expression {
@@ -33,6 +34,11 @@ impl Expression {
     /// What it reads.
     pub fn reads(&self) -> Reads {
         self.reads
+    }
+
+    /// The memory that its patterns take.
+    pub fn pattern_bytes(&self) -> usize {
+        self.pattern_bytes
     }
 }
 

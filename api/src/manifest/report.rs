@@ -15,6 +15,8 @@ pub(crate) struct Report<'a> {
     /// The pointers at which something was wrong.
     pub flaws: Vec<String>,
     pub diagnostics: &'a mut Vec<Diagnostic>,
+    /// What the patterns of routes take that were read so far, in this document and before it.
+    pub pattern_bytes: usize,
 }
 
 /// Whether more of a severity would not be told.

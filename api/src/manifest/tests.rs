@@ -351,6 +351,21 @@ fn a_label_makes_no_more_copies_than_may_be_kept() {
 }
 
 #[test]
+fn the_patterns_of_a_repository_have_a_limit_together() {
+    let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: a, namespace: b }\n\
+                spec: { rules: [{ matches: [{ path: { type: RegularExpression, value: '/a+' } }] }] }\n";
+    let read = |pattern_bytes| {
+        let mut parsed = Parsed { pattern_bytes, ..Parsed::default() };
+        parsed.file(&"a.yaml".into(), text);
+        (parsed.diagnostics.into_iter().map(|one| one.message).collect::<Vec<_>>(), parsed.pattern_bytes)
+    };
+    let (none, taken) = read(0);
+    assert!(none.is_empty() && taken > 0, "{none:?} {taken}");
+    let (told, _) = read(crate::pattern::ALL_BYTES_MAX + 1);
+    assert!(told.len() == 1 && told[0].contains("268435456 bytes: repeat less"), "{told:?}");
+}
+
+#[test]
 fn mistakes_beyond_the_limit_are_neither_told_nor_looked_for() {
     let fields: String = (0..1_500).map(|n| format!("  x{n}: 1\n")).collect();
     let text = format!(

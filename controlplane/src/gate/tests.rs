@@ -293,3 +293,20 @@ fn expressions_are_judged_until_enough_is_wrong() {
     assert_eq!(problems.len(), 1001);
     assert_eq!(problems[0].message, "only 1000 mistakes are told, and there may be more");
 }
+
+#[test]
+fn the_patterns_of_all_policies_have_a_limit_together() {
+    // Each rule has about four megabytes of them, which is as much as one may have.
+    let large = r#"request.path.matches("[a-z]{9000}")"#;
+    let rule = format!("  - when: '{}'\n", [large; 3].join(" || "));
+    let text = format!(
+        "apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {{ name: p, namespace: shop }}\n\
+         spec:\n  rules:\n{}",
+        rule.repeat(120)
+    );
+    let mesh = Part::of(&tree("platform", MESH));
+    let others: Vec<_> = mesh.placed().iter().collect();
+    let problems = judge(&tree("shop", &text), &ownership(), &others, &[]);
+    let told: Vec<_> = problems.iter().map(|one| one.message.as_str()).collect();
+    assert_eq!(told, ["the patterns of the rules before it take more than 268435456 bytes: repeat less"]);
+}

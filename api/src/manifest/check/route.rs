@@ -184,8 +184,16 @@ fn value(at: &str, type_: ValueMatchType, value: &str, report: &mut Report) {
 }
 
 fn expression(at: &str, text: &str, report: &mut Report) {
-    if let Err(reason) = pattern::compile_whole(text) {
-        report.value(at, Code::BadValue, format!("not a regular expression: {reason}"));
+    if report.pattern_bytes > pattern::ALL_BYTES_MAX {
+        let message = format!(
+            "with the patterns before it, it takes more than {} bytes: repeat less",
+            pattern::ALL_BYTES_MAX
+        );
+        return report.value(at, Code::Limit, message);
+    }
+    match pattern::weigh_whole(text) {
+        Ok(bytes) => report.pattern_bytes += bytes,
+        Err(reason) => report.value(at, Code::BadValue, format!("not a regular expression: {reason}")),
     }
 }
 

@@ -10,6 +10,7 @@ use prost::Message;
 
 use crate::{
     digest::Hash,
+    head::Seq,
     wire::{self, FRAME_BYTES},
 };
 
@@ -26,8 +27,8 @@ pub struct Item {
 
 impl Item {
     /// The item that carries `resource`.
-    pub fn new(level: u32, resource: &wire::Resource) -> Self {
-        Item::from_bytes(level, resource.encode_to_vec().into())
+    pub fn new(resource: &wire::Resource) -> Self {
+        Item::from_bytes(resource.level(), resource.encode_to_vec().into())
     }
 
     /// The item with this body, hashed here.
@@ -75,7 +76,7 @@ pub struct View {
 impl View {
     /// Adds a resource under `name`.
     pub fn insert(&mut self, name: impl Into<Arc<str>>, resource: &wire::Resource) {
-        self.items.insert(name.into(), Item::new(wire::LEVEL, resource));
+        self.items.insert(name.into(), Item::new(resource));
     }
 
     /// Both digests, over sorted (name, hash).
@@ -137,8 +138,36 @@ pub fn apply(mut view: View, delta: Delta) -> View {
     view
 }
 
+/// Where a view comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// The commit, as everybody calls it.
+    pub revision: String,
+    /// The head, if the sender said it. Who obeys one takes no view of an earlier one.
+    pub head: Option<Seq>,
+}
+
+impl Origin {
+    /// Of `revision`, without a head.
+    pub fn of(revision: &str) -> Self {
+        Origin { revision: revision.to_owned(), head: None }
+    }
+}
+
+impl From<Seq> for wire::Place {
+    fn from(Seq { epoch, n }: Seq) -> Self {
+        wire::Place { epoch, n }
+    }
+}
+
+impl From<wire::Place> for Seq {
+    fn from(wire::Place { epoch, n }: wire::Place) -> Self {
+        Seq { epoch, n }
+    }
+}
+
 /// Cuts a delta into frames of about `FRAME_BYTES`; the last one closes and says where it leads.
-pub fn frames(version: u64, delta: Delta, digests: Digests, revision: &str) -> Vec<wire::Frame> {
+pub fn frames(version: u64, delta: Delta, digests: Digests, origin: &Origin) -> Vec<wire::Frame> {
     let mut frames = vec![wire::Frame { version, ..Default::default() }];
     let mut size = 0;
     for (name, item) in delta.changed {
@@ -160,7 +189,8 @@ pub fn frames(version: u64, delta: Delta, digests: Digests, revision: &str) -> V
     last.close = true;
     last.config_digest = digests.config.0.to_vec();
     last.endpoint_digest = digests.endpoint.0.to_vec();
-    last.revision = revision.to_owned();
+    last.revision = origin.revision.clone();
+    last.head = origin.head.map(Into::into);
     frames
 }
 
@@ -180,8 +210,8 @@ pub struct Push {
     pub delta: Delta,
     /// Where it leads, if the sender said so in a readable way.
     pub digests: Option<Digests>,
-    /// The commit.
-    pub revision: String,
+    /// What it is of.
+    pub origin: Origin,
 }
 
 impl Gathering {
@@ -204,7 +234,8 @@ impl Gathering {
             .zip(Hash::from_slice(&frame.endpoint_digest))
             .map(|(config, endpoint)| Digests { config, endpoint });
         let delta = std::mem::take(&mut self.delta);
-        Some(Push { version: frame.version, delta, digests, revision: frame.revision })
+        let origin = Origin { revision: frame.revision, head: frame.head.map(Into::into) };
+        Some(Push { version: frame.version, delta, digests, origin })
     }
 }
 
@@ -236,11 +267,12 @@ mod tests {
         fn a_push_survives_the_wire(a in view(), b in view()) {
             let delta = diff(&a.held(), &b);
             let mut gathering = Gathering::default();
-            let pushes: Vec<_> = frames(7, delta.clone(), b.digests(), "c0ffee")
+            let origin = Origin { head: Some(Seq { epoch: 1, n: 2 }), ..Origin::of("c0ffee") };
+            let pushes: Vec<_> = frames(7, delta.clone(), b.digests(), &origin)
                 .into_iter()
                 .filter_map(|frame| gathering.take(wire::Frame::decode(&*frame.encode_to_vec()).unwrap()))
                 .collect();
-            let push = Push { version: 7, delta, digests: Some(b.digests()), revision: "c0ffee".into() };
+            let push = Push { version: 7, delta, digests: Some(b.digests()), origin };
             prop_assert_eq!(pushes, vec![push]);
         }
 
@@ -255,7 +287,7 @@ mod tests {
         let body = Bytes::from(vec![0u8; FRAME_BYTES / 2 + 1]);
         let items = (0..3).map(|i| (format!("service/s/{i}").into(), Item::from_bytes(1, body.clone())));
         let view = View { items: items.collect() };
-        let frames = frames(1, diff(&Held::default(), &view), view.digests(), "");
+        let frames = frames(1, diff(&Held::default(), &view), view.digests(), &Origin::default());
         assert_eq!(
             frames.iter().map(|f| (f.version, f.close)).collect::<Vec<_>>(),
             [(1, false), (1, false), (1, true)]
@@ -269,7 +301,7 @@ mod tests {
                 |(i, size)| (format!("service/s/{i}").into(), Item::from_bytes(1, vec![0; size].into()));
             let changed = sizes.iter().copied().enumerate().map(item).collect();
             let delta = Delta { changed, removed: vec![] };
-            let frames = frames(1, delta, View::default().digests(), "");
+            let frames = frames(1, delta, View::default().digests(), &Origin::default());
             frames.iter().map(|frame| frame.changed.len()).collect()
         };
         assert_eq!(items(&[]), [0], "the frame that closes");

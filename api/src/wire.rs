@@ -10,5 +10,14 @@ include!(concat!(env!("OUT_DIR"), "/weft.v1.rs"));
 /// The highest level of resources that this build understands.
 pub const LEVEL: u32 = 1;
 
+impl Resource {
+    /// What a reader of this resource has to understand: not what its writer knows, or a newer control plane would be of no
+    /// use to the proxies of before. A field that must not be ignored gives the next level to those resources that bear
+    /// it, and to no others.
+    pub fn level(&self) -> u32 {
+        1
+    }
+}
+
 /// Bytes of resources that a frame carries at most; a larger push spans frames.
 pub const FRAME_BYTES: usize = 1 << 20;

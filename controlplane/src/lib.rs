@@ -19,7 +19,7 @@ mod run;
 pub mod serving;
 pub mod snapshot;
 pub mod store;
-mod turn;
+pub mod turn;
 mod union;
 pub mod vault;
 

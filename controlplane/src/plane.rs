@@ -67,8 +67,6 @@ pub struct Plane {
     pub known_from: Instant,
     /// The configuration in force; see [`Plane::bring_into_force`].
     pub configuration: watch::Sender<Arc<Configuration>>,
-    /// The head that it is of.
-    pub in_force: Mutex<Option<Seq>>,
     /// What other clusters offer. Owner: the link.
     pub peers: watch::Sender<Peers>,
     /// What other clusters say of themselves. Owner: the link.
@@ -100,13 +98,17 @@ impl Plane {
         self.known_from.saturating_duration_since(self.world.moment().counted)
     }
 
-    /// Obeys the configuration of head `seq`, unless that of a later one is in force already: the publisher, the link
-    /// and the store's own word may come in any order.
-    pub fn bring_into_force(&self, seq: Seq, configuration: Configuration) {
-        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
-        if in_force.is_none_or(|known| known < seq) {
-            *in_force = Some(seq);
-            self.configuration.send_replace(Arc::new(configuration));
+    /// Obeys `configuration`, unless that of a later head is in force already: the publisher, the link and the store's
+    /// own word may come in any order.
+    pub fn bring_into_force(&self, configuration: Configuration) {
+        let is_news = self.configuration.send_if_modified(|known| {
+            let is_news = known.head < configuration.head;
+            if is_news {
+                *known = Arc::new(configuration);
+            }
+            is_news
+        });
+        if is_news {
             self.forget_strangers();
         }
     }
@@ -179,7 +181,7 @@ pub fn seconds(time: SystemTime) -> f64 {
 }
 
 /// The resources of a revision, typed. Where there are several sources, a commit is named with its own.
-pub async fn load(store: &dyn Store, revision: &Revision) -> Result<Configuration, StoreError> {
+pub async fn load(store: &dyn Store, head: Seq, revision: &Revision) -> Result<Configuration, StoreError> {
     let mut objects = Vec::new();
     let several = revision.commits.len() > 1;
     for stored in read_revision(store, revision).await? {
@@ -193,5 +195,5 @@ pub async fn load(store: &dyn Store, revision: &Revision) -> Result<Configuratio
         objects.push(crate::snapshot::Said { resource, changed_in, file, line, rules });
     }
     objects.sort_by_cached_key(|said| said.resource.key());
-    Ok(Configuration { commit: revision.label(), objects })
+    Ok(Configuration { head: Some(head), commit: revision.label(), objects })
 }

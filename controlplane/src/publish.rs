@@ -292,16 +292,16 @@ impl Publisher {
             plane.authority.trust(bundle)?;
         }
         // Also what is trusted since a try that failed or was broken off here.
-        plane.vault.keep().await?;
+        plane.vault.keep_by(election).await?;
         plane.tell_bundle();
-        let configuration = load(store, &revision).await?;
+        let configuration = load(store, head.seq(), &revision).await?;
         if !unchanged {
             let signed = plane.authority.sign_head(head.clone())?;
             let expected = before.as_ref().map(|head| head.seq());
             store.compare_and_swap_head(expected, signed, election).await?;
         }
         plane.commits.send_modify(|commits| commits.publish(head.seq(), &revision));
-        plane.bring_into_force(head.seq(), configuration);
+        plane.bring_into_force(configuration);
         store::forget_old(store, before.map(|head| head.seq()), head.seq(), election).await;
         Ok(head.seq())
     }

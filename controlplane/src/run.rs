@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use api::head::{Head, SignedHead};
+use api::head::Head;
 use process::{
     admin::{Readiness, Routes},
     metrics::Registry as Metrics,
@@ -27,7 +27,7 @@ use crate::{
     publish::Accepted,
     serving::{self, Begun},
     snapshot::Configuration,
-    store::{self, Backed, Embedded, Etcd, Leading, Store, StoreError},
+    store::{self, Backed, Embedded, Etcd, Leading, Store},
     turn::Turn,
     vault::Vault,
     webhook::{self, Hook},
@@ -35,8 +35,6 @@ use crate::{
 
 /// What is under way when the end is asked for gets this long.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Between two tries to reach a store that is not there yet.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// Between two tries to join, while the primary is not there yet.
 const JOIN_PAUSE: Duration = Duration::from_millis(250);
 
@@ -118,12 +116,13 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
         .spawn("metrics", process::admin::run(listener, Routes::new(&metrics, &readiness), shutdown.clone()));
 
     let world: SharedWorld = Arc::new(Machine);
-    let head = in_force(&*store, &leading).await?;
-    let configuration = match head.as_ref().and_then(|head| head.head().stable.as_ref()) {
-        Some(revision) => load(&*store, revision).await?,
+    let head = store::in_force(&*store, &leading).await?;
+    let held = head.as_ref().map(|head| head.head().clone());
+    let configuration = match held.as_ref().and_then(|head| Some((head.seq(), head.stable.as_ref()?))) {
+        Some((seq, revision)) => load(&*store, seq, revision).await?,
         None => Configuration::default(),
     };
-    let held = (head.as_ref().map(|head| head.head().clone()), configuration);
+    let held = (held, configuration);
     let (mut begun, followed) = match config.duty.clone() {
         Duty::Primary { sources, ownership, .. } => {
             begin_primary(&world, &config, (sources, &ownership), held, vault, &shutdown).await?
@@ -137,7 +136,7 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
         && let Err(error) = begun.authority.believes(&head)
     {
         tracing::error!(%error, "the head in the store is not the primary's: beginning without any");
-        (begun.in_force, begun.configuration) = (None, Configuration::default());
+        begun.configuration = Configuration::default();
     }
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
@@ -161,37 +160,6 @@ async fn open(config: &Config) -> Result<Arc<dyn Store>> {
         Keep::File => Arc::new(file),
         Keep::Etcd(settings) => Arc::new(Backed::new(Arc::new(Etcd::open(settings.clone())), file).await?),
     })
-}
-
-/// The head in force. Who leads goes by no older one than the store's: another one may have moved it. While the store
-/// does not answer, the one that is known here; a first start has to wait.
-async fn in_force(store: &dyn Store, leading: &Leading) -> Result<Option<SignedHead>> {
-    let mut heads = store.watch_head();
-    loop {
-        let known = heads.borrow_and_update().clone();
-        if known.is_some() && leading.now().is_none() {
-            return Ok(known);
-        }
-        match store.head().await {
-            Ok(head) => {
-                let seq = |head: &Option<SignedHead>| head.as_ref().map(|head| head.head().seq());
-                if seq(&known) >= seq(&head) {
-                    return Ok(known);
-                }
-                // It is on its way here.
-                tokio::select! {
-                    _ = heads.changed() => {}
-                    () = tokio::time::sleep(STORE_PAUSE) => {}
-                }
-            }
-            Err(StoreError::Failed(_) | StoreError::Full(_)) if known.is_some() => return Ok(known),
-            Err(error @ (StoreError::Failed(_) | StoreError::Full(_))) => {
-                tracing::warn!(%error, "waiting for the store");
-                tokio::time::sleep(STORE_PAUSE).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// What is in force at the start.
@@ -226,8 +194,7 @@ async fn begin_primary(
     let authority =
         Authority::primary(&config.state_dir, &config.cluster, &domain, &lifetimes, world.unix())?;
     keep_first(&vault).await;
-    let in_force = head.map(|head| head.seq());
-    Ok((Begun { authority, configuration, in_force, commits, vault, bereft }, followed))
+    Ok((Begun { authority, configuration, commits, vault, bereft }, followed))
 }
 
 async fn begin_remote(
@@ -244,8 +211,7 @@ async fn begin_remote(
         None => join(world, config, primaries, token).await?,
     };
     keep_first(&vault).await;
-    let in_force = head.map(|head| head.seq());
-    Ok(Begun { authority, configuration, in_force, commits: watch::Sender::default(), vault, bereft })
+    Ok(Begun { authority, configuration, commits: watch::Sender::default(), vault, bereft })
 }
 
 /// Keys without a head: the store was lost, and with it who lives here.

@@ -4,14 +4,10 @@
 //! Invariant: time of day, chance and connections come from the plane's world, what outlives it from its store and its
 //! state directory. So the simulated network runs this same code.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use api::head::{Seq, SignedHead};
+use api::head::SignedHead;
 use process::{
     rpc::{
         self,
@@ -54,8 +50,6 @@ pub struct Begun {
     pub authority: Authority,
     /// What is in force by its store.
     pub configuration: Configuration,
-    /// The head that this is of.
-    pub in_force: Option<Seq>,
     /// What became of commits until now.
     pub commits: watch::Sender<Commits>,
     /// What it shares with other control planes of its cluster.
@@ -71,9 +65,8 @@ pub async fn assemble(
     store: Arc<dyn Store>,
     begun: Begun,
 ) -> Result<Arc<Plane>> {
-    let now = world.moment();
-    let registry = Registry::open(store.clone(), config.lease, now).await?;
-    let now = seconds(now.of_day);
+    let registry = Registry::open(store.clone(), config.lease, || world.moment()).await?;
+    let now = seconds(world.now());
     let peers = Kept::new(&config.state_dir).load(now as i64)?;
     let bundle = begun.authority.identity().bundle();
     let inputs = Inputs {
@@ -95,7 +88,6 @@ pub async fn assemble(
         own: watch::Sender::new(Arc::new(report::unknown(&config))),
         snapshot: watch::Sender::new(Arc::new(snapshot::build(&inputs))),
         configuration: watch::Sender::new(inputs.configuration),
-        in_force: std::sync::Mutex::new(begun.in_force),
         peers: watch::Sender::new(inputs.peers),
         reports: watch::Sender::default(),
         bundle: watch::Sender::new(inputs.bundle),
@@ -171,14 +163,14 @@ async fn follow_head(plane: Arc<Plane>, shutdown: Shutdown) {
 }
 
 async fn obey(plane: &Plane, signed: SignedHead) {
-    let (head, known) = (signed.head(), *plane.in_force.lock().unwrap_or_else(PoisonError::into_inner));
+    let (head, known) = (signed.head(), plane.configuration.borrow().head);
     let Some(revision) = head.stable.as_ref().filter(|_| known < Some(head.seq())) else { return };
     // Who can write to the store does not rule by that.
     if let Err(error) = plane.authority.believes(&signed) {
         return tracing::error!(%error, head = %head.seq(), "a head that is not the primary's is not obeyed");
     }
-    match load(&*plane.store, revision).await {
-        Ok(configuration) => plane.bring_into_force(head.seq(), configuration),
+    match load(&*plane.store, head.seq(), revision).await {
+        Ok(configuration) => plane.bring_into_force(configuration),
         Err(error) => tracing::warn!(%error, "the head in force cannot be read"),
     }
 }

@@ -19,6 +19,8 @@ mod view;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use api::{
+    delta::Origin,
+    head::Seq,
     identity::Bundle,
     locality::Locality,
     name::{
@@ -67,6 +69,8 @@ pub struct Place {
 /// The resources of one revision, as the store gives them back.
 #[derive(Debug, Default)]
 pub struct Configuration {
+    /// The head that it is of.
+    pub head: Option<Seq>,
     /// The commit, or those of all sources: what everybody calls the revision.
     pub commit: String,
     /// Every resource, in the order of keys.
@@ -178,6 +182,11 @@ impl Snapshot {
     /// The commit that it obeys.
     pub fn commit(&self) -> &str {
         &self.inputs.configuration.commit
+    }
+
+    /// Where its views come from.
+    pub fn origin(&self) -> Origin {
+        Origin { revision: self.commit().to_owned(), head: self.inputs.configuration.head }
     }
 }
 

@@ -29,8 +29,8 @@ mod suite;
 
 pub use backed::Backed;
 pub use embedded::Embedded;
-pub use etcd::{Etcd, EtcdSettings};
-pub use leading::{Leading, lead};
+pub use etcd::{Connect, Etcd, EtcdSettings};
+pub use leading::{Leading, in_force, lead};
 #[cfg(test)]
 pub(crate) use revision::retain;
 pub use revision::{Entry, Position, Stored, forget_old, missing, read_revision, write_revision};

@@ -20,7 +20,7 @@ use process::files;
 use prost::Message;
 use tokio::sync::Mutex;
 
-use crate::store::{Conflict, Leading, Store, StoreError};
+use crate::store::{Conflict, Election, Leading, Store, StoreError};
 
 /// The documents and the files of which they are copies. The one that says who served last comes last.
 const DOCUMENTS: [(&str, &[&str]); 2] = [
@@ -181,6 +181,19 @@ impl Vault {
     pub async fn keep(&self) -> Result<bool, VaultError> {
         let Some(shared) = &self.shared else { return Ok(false) };
         let Some(election) = shared.leading.now() else { return Ok(false) };
+        self.keep_in(shared, &election).await?;
+        Ok(true)
+    }
+
+    /// The same for who may only go on once the copies are kept: by a leadership that is over it fails.
+    pub async fn keep_by(&self, election: &Election) -> Result<(), VaultError> {
+        match &self.shared {
+            Some(shared) => self.keep_in(shared, election).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn keep_in(&self, shared: &Shared, election: &Election) -> Result<(), VaultError> {
         let mut kept = shared.kept.lock().await;
         let term = election.term();
         if kept.term != Some(term) && !self.is_own_in(shared).await? {
@@ -198,7 +211,7 @@ impl Vault {
             }
             let copies = Copies { term, files }.encode_to_vec();
             let sealed = SealKey::load_or_create(&self.dir.join(SEAL_FILE))?.seal(PURPOSE, &copies)?;
-            match shared.store.keep_document(document, sealed.into(), &election).await {
+            match shared.store.keep_document(document, sealed.into(), election).await {
                 // What others offer comes again with their links; what is trusted must not wait for it.
                 Err(Conflict::Store(error @ StoreError::TooLarge { .. })) if document != TRUST => {
                     tracing::warn!(%error, document, "whoever takes over from this control plane begins without");
@@ -211,7 +224,7 @@ impl Vault {
             self.write(TERM_FILE, term.to_string().as_bytes())?;
             kept.term = Some(term);
         }
-        Ok(true)
+        Ok(())
     }
 
     async fn copies(&self, shared: &Shared, document: &'static str) -> Result<Option<Copies>, VaultError> {

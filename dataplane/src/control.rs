@@ -206,8 +206,8 @@ impl Control {
                     tracing::info!(revision = &*runtime.revision, "in force");
                     self.proxy.install(runtime);
                 }
-                Action::Keep(view, revision) => {
-                    let written = kept::write(&self.proxy.config.state_dir, &view, &revision);
+                Action::Keep(view, origin) => {
+                    let written = kept::write(&self.proxy.config.state_dir, &view, &origin);
                     if let Err(error) = written {
                         self.session.not_kept();
                         return Err(format!("the view cannot be kept on disk: {error}"));

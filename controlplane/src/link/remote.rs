@@ -379,8 +379,8 @@ impl Link {
             Err(error) => return Err(error.to_string()),
         }
         self.wanted = None;
-        let configuration = load(&*store, &revision).await.map_err(|error| error.to_string())?;
-        self.plane.bring_into_force(seq, configuration);
+        let configuration = load(&*store, seq, &revision).await.map_err(|error| error.to_string())?;
+        self.plane.bring_into_force(configuration);
         store::forget_old(&*store, held, seq, &election).await;
         Ok(())
     }

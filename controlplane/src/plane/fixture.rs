@@ -103,7 +103,6 @@ pub(crate) async fn primary(home: &Path, bereft: bool) -> (Arc<Plane>, Arc<Still
         authority: Authority::primary(home, &config.cluster, &domain, &Default::default(), world.unix())
             .unwrap(),
         configuration: Configuration::default(),
-        in_force: None,
         commits: watch::Sender::new(commits),
         vault: Arc::new(Vault::alone(home)),
         bereft,

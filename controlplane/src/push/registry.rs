@@ -113,11 +113,18 @@ pub struct Registry {
 
 impl Registry {
     /// The registry as the store remembers it. Every lease begins one full time anew at `now`.
-    pub async fn open(store: Arc<dyn Store>, lease: Duration, now: Moment) -> Result<Self, StoreError> {
+    pub async fn open(
+        store: Arc<dyn Store>,
+        lease: Duration,
+        now: impl FnOnce() -> Moment,
+    ) -> Result<Self, StoreError> {
         let mut enrolled = Vec::new();
         let mut workloads = BTreeMap::new();
         let mut proxies = BTreeMap::new();
-        for registration in store.registrations().await? {
+        let registrations = store.registrations().await?;
+        // However long the store took to tell of them, each has a whole lease.
+        let now = now();
+        for registration in registrations {
             if enrolments::is_one(&registration.instance) {
                 enrolled.push(read(&registration)?);
                 continue;

@@ -10,6 +10,7 @@ use std::{
 use api::{
     delta::Held,
     digest::Hash,
+    head::Seq,
     identity::{CertificateDer, SpiffeId},
     name::Namespace,
     wire::{self, from_proxy},
@@ -220,6 +221,13 @@ impl Follower {
         sender: mpsc::Sender<wire::ToProxy>,
     ) -> Result<Self, Status> {
         let by = enrolled(&plane, leaf)?;
+        let (obeyed, own) = (hello.head.map(Seq::from), plane.configuration.borrow().head);
+        if let Some(obeyed) = obeyed.filter(|obeyed| own < Some(*obeyed)) {
+            let own = own.map_or("none".to_owned(), |own| own.to_string());
+            return Err(Status::unavailable(format!(
+                "this control plane is behind: head {obeyed} is obeyed, and it knows {own}"
+            )));
+        }
         let held =
             hello.held.iter().map(|item| Some((item.name.as_str().into(), Hash::from_slice(&item.hash)?)));
         let held =

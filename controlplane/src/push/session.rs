@@ -4,7 +4,7 @@
 //! Invariant: a commit counts as obeyed only after an acknowledgement whose digests are those of the view of that
 //! commit (or of a descendant), recomputed by the proxy.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use api::{
     delta::{Digests, Held, diff, frames},
@@ -16,6 +16,9 @@ use crate::snapshot::{Registered, Snapshot, Subscription};
 
 /// Hosts that one proxy may ask for; an application that calls more names than this is looking for trouble.
 pub const MAX_HOSTS: usize = 10_000;
+
+/// Of those, the most that nobody knows. Applications that are told what to call (crawlers, webhooks) call names without end.
+const MAX_UNKNOWN: usize = 1_000;
 
 /// What the stream is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,8 @@ pub enum Action {
 pub struct Session {
     node: Registered,
     subscription: Subscription,
+    /// Hosts of the subscription that nobody knew when they were asked for, the oldest first.
+    unknown: VecDeque<String>,
     snapshot: Arc<Snapshot>,
     /// What the proxy holds, by its own word or its last acknowledgement.
     held: Held,
@@ -60,8 +65,17 @@ impl Session {
         subscription: Subscription,
         snapshot: Arc<Snapshot>,
     ) -> (Self, Vec<Action>) {
-        let mut session =
-            Session { node, subscription, snapshot, held, outstanding: None, refused: None, version: 0 };
+        let unknown = VecDeque::new();
+        let mut session = Session {
+            node,
+            subscription,
+            unknown,
+            snapshot,
+            held,
+            outstanding: None,
+            refused: None,
+            version: 0,
+        };
         let actions = session.advance();
         (session, actions)
     }
@@ -73,21 +87,34 @@ impl Session {
         self.advance()
     }
 
-    /// The proxy asks for hosts, or asks for some no more. Those that nobody knows are answered at once, and are
-    /// remembered all the same: should one come to be, it is pushed.
+    /// The proxy asks for hosts, or asks for some no more. Those that nobody knows are answered at once, and the last of
+    /// them are remembered all the same: should one come to be, it is pushed.
     pub fn on_subscribe(&mut self, asked: wire::Subscribe) -> Vec<Action> {
         self.subscription.retain(|host| !asked.drop.contains(host));
-        let (known, unknown): (Vec<_>, Vec<_>) = asked
-            .hosts
-            .into_iter()
-            .partition(|host| self.snapshot.service_at(host, &self.node.namespace).is_some());
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            asked.hosts.into_iter().partition(|host| self.is_known(host));
         let room = MAX_HOSTS.saturating_sub(self.subscription.len());
-        self.subscription.extend(known.into_iter().chain(unknown.iter().cloned()).take(room));
+        self.subscription.extend(known.into_iter().take(room));
+        for host in &unknown {
+            if self.subscription.len() < MAX_HOSTS && self.subscription.insert(host.clone()) {
+                self.unknown.push_back(host.clone());
+            }
+        }
+        while self.unknown.len() > MAX_UNKNOWN {
+            let oldest = self.unknown.pop_front();
+            if let Some(host) = oldest.filter(|host| !self.is_known(host)) {
+                self.subscription.remove(&host);
+            }
+        }
         let mut actions = self.advance();
         if !unknown.is_empty() {
             actions.push(Action::Send(to_proxy::Message::Unknown(wire::Unknown { hosts: unknown })));
         }
         actions
+    }
+
+    fn is_known(&self, host: &str) -> bool {
+        self.snapshot.service_at(host, &self.node.namespace).is_some()
     }
 
     /// What workloads of the same account have asked for: it is told of it before it asks.
@@ -153,7 +180,7 @@ impl Session {
             return vec![Action::Reached(commit)];
         }
         self.version += 1;
-        let push = frames(self.version, delta, digests, &commit);
+        let push = frames(self.version, delta, digests, &self.snapshot.origin());
         let held = view.held();
         self.outstanding =
             Some(Outstanding { version: self.version, held, digests, commit, overtaken: false });

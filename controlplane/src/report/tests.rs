@@ -14,7 +14,7 @@ use crate::{
     plane::fixture::{self, BEGIN, LEASE, Still},
     push::ProxyStream,
     snapshot::{
-        Role as Kind, build,
+        Configuration, Role as Kind, build,
         fixture::{gateway, inputs, knowing, living, workload},
     },
 };
@@ -62,7 +62,8 @@ impl Mesh {
     fn publish(&self, n: u64, digits: &str) -> String {
         let (seq, revision) = (Seq { epoch: 1, n }, revision(digits));
         let label = revision.label();
-        self.plane.bring_into_force(seq, fixture::configuration(&label));
+        let said = fixture::configuration(&label);
+        self.plane.bring_into_force(Configuration { head: Some(seq), ..said });
         let mut inputs = inputs("east");
         inputs.configuration = self.plane.configuration.borrow().clone();
         self.plane.snapshot.send_replace(Arc::new(build(&inputs)));

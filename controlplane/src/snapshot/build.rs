@@ -66,7 +66,7 @@ fn hosts(
 }
 
 fn share(shared: &mut BTreeMap<Arc<str>, Item>, name: &str, body: Body) {
-    shared.insert(name.into(), Item::new(wire::LEVEL, &wire::Resource { body: Some(body) }));
+    shared.insert(name.into(), Item::new(&wire::Resource { body: Some(body) }));
 }
 
 /// Where this cluster is: Git overrides what the cluster says of itself.

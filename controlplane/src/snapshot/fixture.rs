@@ -58,7 +58,7 @@ pub(crate) fn with_files(cluster: &str, files: &[(String, Vec<u8>)]) -> Inputs {
             network: cluster.parse().unwrap(),
             locality: format!("eu-{cluster}/a").parse().unwrap(),
         }),
-        configuration: Arc::new(Configuration { commit: "c0ffee".into(), objects }),
+        configuration: Arc::new(Configuration { head: None, commit: "c0ffee".into(), objects }),
         workloads: Arc::default(),
         peers: Arc::default(),
         bundle: Arc::new(Bundle {

@@ -55,6 +55,7 @@ fn every_view_compiles() {
     for node in snapshot.inputs.workloads.values() {
         let view =
             snapshot.view(node, &asks(&["reviews", "catalogue.shop", "ratings.shop.svc.cluster.local"]));
+        assert!(view.items.values().all(|item| item.level == 1), "proxies of before can read it");
         Runtime::compile(&view, snapshot.commit(), None)
             .unwrap_or_else(|reasons| panic!("{}: {reasons:?}", node.workload));
     }
@@ -198,7 +199,9 @@ fn what_no_service_can_be_called_is_not_taken_from_another_cluster() {
     for name in ["x".repeat(250), "a.b".into()] {
         let mut lying = west_catalogue();
         lying.services[0].name = name;
-        build(&knowing(east(), lying));
+        let (with, without) = (build(&knowing(east(), lying)), build(&east()));
+        assert_eq!(names(&with, "front-1", &["ratings"]), names(&without, "front-1", &["ratings"]));
+        assert!(with.services.keys().eq(without.services.keys()));
     }
 }
 

@@ -43,6 +43,7 @@ use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub use self::server::Connect;
 use self::server::Server;
 use super::{Answer, Conflict, Election, Registration, Store};
 
@@ -92,10 +93,15 @@ struct Core {
 impl Etcd {
     /// The store behind `settings`. Asks nothing yet: the servers may be away, and come later.
     pub fn open(settings: EtcdSettings) -> Self {
+        Etcd::through(settings, server::by_machine())
+    }
+
+    /// The same over another network than the machine's.
+    pub fn through(settings: EtcdSettings, connect: Connect) -> Self {
         let core = Arc::new(Core {
             prefix: settings.prefix.trim_end_matches('/').to_owned(),
             holder: (settings.holder.clone(), election::nonce()),
-            server: Server::new(settings),
+            server: Server::new(settings, connect),
             head: watch::Sender::default(),
             away: watch::Sender::default(),
             leads: Mutex::default(),

@@ -2,12 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
+use api::head::SignedHead;
 use process::shutdown::Shutdown;
 use tokio::sync::watch;
 
-use super::{Election, Store};
+use super::{Election, Store, StoreError};
 
-/// Between two tries to stand for election.
+/// Between two tries to reach a store that does not answer.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Whoever cannot say that it resigns lets its lease run out.
 const RESIGN_LIMIT: Duration = Duration::from_secs(1);
@@ -45,6 +46,37 @@ impl Leading {
         match self.0.wait_for(Option::is_some).await.ok().and_then(|held| held.clone()) {
             Some(election) => election,
             None => std::future::pending().await,
+        }
+    }
+}
+
+/// The head in force. Who leads goes by no older one than the store's: another one may have moved it. While the store
+/// does not answer, the one that is known here; a first start has to wait.
+pub async fn in_force(store: &dyn Store, leading: &Leading) -> Result<Option<SignedHead>, StoreError> {
+    let mut heads = store.watch_head();
+    loop {
+        let known = heads.borrow_and_update().clone();
+        if known.is_some() && leading.now().is_none() {
+            return Ok(known);
+        }
+        match store.head().await {
+            Ok(head) => {
+                let seq = |head: &Option<SignedHead>| head.as_ref().map(|head| head.head().seq());
+                if seq(&known) >= seq(&head) {
+                    return Ok(known);
+                }
+                // It is on its way here.
+                tokio::select! {
+                    _ = heads.changed() => {}
+                    () = tokio::time::sleep(AGAIN) => {}
+                }
+            }
+            Err(StoreError::Failed(_) | StoreError::Full(_)) if known.is_some() => return Ok(known),
+            Err(error @ (StoreError::Failed(_) | StoreError::Full(_))) => {
+                tracing::warn!(%error, "waiting for the store");
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(error) => return Err(error),
         }
     }
 }

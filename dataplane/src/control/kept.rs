@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use api::{
-    delta::{Gathering, View, apply},
+    delta::{Gathering, Origin, View, apply},
     wire,
 };
 use process::files;
@@ -15,7 +15,7 @@ const FILE: &str = "view.bin";
 const MAX_BYTES: u64 = 256 << 20;
 
 /// Writes the view, durably, as the one frame that would bring it about.
-pub fn write(dir: &Path, view: &View, revision: &str) -> io::Result<()> {
+pub fn write(dir: &Path, view: &View, origin: &Origin) -> io::Result<()> {
     let changed = view.items.iter().map(|(name, item)| wire::Item {
         name: name.to_string(),
         level: item.level,
@@ -29,24 +29,27 @@ pub fn write(dir: &Path, view: &View, revision: &str) -> io::Result<()> {
         close: true,
         config_digest: digests.config.0.to_vec(),
         endpoint_digest: digests.endpoint.0.to_vec(),
-        revision: revision.to_owned(),
+        revision: origin.revision.clone(),
+        head: origin.head.map(Into::into),
         ..Default::default()
     };
     files::write_private(&dir.join(FILE), &frame.encode_to_vec())
 }
 
-/// The view that was kept, with its revision; none when there is none or it is damaged.
-pub fn read(dir: &Path) -> io::Result<Option<(View, String)>> {
+/// The view that was kept, and where it came from; none when there is none or it is damaged.
+pub fn read(dir: &Path) -> io::Result<Option<(View, Origin)>> {
     let Some(bytes) = files::read(&dir.join(FILE), MAX_BYTES)? else { return Ok(None) };
     let push = wire::Frame::decode(&bytes[..]).ok().and_then(|frame| Gathering::default().take(frame));
     Ok(push.and_then(|push| {
         let view = apply(View::default(), push.delta);
-        (push.digests == Some(view.digests())).then_some((view, push.revision))
+        (push.digests == Some(view.digests())).then_some((view, push.origin))
     }))
 }
 
 #[cfg(test)]
 mod tests {
+    use api::head::Seq;
+
     use super::*;
 
     #[test]
@@ -54,8 +57,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(read(dir.path()).unwrap(), None);
         let view = crate::fixture::sidecar("reviews").view();
-        write(dir.path(), &view, "c0ffee").unwrap();
-        assert_eq!(read(dir.path()).unwrap(), Some((view, "c0ffee".into())));
+        let origin = Origin { head: Some(Seq { epoch: 1, n: 2 }), ..Origin::of("c0ffee") };
+        write(dir.path(), &view, &origin).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), Some((view, origin)));
         let path = dir.path().join(FILE);
         let mut bytes = std::fs::read(&path).unwrap();
         let middle = bytes.len() / 2;

@@ -2,11 +2,14 @@
 //!
 //! Invariant: a view takes effect whole or not at all, it is on disk before it is acknowledged, and the digests of
 //! an ACK are those of what was compiled. A view that does not compile leaves the last good one in force.
+//! Invariant: what is obeyed never goes back to an earlier head, after a restart neither, whoever says so: of the
+//! control planes of a cluster one may not know yet that another one serves.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use api::{
-    delta::{Gathering, Push, View, apply},
+    delta::{Gathering, Origin, Push, View, apply},
+    head::Seq,
     wire::{self, from_proxy::Message},
 };
 use runtime::{Reason, Runtime};
@@ -23,6 +26,8 @@ pub struct Session {
     /// What deltas apply to: what the control plane believes that this proxy holds.
     view: View,
     current: Option<Arc<Runtime>>,
+    /// The head that is obeyed, as far as it was said.
+    head: Option<Seq>,
     gathering: Gathering,
     hosts: BTreeSet<String>,
 }
@@ -48,7 +53,7 @@ pub enum Action {
     /// Send it.
     Send(Message),
     /// Write the view to disk; what follows holds only when that has succeeded, else [`Session::not_kept`].
-    Keep(View, String),
+    Keep(View, Origin),
     /// From now on requests obey this.
     Install(Arc<Runtime>),
     /// Nobody in the mesh knows these.
@@ -59,16 +64,19 @@ pub enum Action {
 
 impl Session {
     /// Begins with what was kept on disk, if it still compiles; the last good runtime is then in force at once.
-    pub fn new(hello: wire::Hello, kept: Option<(View, String)>) -> (Self, Result<(), Vec<Reason>>) {
+    pub fn new(hello: wire::Hello, kept: Option<(View, Origin)>) -> (Self, Result<(), Vec<Reason>>) {
         let mut session = Session {
             hello,
             view: View::default(),
             current: None,
+            head: None,
             gathering: Gathering::default(),
             hosts: BTreeSet::new(),
         };
-        let Some((view, revision)) = kept else { return (session, Ok(())) };
-        match Runtime::compile(&view, &revision, None) {
+        let Some((view, origin)) = kept else { return (session, Ok(())) };
+        // What is obeyed was acknowledged, whether this version can read it or not.
+        session.head = origin.head;
+        match Runtime::compile(&view, &origin.revision, None) {
             Ok(runtime) => {
                 session.current = Some(Arc::new(runtime));
                 session.view = view;
@@ -115,11 +123,19 @@ impl Session {
             ..Default::default()
         });
         let (held, hosts) = (held.collect(), self.hosts.iter().cloned().collect());
-        vec![Action::Send(Message::Hello(wire::Hello { held, hosts, ..self.hello.clone() }))]
+        let head = self.head.map(Into::into);
+        vec![Action::Send(Message::Hello(wire::Hello { held, hosts, head, ..self.hello.clone() }))]
     }
 
     fn pushed(&mut self, push: Push) -> Vec<Action> {
-        let Push { version, delta, digests, revision } = push;
+        let Push { version, delta, digests, origin } = push;
+        if let (Some(obeyed), Some(told)) = (self.head, origin.head)
+            && told < obeyed
+        {
+            let message = format!("it is of head {told}, and {obeyed} is obeyed here");
+            let behind = Reason { resource: "view".into(), message };
+            return vec![nack(version, &[behind]), Action::Reopen("the control plane is behind")];
+        }
         let view = apply(self.view.clone(), delta);
         if digests != Some(view.digests()) {
             // What we hold is not what the control plane believes: begin from nothing.
@@ -133,7 +149,7 @@ impl Session {
                 Action::Reopen("digests differ: asking for the whole view again"),
             ];
         }
-        match Runtime::compile(&view, &revision, self.current.as_deref()) {
+        match Runtime::compile(&view, &origin.revision, self.current.as_deref()) {
             Err(reasons) => vec![nack(version, &reasons)],
             Ok(runtime) => {
                 let ack = wire::Ack {
@@ -144,7 +160,8 @@ impl Session {
                 let runtime = Arc::new(runtime);
                 self.current = Some(runtime.clone());
                 self.view = view.clone();
-                vec![Action::Install(runtime), Action::Keep(view, revision), Action::Send(Message::Ack(ack))]
+                self.head = origin.head.or(self.head);
+                vec![Action::Install(runtime), Action::Keep(view, origin), Action::Send(Message::Ack(ack))]
             }
         }
     }
@@ -196,7 +213,17 @@ mod tests {
     }
 
     fn push(session: &mut Session, version: u64, from: &View, to: &View) -> Vec<Action> {
-        let frames = frames(version, diff(&from.held(), to), to.digests(), "c0ffee");
+        push_of(session, version, (from, to), None)
+    }
+
+    fn push_of(
+        session: &mut Session,
+        version: u64,
+        (from, to): (&View, &View),
+        head: Option<Seq>,
+    ) -> Vec<Action> {
+        let origin = Origin { head, ..Origin::of("c0ffee") };
+        let frames = frames(version, diff(&from.held(), to), to.digests(), &origin);
         let take = |frame| {
             session
                 .on(Event::Received(wire::ToProxy { message: Some(wire::to_proxy::Message::Frame(frame)) }))
@@ -245,13 +272,35 @@ mod tests {
         );
     }
 
+    /// Found by the simulated network: a control plane that was replaced and did not know it took a denial back.
+    #[test]
+    fn an_earlier_head_is_never_obeyed_again() {
+        let (old, mut new) = (fixture::sidecar("reviews").view(), fixture::sidecar("reviews").view());
+        new.items.remove("networks");
+        let at = |epoch, n| Some(Seq { epoch, n });
+        let mut session = session();
+        push_of(&mut session, 1, (&View::default(), &new), at(1, 3));
+        let actions = push_of(&mut session, 2, (&new, &old), at(1, 2));
+        assert_eq!(words(&actions), ["nack", "reopen"]);
+        assert_eq!(session.current().unwrap().digests, new.digests());
+        let actions = session.on(Event::Opened);
+        let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
+        assert_eq!(hello.head.map(Seq::from), at(1, 3));
+        // Nor after a restart; a later epoch is later, whatever it counts.
+        let kept = (new.clone(), Origin { head: at(1, 3), ..Origin::of("c0ffee") });
+        let (mut session, _) = Session::new(wire::Hello::default(), Some(kept));
+        assert_eq!(words(&push_of(&mut session, 1, (&new, &old), at(1, 2))), ["nack", "reopen"]);
+        assert_eq!(words(&push_of(&mut session, 2, (&new, &old), at(2, 0))), ["install", "keep", "ack"]);
+        assert_eq!(words(&push_of(&mut session, 3, (&old, &new), at(1, 9))), ["nack", "reopen"]);
+    }
+
     #[test]
     fn wrong_digests_begin_from_nothing() {
         let (mut session, view) = (session(), fixture::sidecar("reviews").view());
         push(&mut session, 1, &View::default(), &view);
         let mut other = view.clone();
         other.items.remove("trust");
-        let mut frame = frames(2, diff(&other.held(), &other), view.digests(), "").remove(0);
+        let mut frame = frames(2, diff(&other.held(), &other), view.digests(), &Origin::default()).remove(0);
         frame.removed = vec!["networks".into(), "trust".into()];
         let message = Some(wire::to_proxy::Message::Frame(frame));
         assert_eq!(words(&session.on(Event::Received(wire::ToProxy { message }))), ["nack", "reopen"]);
@@ -300,7 +349,8 @@ mod tests {
     #[test]
     fn what_was_kept_is_in_force_at_once_and_resumed_by_digest() {
         let view = fixture::sidecar("reviews").view();
-        let (mut session, kept) = Session::new(wire::Hello::default(), Some((view.clone(), "c0ffee".into())));
+        let (mut session, kept) =
+            Session::new(wire::Hello::default(), Some((view.clone(), Origin::of("c0ffee"))));
         assert!(kept.is_ok());
         assert_eq!(&*session.current().unwrap().revision, "c0ffee");
         let actions = session.on(Event::Opened);

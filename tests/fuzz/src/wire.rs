@@ -24,8 +24,8 @@ pub(crate) fn run(mut bytes: &[u8]) {
         assert_eq!(apply(view.clone(), diff(&view.held(), &next)).held(), next.held());
         assert_eq!(apply(next.clone(), diff(&next.held(), &view)).held(), view.held());
 
-        let anew = Runtime::compile(&next, &push.revision, None);
-        let kept = Runtime::compile(&next, &push.revision, before.as_ref());
+        let anew = Runtime::compile(&next, &push.origin.revision, None);
+        let kept = Runtime::compile(&next, &push.origin.revision, before.as_ref());
         match (anew, kept) {
             (Ok(anew), Ok(kept)) => {
                 assert_eq!((anew.digests, kept.digests), (next.digests(), next.digests()));

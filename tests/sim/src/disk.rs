@@ -58,7 +58,7 @@ impl Disk {
     }
 
     /// Opens it after the crash of whoever had it before.
-    fn open(&self) -> Opened {
+    pub fn open(&self) -> Opened {
         let mut platter = self.lock();
         platter.opened += 1;
         platter.fuse = None;
@@ -93,8 +93,9 @@ impl Platter {
     }
 }
 
+/// A disk as one life of a process has it open.
 #[derive(Debug)]
-struct Opened {
+pub struct Opened {
     disk: Disk,
     opening: u64,
 }

@@ -25,6 +25,7 @@ pub mod operator;
 pub mod oracle;
 pub mod repository;
 pub mod sabotage;
+pub mod servers;
 pub mod trace;
 
 use std::{

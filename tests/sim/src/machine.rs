@@ -1,7 +1,7 @@
 //! Control planes and sidecars as machines: they start, are killed, and start again from their disks.
 
 use std::{
-    cell::{Cell, OnceCell, RefCell},
+    cell::{Cell, RefCell},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     rc::Rc,
@@ -10,10 +10,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use api::{delta::View, wire};
+use api::{
+    delta::{Origin, View},
+    wire,
+};
 use controlplane::{
     authority::Authority,
-    config::{Config as PlaneConfig, Duty, RawConfig},
+    config::{Config as PlaneConfig, Duty, Keep, RawConfig},
     gate::Tree,
     link,
     ownership::Ownership,
@@ -21,7 +24,8 @@ use controlplane::{
     publish::{Accepted, Publisher},
     serving::{self, Begun},
     snapshot::Configuration,
-    store::{self, Leading, Store},
+    store::{self, Backed, Election, Embedded, Etcd, Leading, Store, in_force},
+    turn::Turn,
     vault::Vault,
 };
 use dataplane::{
@@ -46,10 +50,13 @@ use crate::{
     oracle::{LEASE, SeenProxy},
     repository::{Commit, TRUST_DOMAIN, source},
     sabotage,
+    servers::{self, Servers},
 };
 
 /// Between two tries of what does not work yet.
 const AGAIN: Duration = Duration::from_millis(500);
+/// What is under way at the end of a turn gets this long.
+const DRAIN: Duration = Duration::from_secs(5);
 /// The application's port.
 const PORT: u16 = 8080;
 /// What every sidecar calls.
@@ -57,14 +64,18 @@ const HOSTS: [&str; 2] = ["reviews.shop.svc.cluster.local", "front.shop.svc.clus
 
 /// The machine of one control plane.
 pub struct ControlPlane {
-    /// Its cluster.
+    /// What it is called: after its cluster, if it is the only one there.
     pub name: String,
+    /// Its cluster.
+    pub cluster: String,
     /// Its address.
     pub ip: IpAddr,
     /// The disk below its store.
     pub disk: Disk,
     /// Whether that is full.
     pub full: Arc<AtomicBool>,
+    /// The servers that its cluster's control planes share, where there are several.
+    pub servers: Option<Rc<Servers>>,
     dir: PathBuf,
     life: RefCell<Option<Life<Arc<Plane>>>>,
 }
@@ -82,18 +93,24 @@ pub struct Sidecar {
     /// Whether its application answers.
     pub app_up: Cell<bool>,
     /// What it has held, where its disk is to be tampered with.
-    views: RefCell<Vec<(View, String)>>,
+    views: RefCell<Vec<(View, Origin)>>,
     dir: PathBuf,
     life: RefCell<Option<Life<Arc<Proxy>>>>,
 }
 
+/// What the turns of a control plane have in common.
+type Base = (Arc<dyn Store>, Leading, Arc<Vault>);
+
 /// One life of a process; what it is becomes known once it serves.
 struct Life<T> {
     shutdown: Shutdown,
-    serving: Rc<OnceCell<T>>,
+    serving: Serving<T>,
     /// How the mesh calls it.
     instance: String,
 }
+
+/// What a process serves now.
+type Serving<T> = Rc<RefCell<Option<T>>>;
 
 impl<T> Life<T> {
     fn new(instance: String) -> Self {
@@ -103,12 +120,20 @@ impl<T> Life<T> {
 
 impl ControlPlane {
     /// A machine that is off.
-    pub fn new(name: &str, ip: IpAddr, root: &Path, disk: Disk) -> Self {
+    pub fn new(
+        (name, cluster): (&str, &str),
+        ip: IpAddr,
+        root: &Path,
+        disk: Disk,
+        servers: Option<Rc<Servers>>,
+    ) -> Self {
         ControlPlane {
             name: name.to_owned(),
+            cluster: cluster.to_owned(),
             ip,
             disk,
             full: Arc::default(),
+            servers,
             dir: root.join(name),
             life: RefCell::default(),
         }
@@ -119,9 +144,15 @@ impl ControlPlane {
         self.life.borrow().is_some()
     }
 
-    /// What it serves, once it does.
+    /// What it serves, while it does.
     pub fn plane(&self) -> Option<Arc<Plane>> {
-        self.life.borrow().as_ref()?.serving.get().cloned()
+        self.life.borrow().as_ref()?.serving.borrow().clone()
+    }
+
+    /// Gives it the key under which the control planes of its cluster seal what they share.
+    pub fn entrust(&self, key: &[u8]) -> Result<()> {
+        process::files::private_directory(&self.dir)?;
+        Ok(process::files::write_private(&self.dir.join("seal.key"), key)?)
     }
 
     /// Starts it.
@@ -132,7 +163,7 @@ impl ControlPlane {
         *self.life.borrow_mut() = Some(life);
         let (host, mesh) = (self.clone(), mesh.clone());
         tokio::task::spawn_local(async move {
-            let served = host.serve(&mesh, world.clone(), serving, shutdown).await;
+            let served = host.run(&mesh, world.clone(), serving, shutdown).await;
             if let (Err(error), true) = (served, world.is_alive()) {
                 mesh.trace.line(format_args!("control plane {} ended: {error:#}", host.name));
                 if format!("{error:#}").contains("damaged") {
@@ -151,23 +182,67 @@ impl ControlPlane {
         }
     }
 
-    async fn serve(
+    /// One turn after the other.
+    async fn run(
         self: &Rc<Self>,
         mesh: &Rc<Mesh>,
         world: Arc<Outlook>,
-        serving: Rc<OnceCell<Arc<Plane>>>,
+        serving: Serving<Arc<Plane>>,
         shutdown: Shutdown,
     ) -> Result<()> {
         process::files::private_directory(&self.dir)?;
         sabotage::before_plane(mesh.sabotage, &self.dir)?;
-        let store: Arc<dyn Store> = Arc::new(SlowStore::open(&self.disk, world.clone(), self.full.clone())?);
+        let config = self.config(mesh)?;
+        let store = self.store(&config, &world).await?;
         let leading = store::lead(store.clone(), &shutdown);
-        let held = store.head().await?.map(|head| head.head().clone());
-        let configuration = match held.as_ref().and_then(|head| head.stable.as_ref()) {
-            Some(revision) => load(&*store, revision).await?,
+        let vault = Arc::new(match &config.store {
+            Keep::File => Vault::alone(&self.dir),
+            Keep::Etcd(_) => Vault::shared(&self.dir, store.clone(), leading.clone()),
+        });
+        let mut turn = Turn::new(store.clone(), leading.clone(), vault.clone());
+        loop {
+            turn.comes().await?;
+            let now = shutdown.child();
+            let base = (store.clone(), leading.clone(), vault.clone());
+            tokio::select! {
+                ended = self.serve(mesh, &world, (config.clone(), base), &serving, &now) => return ended,
+                () = turn.ends() => {}
+            }
+            if !world.is_alive() {
+                return Ok(());
+            }
+            mesh.trace.line(format_args!("control plane {} lets go: another one serves", self.name));
+            serving.borrow_mut().take();
+            mesh.oracle.borrow_mut().plane_ends(&self.name, &self.cluster);
+            // What has not ended by then is killed with the process.
+            let _ = now.drain(DRAIN).await;
+        }
+    }
+
+    async fn store(&self, config: &PlaneConfig, world: &Arc<Outlook>) -> Result<Arc<dyn Store>> {
+        Ok(match &config.store {
+            Keep::File => Arc::new(SlowStore::open(&self.disk, world.clone(), self.full.clone())?),
+            Keep::Etcd(settings) => {
+                let far = Etcd::through(settings.clone(), servers::connect(world.clone()));
+                Arc::new(Backed::new(Arc::new(far), Embedded::over(self.disk.open())?).await?)
+            }
+        })
+    }
+
+    /// One turn, until another one serves.
+    async fn serve(
+        self: &Rc<Self>,
+        mesh: &Rc<Mesh>,
+        world: &Arc<Outlook>,
+        (config, (store, leading, vault)): (PlaneConfig, Base),
+        serving: &Serving<Arc<Plane>>,
+        shutdown: &Shutdown,
+    ) -> Result<()> {
+        let held = in_force(&*store, &leading).await?.map(|head| head.head().clone());
+        let configuration = match held.as_ref().and_then(|head| Some((head.seq(), head.stable.as_ref()?))) {
+            Some((seq, revision)) => load(&*store, seq, revision).await?,
             None => Configuration::default(),
         };
-        let config = self.config(mesh)?;
         let shared: SharedWorld = world.clone();
         let authority = match &config.duty {
             Duty::Primary { .. } => {
@@ -175,16 +250,15 @@ impl ControlPlane {
                 let lifetimes = Default::default();
                 Authority::primary(&self.dir, &config.cluster, &domain, &lifetimes, world.unix())?
             }
-            Duty::Remote { primaries, .. } => self.joined(mesh, &shared, &config, primaries[0]).await?,
+            Duty::Remote { primaries, .. } => self.joined(mesh, &shared, &config, primaries).await?,
         };
-        let in_force = held.map(|head| head.seq());
-        let vault = Arc::new(Vault::alone(&self.dir));
+        // If the servers fail now, upkeep tries again.
+        let _ = vault.keep().await;
         let commits = watch::Sender::default();
-        let begun = Begun { authority, configuration, in_force, commits, vault, bereft: false };
+        let begun = Begun { authority, configuration, commits, vault, bereft: false };
         let plane = serving::assemble(config, shared, store, begun).await?;
-        serving::begin(&plane, &shutdown).await?;
-        mesh.oracle.borrow_mut().plane_begins(&self.name, mesh.network.elapsed());
-        mesh.introduce(&self.name, plane.authority.identity().credentials().chain());
+        serving::begin(&plane, shutdown).await?;
+        mesh.begins(self, &plane, leading.now().is_some());
         match &plane.config.duty {
             Duty::Primary { .. } => {
                 let branch = mesh.repository.borrow().watch();
@@ -195,32 +269,39 @@ impl ControlPlane {
                 shutdown.spawn("link", link);
             }
         }
-        let _ = serving.set(plane.clone());
+        serving.replace(Some(plane.clone()));
         mesh.trace.line(format_args!(
             "control plane {} serves {}",
             self.name,
             short(plane.snapshot.borrow().commit())
         ));
-        self.observe(mesh, &world, &plane).await;
+        self.observe(mesh, world, &plane).await;
         Ok(())
     }
 
     fn config(&self, mesh: &Mesh) -> Result<PlaneConfig> {
-        let primary = mesh.planes()[0].ip;
+        let primary = mesh.primaries();
+        let replicas: Vec<_> = mesh.hosts(&self.cluster).map(|host| host.ip).collect();
         let mut said = serde_json::json!({
-            "cluster": self.name,
+            "cluster": self.cluster,
             "role": "remote",
             "stateDir": self.dir,
             "address": self.ip,
-            "network": self.name,
-            "locality": { "region": format!("eu-{}", self.name), "zone": "a", "subzone": "" },
+            "network": self.cluster,
+            "locality": { "region": format!("eu-{}", self.cluster), "zone": "a", "subzone": "" },
             "leaseSeconds": LEASE.as_secs(),
+            "replicas": replicas,
         });
-        if self.ip == primary {
+        if primary.contains(&self.ip) {
             said["role"] = "primary".into();
             said["source"] = serde_json::json!({ "repository": self.dir.join("unread") });
         } else {
-            said["primary"] = SocketAddr::new(primary, 15013).to_string().into();
+            let addresses: Vec<_> = primary.iter().map(|ip| SocketAddr::new(*ip, 15013)).collect();
+            said["primary"] = serde_json::json!(addresses);
+        }
+        if let Some(servers) = &self.servers {
+            let url = format!("http://{}", SocketAddr::new(servers.ip, servers::PORT));
+            said["store"] = serde_json::json!({ "etcd": { "endpoints": [url] } });
         }
         Ok(serde_json::from_value::<RawConfig>(said)?.meant()?)
     }
@@ -231,14 +312,14 @@ impl ControlPlane {
         mesh: &Mesh,
         world: &SharedWorld,
         config: &PlaneConfig,
-        primary: SocketAddr,
+        primaries: &[SocketAddr],
     ) -> Result<Authority> {
         if let Some(authority) = Authority::rejoin(&self.dir, &config.cluster, world.unix())? {
             return Ok(authority);
         }
-        loop {
-            if let Some(text) = self.join_token(mesh, primary) {
-                let joined = link::remote::join(world, &text, &config.cluster, primary, self.ip, &self.dir);
+        for primary in primaries.iter().cycle() {
+            if let Some(text) = self.join_token(mesh, primaries) {
+                let joined = link::remote::join(world, &text, &config.cluster, *primary, self.ip, &self.dir);
                 link::remote::keep_primary(&self.dir, &text)?;
                 match joined.await {
                     Ok(authority) => return Ok(authority),
@@ -247,16 +328,17 @@ impl ControlPlane {
             }
             tokio::time::sleep(AGAIN).await;
         }
+        anyhow::bail!("there is no primary")
     }
 
-    fn join_token(&self, mesh: &Mesh, primary: SocketAddr) -> Option<String> {
-        let plane = mesh.planes()[0].plane()?;
+    fn join_token(&self, mesh: &Mesh, primaries: &[SocketAddr]) -> Option<String> {
+        let plane = mesh.primary()?;
         let token = JoinToken {
             id: TokenId::random().ok()?,
-            cluster: self.name.parse().ok()?,
+            cluster: self.cluster.parse().ok()?,
             primary: plane.config.cluster.clone(),
             root: plane.authority.root_hash()?,
-            addresses: vec![primary.to_string()],
+            addresses: primaries.iter().map(ToString::to_string).collect(),
             expires: plane.world.unix().as_secs() + 600,
         };
         Some(plane.authority.issue(&token))
@@ -272,7 +354,7 @@ impl ControlPlane {
         let mut reports = plane.reports.subscribe();
         let mut heads = plane.store.watch_head();
         loop {
-            mesh.see_plane(&self.name, plane);
+            mesh.see_plane(self, plane);
             tokio::select! {
                 biased;
                 _ = proxies.changed() => {}
@@ -300,16 +382,36 @@ async fn publisher(
     shutdown: Shutdown,
 ) {
     let mut publisher = Publisher::new(plane, Ownership::sole(source()), Arc::new(Accepted::default()));
-    let election = leading.begun().await;
+    loop {
+        let election = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            election = leading.begun() => election,
+        };
+        publisher.begin();
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = election.lost() => leading.changed().await,
+            () = publish(&mut publisher, &mut branch, &election) => return,
+        }
+    }
+}
+
+/// One leadership.
+async fn publish(
+    publisher: &mut Publisher,
+    branch: &mut watch::Receiver<Option<Arc<Commit>>>,
+    election: &Election,
+) {
     loop {
         let commit = branch.borrow_and_update().clone();
         if let Some(commit) = commit {
             publisher.hear(Tree::read(&commit.checkout()));
         }
-        let failed = publisher.publish(&election).await.is_err();
+        let failed = publisher.publish(election).await.is_err();
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => return,
             changed = branch.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(AGAIN), if failed => {}
         }
@@ -338,7 +440,7 @@ impl Sidecar {
 
     /// What it serves, once it does.
     pub fn proxy(&self) -> Option<Arc<Proxy>> {
-        self.life.borrow().as_ref()?.serving.get().cloned()
+        self.life.borrow().as_ref()?.serving.borrow().clone()
     }
 
     /// Its present life.
@@ -385,7 +487,6 @@ impl Sidecar {
     }
 
     fn config(&self, mesh: &Mesh) -> Config {
-        let plane = mesh.planes().iter().find(|plane| plane.name == self.cluster).expect("its cluster").ip;
         let at = |port: u16| SocketAddr::new(self.ip, port);
         Config {
             role: Role::Sidecar {
@@ -396,7 +497,7 @@ impl Sidecar {
             workload: self.workload.clone(),
             state_dir: self.dir.clone(),
             token_file: Some(self.dir.join("token")),
-            control_planes: vec![(plane, 15012).into()],
+            control_planes: mesh.hosts(&self.cluster).map(|host| (host.ip, 15012).into()).collect(),
             source: self.ip,
             admin: at(15000),
             zone: String::new(),
@@ -414,7 +515,7 @@ impl Sidecar {
         world: Arc<Outlook>,
         config: Config,
         hello: wire::Hello,
-        serving: Rc<OnceCell<Arc<Proxy>>>,
+        serving: Serving<Arc<Proxy>>,
         shutdown: Shutdown,
     ) -> Result<()> {
         let shared: SharedWorld = world.clone();
@@ -438,7 +539,7 @@ impl Sidecar {
         shutdown.spawn("control stream", stream);
         shutdown.spawn("renewal", control::renew::run(shared, proxy.clone(), shutdown.clone()));
         tokio::task::spawn_local(ask_for_hosts(proxy.clone(), world.clone(), ask));
-        let _ = serving.set(proxy.clone());
+        serving.replace(Some(proxy.clone()));
         self.observe(mesh, &world, &proxy).await
     }
 
@@ -465,7 +566,7 @@ impl Sidecar {
     }
 
     fn token(&self, mesh: &Mesh) -> Option<String> {
-        let plane = mesh.planes().iter().find(|plane| plane.name == self.cluster)?.plane()?;
+        let plane = mesh.serving(&self.cluster)?;
         let token = WorkloadToken {
             id: TokenId::random().ok()?,
             cluster: plane.config.cluster.clone(),

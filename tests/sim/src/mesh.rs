@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
     path::Path,
     rc::Rc,
@@ -25,9 +25,10 @@ use crate::{
     disk::Disk,
     machine::{ControlPlane, Sidecar, short},
     network::Network,
-    oracle::{Oracle, SeenProxy},
+    oracle::{Oracle, SeenPlane, SeenProxy},
     repository::{Commit, Repository, TRUST_DOMAIN},
     sabotage::Sabotage,
+    servers::Servers,
     trace::Trace,
 };
 
@@ -35,6 +36,8 @@ use crate::{
 pub const CLUSTERS: [&str; 3] = ["east", "west", "south"];
 /// The workloads of each cluster: name and application.
 const WORKLOADS: [(&str, &str); 2] = [("front", "front"), ("reviews", "reviews")];
+/// Under what the control planes of one cluster seal what they share.
+const SEAL: [u8; 32] = [7; 32];
 /// How long `wait` waits at once.
 const WAIT: Duration = Duration::from_secs(60);
 
@@ -53,8 +56,12 @@ pub struct Mesh {
     /// What is broken on purpose, and what for.
     pub sabotage: Option<Sabotage>,
     pub first_configuration: RefCell<Option<Arc<Configuration>>>,
+    /// What the control planes of one cluster share, where one has several.
+    pub servers: Option<Rc<Servers>>,
     planes: Vec<Rc<ControlPlane>>,
     sidecars: Vec<Rc<Sidecar>>,
+    /// Which control plane of each cluster is asked what its cluster does.
+    in_charge: RefCell<BTreeMap<String, String>>,
 }
 
 /// Where the commit that is waited for stands in the one branch.
@@ -79,11 +86,27 @@ impl Mesh {
     pub fn new(chance: &mut Chance, root: &Path, options: &Options) -> Rc<Self> {
         let network = Network::new(chance.fork());
         let ip = |cluster: usize, host: u8| IpAddr::V4(Ipv4Addr::new(10, cluster as u8, 0, host));
-        let planes = CLUSTERS.iter().enumerate().map(|(at, name)| {
-            let disk = Disk::new(chance.fork(), options.sabotage == Some(Sabotage::LyingDisks));
-            Rc::new(ControlPlane::new(name, ip(at, 1), root, disk))
-        });
-        let planes = planes.collect();
+        let several = (options.sabotage.is_none() && chance.one_in(2))
+            .then(|| chance.between(0, CLUSTERS.len() as u64) as usize);
+        let servers = several.map(|at| Rc::new(Servers::new(ip(at, 250))));
+        let mut planes = Vec::new();
+        for (at, cluster) in CLUSTERS.iter().enumerate() {
+            let disk = |chance: &mut Chance| {
+                Disk::new(chance.fork(), options.sabotage == Some(Sabotage::LyingDisks))
+            };
+            if several != Some(at) {
+                let disk = disk(chance);
+                planes.push(ControlPlane::new((cluster, cluster), ip(at, 1), root, disk, None));
+                continue;
+            }
+            for (host, place) in [(1, "a"), (2, "b")] {
+                let (name, disk) = (format!("{cluster}-{place}"), disk(chance));
+                let plane = ControlPlane::new((&name, cluster), ip(at, host), root, disk, servers.clone());
+                plane.entrust(&SEAL).expect("a directory to write to");
+                planes.push(plane);
+            }
+        }
+        let planes = planes.into_iter().map(Rc::new).collect();
         let mut sidecars = Vec::new();
         for (at, cluster) in CLUSTERS.iter().enumerate() {
             for (host, (name, app)) in WORKLOADS.iter().enumerate() {
@@ -103,20 +126,44 @@ impl Mesh {
             foreign,
             sabotage: options.sabotage,
             first_configuration: RefCell::default(),
+            servers,
             planes,
             sidecars,
+            in_charge: RefCell::default(),
         })
     }
 
     /// Turns everything on.
     pub fn start(self: &Rc<Self>) {
+        self.servers.iter().for_each(|servers| servers.start(self));
         self.planes.iter().for_each(|plane| plane.start(self));
         self.sidecars.iter().for_each(|sidecar| sidecar.start(self));
     }
 
-    /// The control planes, the primary first.
+    /// The machines of all control planes.
     pub fn planes(&self) -> &[Rc<ControlPlane>] {
         &self.planes
+    }
+
+    /// Those of one cluster.
+    pub fn hosts(&self, cluster: &str) -> impl Iterator<Item = &Rc<ControlPlane>> {
+        self.planes.iter().filter(move |host| host.cluster == cluster)
+    }
+
+    /// The addresses of the primary's.
+    pub fn primaries(&self) -> Vec<IpAddr> {
+        self.hosts(CLUSTERS[0]).map(|host| host.ip).collect()
+    }
+
+    /// What serves a cluster, as its operator finds it.
+    pub fn serving(&self, cluster: &str) -> Option<Arc<Plane>> {
+        let in_charge = self.in_charge.borrow().get(cluster).cloned();
+        self.hosts(cluster).find(|host| Some(&host.name) == in_charge.as_ref())?.plane()
+    }
+
+    /// What serves the primary cluster.
+    pub fn primary(&self) -> Option<Arc<Plane>> {
+        self.serving(CLUSTERS[0])
     }
 
     /// The sidecars of all clusters.
@@ -129,15 +176,32 @@ impl Mesh {
         self.oracle.borrow().failure().is_some()
     }
 
-    /// A control plane shows its chain.
-    pub fn introduce(&self, cluster: &str, chain: &[CertificateDer<'static>]) {
-        self.oracle.borrow_mut().chains.insert(cluster.to_owned(), chain.to_vec());
+    /// A control plane begins to serve. One that leads is in charge, and one beside which nobody serves.
+    pub fn begins(&self, host: &ControlPlane, plane: &Plane, leads: bool) {
+        if leads || self.hosts(&host.cluster).all(|other| other.plane().is_none()) {
+            self.in_charge.borrow_mut().insert(host.cluster.clone(), host.name.clone());
+        }
+        let kept = host.servers.as_ref().map(|servers| servers.registered());
+        let seen = self.seen(host, plane);
+        let mut oracle = self.oracle.borrow_mut();
+        // What a control plane has not told the servers goes with its turn.
+        let lost = |instance: &str| kept.as_ref().is_some_and(|kept| !kept.iter().any(|one| one == instance));
+        oracle.plane_begins(&seen, self.network.elapsed(), lost);
+        if leads {
+            oracle.leader_begins(&self.repository.borrow(), &seen);
+        }
+        oracle.chains.insert(host.cluster.clone(), plane.authority.identity().credentials().chain().to_vec());
     }
 
     /// Lets the oracle look at a control plane.
-    pub fn see_plane(&self, cluster: &str, plane: &Plane) {
-        let now = self.network.elapsed();
-        self.oracle.borrow_mut().see_plane(&self.repository.borrow(), now, cluster, plane);
+    pub fn see_plane(&self, host: &ControlPlane, plane: &Plane) {
+        let (now, seen) = (self.network.elapsed(), self.seen(host, plane));
+        self.oracle.borrow_mut().see_plane(&self.repository.borrow(), now, &seen);
+    }
+
+    fn seen<'a>(&self, host: &'a ControlPlane, plane: &'a Plane) -> SeenPlane<'a> {
+        let in_charge = self.in_charge.borrow().get(&host.cluster) == Some(&host.name);
+        SeenPlane { name: &host.name, cluster: &host.cluster, in_charge, plane }
     }
 
     /// Lets the oracle look at a proxy.
@@ -147,10 +211,10 @@ impl Mesh {
 
     /// Waits at the primary for `commit`, as an operator does; why it was not called effective.
     pub async fn wait(self: &Rc<Self>, commit: Arc<Commit>) -> Result<(), String> {
-        let plane = self.planes[0].plane().ok_or("the primary is off")?;
+        let plane = self.primary().ok_or("the primary is off")?;
         let history = History { mesh: self.clone(), index: commit.index };
         let answer = controlplane::report::wait(&plane, &commit.id, WAIT, false, history).await;
-        let lives = self.planes[0].plane().is_some_and(|now| Arc::ptr_eq(&now, &plane));
+        let lives = self.primary().is_some_and(|now| Arc::ptr_eq(&now, &plane));
         if !lives {
             return Err("the primary ended meanwhile".into());
         }
@@ -180,6 +244,12 @@ impl Mesh {
     /// Opens all ways, and starts what is off.
     pub fn heal(self: &Rc<Self>) {
         self.network.heal();
+        if let Some(servers) = &self.servers {
+            servers.full.store(false, Relaxed);
+            if !servers.is_on() {
+                servers.start(self);
+            }
+        }
         for plane in &self.planes {
             plane.full.store(false, Relaxed);
             if !plane.is_on() {
@@ -201,10 +271,15 @@ impl Mesh {
         let mut wrong = Vec::new();
         let members: Vec<_> =
             self.sidecars.iter().filter(|sidecar| last.members.contains(&sidecar.cluster)).collect();
-        for plane in self.planes.iter().filter(|plane| last.members.contains(&plane.name)) {
-            let commit = plane.plane().map(|plane| plane.configuration.borrow().commit.clone());
-            if commit.as_deref() != Some(last.id.as_str()) {
-                wrong.push(format!("control plane {} serves {commit:?}", plane.name));
+        for cluster in &last.members {
+            let serving: Vec<_> = self
+                .hosts(cluster)
+                .filter_map(|host| {
+                    Some((host.name.as_str(), host.plane()?.configuration.borrow().commit.clone()))
+                })
+                .collect();
+            if !matches!(&*serving, [(_, commit)] if commit == last.id.as_str()) {
+                wrong.push(format!("{cluster} is served by {serving:?}"));
             }
         }
         for sidecar in &members {

@@ -11,6 +11,7 @@ use crate::{
     network::End,
     repository::Change,
     sabotage::{self, Sabotage},
+    servers::Servers,
 };
 
 /// Steps of one simulation.
@@ -37,6 +38,11 @@ pub async fn drive(mesh: &Rc<Mesh>, chance: &mut Chance, broken: Option<Sabotage
 }
 
 fn step(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    if let Some(servers) = mesh.servers.clone()
+        && chance.one_in(8)
+    {
+        return disturb(mesh, &servers, chance);
+    }
     match chance.between(0, 30) {
         0..=6 => commit(mesh, chance),
         7..=9 => crash_plane(mesh, chance),
@@ -76,6 +82,10 @@ fn publish(mesh: &Mesh, change: Change<'_>) {
     ));
 }
 
+fn any<'a, T>(of: &'a [T], chance: &mut Chance) -> &'a T {
+    &of[chance.between(0, of.len() as u64) as usize]
+}
+
 fn end(chance: &mut Chance) -> End {
     chance.pick(&[End::Killed, End::Unplugged])
 }
@@ -87,7 +97,7 @@ fn absence(chance: &mut Chance) -> Duration {
 }
 
 fn crash_plane(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let plane = mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].clone();
+    let plane = any(mesh.planes(), chance).clone();
     if !plane.is_on() {
         return;
     }
@@ -111,7 +121,7 @@ fn crash_plane(mesh: &Rc<Mesh>, chance: &mut Chance) {
 }
 
 fn crash_sidecar(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let sidecar = any(mesh.sidecars(), chance).clone();
     if !sidecar.is_on() {
         return;
     }
@@ -131,13 +141,25 @@ fn crash_sidecar(mesh: &Rc<Mesh>, chance: &mut Chance) {
 
 /// Two machines that talk with each other.
 fn pair(mesh: &Mesh, chance: &mut Chance) -> (IpAddr, IpAddr) {
-    if chance.one_in(2) {
-        let remote = chance.between(1, CLUSTERS.len() as u64) as usize;
-        return (mesh.planes()[0].ip, mesh.planes()[remote].ip);
+    let host = |cluster: &str, chance: &mut Chance| {
+        let hosts: Vec<_> = mesh.hosts(cluster).map(|host| host.ip).collect();
+        *any(&hosts, chance)
+    };
+    let [primary, remotes @ ..] = CLUSTERS;
+    match &mesh.servers {
+        Some(servers) if chance.one_in(3) => {
+            let theirs = mesh.planes().iter().filter(|host| host.servers.is_some());
+            let theirs: Vec<_> = theirs.map(|host| host.ip).collect();
+            return (servers.ip, *any(&theirs, chance));
+        }
+        _ if chance.one_in(2) => {
+            let remote = chance.pick(&remotes);
+            return (host(primary, chance), host(remote, chance));
+        }
+        _ => {}
     }
-    let sidecar = &mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize];
-    let plane = mesh.planes().iter().find(|plane| plane.name == sidecar.cluster).expect("its cluster");
-    (plane.ip, sidecar.ip)
+    let sidecar = any(mesh.sidecars(), chance);
+    (host(&sidecar.cluster, chance), sidecar.ip)
 }
 
 fn part(mesh: &Rc<Mesh>, chance: &mut Chance) {
@@ -187,28 +209,49 @@ fn cut(mesh: &Mesh, chance: &mut Chance) {
 /// Sets a clock, of whoever is on or off.
 fn skew(mesh: &Mesh, chance: &mut Chance) {
     let skew_ms = chance.between(0, 2 * SKEW_MS) as i64 - SKEW_MS as i64;
-    let ip = if chance.one_in(2) {
-        mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].ip
-    } else {
-        mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].ip
-    };
+    let ip = if chance.one_in(2) { any(mesh.planes(), chance).ip } else { any(mesh.sidecars(), chance).ip };
     mesh.trace.line(format_args!("the clock of {ip} is now {skew_ms} ms wrong"));
     mesh.network.skew(ip, skew_ms);
 }
 
 fn fill(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let plane = mesh.planes()[chance.between(0, CLUSTERS.len() as u64) as usize].clone();
-    let lasts = absence(chance);
-    mesh.trace.line(format_args!("the disk of {} is full for {lasts:?}", plane.name));
-    plane.full.store(true, Relaxed);
+    let (plane, lasts) = (any(mesh.planes(), chance), absence(chance));
+    let full = match &plane.servers {
+        Some(servers) => servers.full.clone(),
+        None => plane.full.clone(),
+    };
+    mesh.trace.line(format_args!("the store of {} is full for {lasts:?}", plane.name));
+    full.store(true, Relaxed);
     tokio::task::spawn_local(async move {
         tokio::time::sleep(lasts).await;
-        plane.full.store(false, Relaxed);
+        full.store(false, Relaxed);
+    });
+}
+
+/// Ends the servers that a cluster's control planes share, or takes their past away.
+fn disturb(mesh: &Rc<Mesh>, servers: &Rc<Servers>, chance: &mut Chance) {
+    if chance.one_in(3) {
+        mesh.trace.line("the servers are compacted");
+        return servers.compact();
+    }
+    if !servers.is_on() {
+        return;
+    }
+    let (end, away) = (end(chance), absence(chance));
+    mesh.trace.line(format_args!("the servers are {end:?} for {away:?}"));
+    servers.kill(mesh, end);
+    let (mesh, servers) = (mesh.clone(), servers.clone());
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(away).await;
+        if !servers.is_on() {
+            mesh.trace.line("the servers start");
+            servers.start(&mesh);
+        }
     });
 }
 
 fn stop(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let sidecar = any(mesh.sidecars(), chance).clone();
     let away = absence(chance);
     mesh.trace.line(format_args!("proxy {} says farewell for {away:?}", sidecar.workload));
     let mesh = mesh.clone();
@@ -222,7 +265,7 @@ fn stop(mesh: &Rc<Mesh>, chance: &mut Chance) {
 }
 
 fn application(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
+    let sidecar = any(mesh.sidecars(), chance).clone();
     let away = absence(chance);
     mesh.trace.line(format_args!("the application of {} is away for {away:?}", sidecar.workload));
     sidecar.app_up.set(false);
@@ -233,9 +276,8 @@ fn application(mesh: &Rc<Mesh>, chance: &mut Chance) {
 }
 
 fn deregister(mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let sidecar = mesh.sidecars()[chance.between(0, mesh.sidecars().len() as u64) as usize].clone();
-    let host = mesh.planes().iter().find(|plane| plane.name == sidecar.cluster).expect("its cluster");
-    let Some(plane) = host.plane() else { return };
+    let sidecar = any(mesh.sidecars(), chance).clone();
+    let Some(plane) = mesh.serving(&sidecar.cluster) else { return };
     let instances = plane.registry.instances_of(&sidecar.workload.parse().expect("a workload"));
     mesh.trace.line(format_args!("{} is deregistered: {instances:?}", sidecar.workload));
     instances.iter().for_each(|instance| mesh.oracle.borrow_mut().dismiss(instance.as_str()));
@@ -247,7 +289,7 @@ fn deregister(mesh: &Rc<Mesh>, chance: &mut Chance) {
 
 /// Adds the root of another mesh to what is trusted, or takes it away again.
 fn foreign_root(mesh: &Rc<Mesh>) {
-    let Some(plane) = mesh.planes()[0].plane() else { return };
+    let Some(plane) = mesh.primary() else { return };
     let held: Bundle = (*plane.authority.identity().bundle()).clone();
     let foreign = &mesh.foreign.0;
     let mut roots = held.roots.clone();
@@ -258,15 +300,22 @@ fn foreign_root(mesh: &Rc<Mesh>) {
     }
     mesh.trace.line(format_args!("{} roots are trusted", roots.len()));
     let next = Bundle { sequence: held.sequence + 1, roots, ..held };
-    if plane.authority.trust(next).is_ok() {
-        plane.bundle.send_replace(plane.authority.identity().bundle());
-    }
+    let shared = mesh.hosts(CLUSTERS[0]).any(|host| host.servers.is_some());
+    tokio::task::spawn_local(async move {
+        // As it is published: told once whoever may take over knows it.
+        let kept =
+            plane.authority.trust(next).is_ok() && plane.vault.keep().await.is_ok_and(|kept| kept == shared);
+        if kept {
+            plane.tell_bundle();
+        }
+    });
 }
 
 /// Takes a remote out of the mesh, for good; in one of three simulations at most.
 fn remove(mesh: &Rc<Mesh>, chance: &mut Chance) {
     if chance.one_in(3) {
-        let name = CLUSTERS[chance.between(1, CLUSTERS.len() as u64) as usize];
+        let [_, remotes @ ..] = CLUSTERS;
+        let name = chance.pick(&remotes);
         publish(mesh, Change::Removal(name));
     } else {
         commit(mesh, chance);

@@ -39,14 +39,16 @@ pub struct Oracle {
     trusted: BTreeMap<String, u64>,
     heads: BTreeMap<String, Seq>,
     configurations: BTreeMap<String, usize>,
+    /// The newest commit that a control plane of each cluster had in force.
+    led: BTreeMap<String, usize>,
     /// Who is registered in each cluster, by instance: the workload.
     registered: BTreeMap<String, BTreeMap<InstanceId, String>>,
     /// Instances that went by farewell or by an operator's word.
     dismissed: BTreeSet<String>,
     /// Since when the stream of an instance is away, in truth.
     away: BTreeMap<InstanceId, Option<Duration>>,
-    /// Endpoints that each cluster offers, and those that it offers no more.
-    offered: BTreeMap<String, BTreeSet<String>>,
+    /// Endpoints that each cluster offers, by the control plane that says so, and those that it offers no more.
+    offered: BTreeMap<String, BTreeMap<String, Offer>>,
     withdrawn: BTreeMap<String, BTreeSet<String>>,
     /// What each cluster knows of each other one.
     known: BTreeMap<(String, String), BTreeSet<String>>,
@@ -65,6 +67,14 @@ pub struct Oracle {
     pub judged: BTreeMap<&'static str, u64>,
 }
 
+/// What one control plane of a cluster says that it offers.
+#[derive(Debug, Default)]
+struct Offer {
+    endpoints: BTreeSet<String>,
+    /// It has let go since.
+    ended: bool,
+}
+
 /// When a control plane last had the stream of a workload.
 #[derive(Debug, Clone, Default)]
 struct Contact {
@@ -73,6 +83,18 @@ struct Contact {
     since: Duration,
     was_gone: bool,
     connected: bool,
+}
+
+/// What is seen of a control plane.
+pub struct SeenPlane<'a> {
+    /// Its machine.
+    pub name: &'a str,
+    /// Its cluster.
+    pub cluster: &'a str,
+    /// Whether it is not one that was replaced, and does not know it yet.
+    pub in_charge: bool,
+    /// What it serves.
+    pub plane: &'a Plane,
 }
 
 /// What is seen of a proxy.
@@ -88,7 +110,7 @@ pub struct SeenProxy<'a> {
     /// Whom it trusts.
     pub identity: &'a process::tls::Identity,
     /// The view on its disk.
-    pub kept: Option<(api::delta::View, String)>,
+    pub kept: Option<(api::delta::View, api::delta::Origin)>,
 }
 
 impl Oracle {
@@ -114,16 +136,31 @@ impl Oracle {
         self.dismissed.insert(instance.to_owned());
     }
 
-    /// A control plane begins a new life: by its design every lease begins anew.
-    pub fn plane_begins(&mut self, cluster: &str, now: Duration) {
-        for instance in self.registered.get(cluster).into_iter().flat_map(BTreeMap::keys) {
+    /// A control plane begins a new turn: by its design every lease begins anew. Of the registrations of before, those
+    /// that `lost` names have not outlived the one before it.
+    pub fn plane_begins(&mut self, seen: &SeenPlane<'_>, now: Duration, lost: impl Fn(&str) -> bool) {
+        // Catalogues are kept on disk twice a second at most, so what was learnt last may be lost.
+        self.known.retain(|(knower, _), _| knower != seen.name);
+        if !seen.in_charge {
+            return;
+        }
+        let registered = self.registered.entry(seen.cluster.to_owned()).or_default();
+        registered.retain(|instance, _| !lost(instance.as_str()));
+        for instance in registered.keys() {
             self.away.insert(instance.clone(), Some(now));
         }
-        for contact in self.contacts.values_mut().filter(|contact| contact.cluster == cluster) {
+        for contact in self.contacts.values_mut().filter(|contact| contact.cluster == seen.cluster) {
             contact.connected = false;
         }
-        // Catalogues are kept on disk twice a second at most, so what was learnt last may be lost.
-        self.known.retain(|(knower, _), _| knower != cluster);
+    }
+
+    /// Who leads begins with `begins`, and no other one of its cluster that led has obeyed more.
+    pub fn leader_begins(&mut self, repository: &Repository, seen: &SeenPlane<'_>) {
+        let begins = repository.find(&seen.plane.configuration.borrow().commit).map(|commit| commit.index);
+        let newest = self.led.get(seen.cluster).copied();
+        self.judge("head", begins >= newest, || {
+            format!("{} begins with commit {begins:?}, and {newest:?} was in force", seen.name)
+        });
     }
 
     /// Looks at a proxy.
@@ -150,7 +187,7 @@ impl Oracle {
             });
         }
         let party = format!("proxy {}", seen.workload);
-        self.trust(&party, seen.identity, now);
+        self.trust(&party, seen.identity, &seen.identity.bundle(), now);
         let members = &seen.runtime.bundle.clusters;
         let strangers: Vec<_> = seen
             .runtime
@@ -206,8 +243,8 @@ impl Oracle {
         });
     }
 
-    fn trust(&mut self, party: &str, identity: &process::tls::Identity, now: Duration) {
-        let bundle: &Bundle = &identity.bundle();
+    /// `party` tells others of `bundle`, and verifies by `identity`.
+    fn trust(&mut self, party: &str, identity: &process::tls::Identity, bundle: &Bundle, now: Duration) {
         let before = self.trusted.insert(party.to_owned(), bundle.sequence).unwrap_or_default();
         self.judge("trust", bundle.sequence >= before, || {
             format!("{party} went back from bundle {before} to {}", bundle.sequence)
@@ -219,6 +256,7 @@ impl Oracle {
         let first = *self.bundles.entry(bundle.sequence).or_insert(said);
         self.judge("trust", first == said, || format!("two bundles have the sequence {}", bundle.sequence));
         let right = api::identity::UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000) + now);
+        let bundle = identity.bundle();
         let roots: Vec<_> = bundle.roots.iter().map(api::identity::RootCertificate::hash).collect();
         let out: Vec<_> = self
             .chains
@@ -237,24 +275,41 @@ impl Oracle {
     }
 
     /// Looks at a control plane.
-    pub fn see_plane(&mut self, repository: &Repository, now: Duration, cluster: &str, plane: &Plane) {
-        self.registry(repository, now, cluster, plane);
-        self.heads(repository, cluster, plane);
-        self.trust(&format!("control plane {cluster}"), plane.authority.identity(), now);
-        self.snapshot(now, cluster, plane);
-        self.peers(cluster, plane);
-        self.removals(now, cluster, plane);
+    pub fn see_plane(&mut self, repository: &Repository, now: Duration, seen: &SeenPlane<'_>) {
+        self.acknowledgements(repository, seen.plane);
+        if seen.in_charge {
+            self.registry(now, seen.cluster, seen.plane);
+        }
+        self.heads(repository, seen);
+        let (identity, told) = (seen.plane.authority.identity(), seen.plane.bundle.borrow().clone());
+        self.trust(&format!("control plane {}", seen.name), identity, &told, now);
+        self.snapshot(now, seen);
+        self.peers(seen);
+        if seen.in_charge {
+            self.removals(now, seen.cluster, seen.plane);
+        }
     }
 
-    fn registry(&mut self, repository: &Repository, now: Duration, cluster: &str, plane: &Plane) {
+    /// A control plane has let go of its cluster.
+    pub fn plane_ends(&mut self, name: &str, cluster: &str) {
+        let all = self.offered.entry(cluster.to_owned()).or_default();
+        all.entry(name.to_owned()).or_default().ended = true;
+    }
+
+    fn acknowledgements(&mut self, repository: &Repository, plane: &Plane) {
+        for proxy in plane.registry.proxies().borrow().values() {
+            let reached = proxy.reached.as_deref().and_then(|commit| repository.find(commit));
+            if let Some(commit) = reached {
+                let newest = self.acknowledged.entry(proxy.registered.workload.to_string()).or_default();
+                *newest = commit.mark.max(*newest);
+            }
+        }
+    }
+
+    fn registry(&mut self, now: Duration, cluster: &str, plane: &Plane) {
         let proxies = plane.registry.proxies().borrow().clone();
         for (instance, proxy) in proxies.iter() {
             let workload = proxy.registered.workload.to_string();
-            let reached = proxy.reached.as_deref().and_then(|commit| repository.find(commit));
-            if let Some(commit) = reached {
-                let newest = self.acknowledged.entry(workload.clone()).or_default();
-                *newest = commit.mark.max(*newest);
-            }
             let away = self.away.entry(instance.clone()).or_default();
             *away = if proxy.connected { None } else { Some(away.unwrap_or(now)) };
             let contact = self.contacts.entry(workload).or_default();
@@ -302,23 +357,27 @@ impl Oracle {
         }
     }
 
-    fn heads(&mut self, repository: &Repository, cluster: &str, plane: &Plane) {
-        if let Some(head) = plane.store.watch_head().borrow().as_ref() {
+    fn heads(&mut self, repository: &Repository, seen: &SeenPlane<'_>) {
+        let name = seen.name;
+        if let Some(head) = seen.plane.store.watch_head().borrow().as_ref() {
             let seq = head.head().seq();
-            let before = *self.heads.entry(cluster.to_owned()).or_insert(seq);
-            self.judge("head", seq >= before, || format!("{cluster} went back from head {before} to {seq}"));
-            self.heads.insert(cluster.to_owned(), seq.max(before));
+            let before = *self.heads.entry(name.to_owned()).or_insert(seq);
+            self.judge("head", seq >= before, || format!("{name} went back from head {before} to {seq}"));
+            self.heads.insert(name.to_owned(), seq.max(before));
         }
-        let id = plane.configuration.borrow().commit.clone();
+        let id = seen.plane.configuration.borrow().commit.clone();
         if let Some(commit) = repository.find(&id) {
-            let before = self.configurations.insert(cluster.to_owned(), commit.index).unwrap_or_default();
+            let before = self.configurations.insert(name.to_owned(), commit.index).unwrap_or_default();
             self.judge("head", commit.index >= before, || {
-                format!("{cluster} went back from commit {before} to {}", commit.index)
+                format!("{name} went back from commit {before} to {}", commit.index)
             });
+            let newest = self.led.entry(seen.cluster.to_owned()).or_default();
+            *newest = commit.index.max(*newest);
         }
     }
 
-    fn snapshot(&mut self, now: Duration, cluster: &str, plane: &Plane) {
+    fn snapshot(&mut self, now: Duration, seen: &SeenPlane<'_>) {
+        let SeenPlane { name, cluster, plane, .. } = *seen;
         let snapshot = plane.snapshot.borrow().clone();
         for (name, entry) in &snapshot.services {
             if entry.endpoints.is_empty() {
@@ -326,17 +385,23 @@ impl Oracle {
             }
         }
         let offered = ids(&snapshot.catalogue());
-        let before = self.offered.insert(cluster.to_owned(), offered.clone()).unwrap_or_default();
         let withdrawn = self.withdrawn.entry(cluster.to_owned()).or_default();
-        withdrawn.extend(before.into_iter().filter(|id| !offered.contains(id)));
+        let all = self.offered.entry(cluster.to_owned()).or_default();
+        // Of two that serve, one of which does not know it yet, either may be heard after the other.
+        for other in all.values() {
+            withdrawn.extend(other.endpoints.symmetric_difference(&offered).cloned());
+        }
+        all.retain(|_, other| !other.ended);
+        all.insert(name.to_owned(), Offer { endpoints: offered, ended: false });
     }
 
-    fn peers(&mut self, cluster: &str, plane: &Plane) {
+    fn peers(&mut self, seen: &SeenPlane<'_>) {
+        let SeenPlane { name, cluster, plane, .. } = *seen;
         let peers = plane.peers.borrow().clone();
         let members: BTreeSet<String> =
             plane.bundle.borrow().clusters.keys().map(ToString::to_string).collect();
         for (peer, catalogue) in peers.iter() {
-            let key = (cluster.to_owned(), peer.to_string());
+            let key = (name.to_owned(), peer.to_string());
             let now_known = ids(catalogue);
             // What it begins with is what it had on its disk.
             let Some(before) = self.known.insert(key, now_known.clone()) else { continue };
@@ -344,7 +409,7 @@ impl Oracle {
             let lost: Vec<_> =
                 before.iter().filter(|id| !now_known.contains(*id) && !withdrawn.contains(*id)).collect();
             self.judge("endpoints", lost.is_empty(), || {
-                format!("{cluster} lost {lost:?} of {peer}, which {peer} still offers")
+                format!("{name} lost {lost:?} of {peer}, which {peer} still offers")
             });
             let news = now_known.iter().any(|id| !before.contains(id));
             let expelled = self.removed.contains_key(peer.as_str()) && !members.contains(peer.as_str());

@@ -2,7 +2,7 @@
 
 use std::{fs, io, path::Path, rc::Rc, sync::Arc};
 
-use api::delta::View;
+use api::delta::{Origin, View};
 use dataplane::control::kept;
 
 use crate::{
@@ -64,8 +64,8 @@ impl Sabotage {
 }
 
 /// Before a proxy with this state directory starts, which has held `views`.
-pub fn before_proxy(sabotage: Option<Sabotage>, dir: &Path, views: &[(View, String)]) -> io::Result<()> {
-    let (Some((first, old)), Some((last, revision))) = (views.first(), views.last()) else { return Ok(()) };
+pub fn before_proxy(sabotage: Option<Sabotage>, dir: &Path, views: &[(View, Origin)]) -> io::Result<()> {
+    let (Some((first, old)), Some((last, origin))) = (views.first(), views.last()) else { return Ok(()) };
     match sabotage {
         Some(Sabotage::OldView) => kept::write(dir, first, old),
         Some(Sabotage::MixedView) => {
@@ -73,7 +73,7 @@ pub fn before_proxy(sabotage: Option<Sabotage>, dir: &Path, views: &[(View, Stri
             for (name, item) in mixed.items.iter_mut().filter(|(name, _)| name.ends_with("-a")) {
                 item.clone_from(first.items.get(name).unwrap_or(&item.clone()));
             }
-            kept::write(dir, &mixed, revision)
+            kept::write(dir, &mixed, origin)
         }
         _ => Ok(()),
     }
@@ -90,8 +90,7 @@ pub fn before_plane(sabotage: Option<Sabotage>, dir: &Path) -> io::Result<()> {
 
 /// Between two steps of a simulation.
 pub fn strike(sabotage: Option<Sabotage>, mesh: &Rc<Mesh>, chance: &mut Chance) {
-    let cluster = chance.between(0, CLUSTERS.len() as u64) as usize;
-    let Some(plane) = mesh.planes()[cluster].plane() else { return };
+    let Some(plane) = mesh.serving(chance.pick(&CLUSTERS)) else { return };
     match sabotage {
         Some(Sabotage::Forgetting) => {
             let proxies = plane.registry.proxies().borrow().clone();

@@ -20,7 +20,7 @@ fn at(seconds: u64) -> Moment {
 
 async fn registry(dir: &tempfile::TempDir) -> Registry {
     let store: Arc<dyn Store> = Arc::new(Embedded::open(dir.path()).unwrap());
-    Registry::open(store, LEASE, at(0)).await.unwrap()
+    Registry::open(store, LEASE, || at(0)).await.unwrap()
 }
 
 fn instance(workload_id: &str, instance: &str) -> Registered {
@@ -149,7 +149,7 @@ async fn a_restart_begins_every_lease_anew() {
     connect(&first, instance("reviews", "reviews-a"), 0).await.unwrap();
     drop(first);
     let store: Arc<dyn Store> = Arc::new(Embedded::open(dir.path()).unwrap());
-    let second = Registry::open(store, LEASE, at(1_000)).await.unwrap();
+    let second = Registry::open(store, LEASE, || at(1_000)).await.unwrap();
     assert_eq!(second.expire(at(1_014)).await.unwrap(), []);
     assert_eq!(second.expire(at(1_015)).await.unwrap(), ["reviews".parse().unwrap()]);
 }

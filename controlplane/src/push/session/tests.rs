@@ -7,7 +7,7 @@ use api::{
     wire::{self, to_proxy},
 };
 
-use super::{Action, Session};
+use super::{Action, MAX_HOSTS, Session};
 use crate::snapshot::{
     Configuration, Registered, Snapshot, Subscription, build,
     fixture::{inputs, living, workload},
@@ -44,7 +44,7 @@ fn renamed(configuration: Arc<Configuration>, commit: &str) -> Arc<Configuration
         line: said.line,
         rules: vec![],
     });
-    Arc::new(Configuration { commit: commit.into(), objects: objects.collect() })
+    Arc::new(Configuration { head: None, commit: commit.into(), objects: objects.collect() })
 }
 
 impl Proxy {
@@ -121,6 +121,23 @@ fn who_comes_back_with_the_same_view_is_sent_nothing() {
     let proxy = Proxy::connect(view, &["ratings"], snapshot("one", 1));
     assert!(proxy.open.is_none());
     assert_eq!(proxy.reached, ["one"]);
+}
+
+#[test]
+fn who_asks_for_hosts_without_end_is_still_told_of_those_that_are_there() {
+    let mut proxy = Proxy::connect(View::default(), &[], snapshot("one", 1));
+    proxy.ack();
+    for n in 0..2 * MAX_HOSTS {
+        let hosts = vec![format!("h{n}.example")];
+        let actions = proxy.session.on_subscribe(wire::Subscribe { hosts, drop: Vec::new() });
+        proxy.hear(actions);
+    }
+    assert!(proxy.open.is_none());
+    assert_eq!(proxy.unknown.len(), 2 * MAX_HOSTS);
+    let actions =
+        proxy.session.on_subscribe(wire::Subscribe { hosts: vec!["ratings".into()], drop: Vec::new() });
+    proxy.hear(actions);
+    assert!(proxy.open.is_some(), "it is pushed");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! One conversation with etcd's servers: connected when it is first needed, asked again until there is an answer.
 
-use std::{fs, future::Future, path::Path, time::Duration};
+use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
 
 use etcd_client::{
     Certificate, Client, Compare, ConnectOptions, Error, GetOptions, GetResponse, Identity, KeyValue,
     TlsOptions, Txn, TxnOp, TxnOpResponse, TxnResponse,
 };
+use futures_util::future::BoxFuture;
 use tokio::{sync::Mutex, time::Instant};
 use tonic::Code;
 
@@ -30,15 +31,20 @@ const MAX_ANSWER_BYTES: usize = 128 * 1024 * 1024;
 /// A certificate, key or password file.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// How servers are connected to, by their URLs.
+pub type Connect =
+    Arc<dyn Fn(Vec<String>, ConnectOptions) -> BoxFuture<'static, Result<Client, Error>> + Send + Sync>;
+
 /// The servers.
 pub(super) struct Server {
     settings: EtcdSettings,
+    connect: Connect,
     client: Mutex<Option<Client>>,
 }
 
 impl Server {
-    pub(super) fn new(settings: EtcdSettings) -> Self {
-        Server { settings, client: Mutex::default() }
+    pub(super) fn new(settings: EtcdSettings, connect: Connect) -> Self {
+        Server { settings, connect, client: Mutex::default() }
     }
 
     /// Asks until there is an answer that another try would not change, for [`PATIENCE`].
@@ -167,7 +173,7 @@ impl Server {
             return Ok(client.clone());
         }
         let options = options(&self.settings).map_err(|why| Refused::Final(StoreError::Failed(why)))?;
-        let client = Client::connect(&self.settings.endpoints, Some(options)).await?;
+        let client = (self.connect)(self.settings.endpoints.clone(), options).await?;
         let key = format!("{}/format", self.settings.prefix.trim_end_matches('/'));
         if let Some(format) = client.kv_client().get(key, None).await?.kvs().first() {
             let found = text(format.value()).ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
@@ -206,6 +212,11 @@ impl From<Error> for Refused {
         };
         if passing { Refused::Passing(why) } else { Refused::Final(StoreError::Failed(why)) }
     }
+}
+
+/// Over the machine's own network.
+pub(super) fn by_machine() -> Connect {
+    Arc::new(|endpoints, options| Box::pin(async { Client::connect(endpoints, Some(options)).await }))
 }
 
 fn options(settings: &EtcdSettings) -> Result<ConnectOptions, String> {

@@ -31,7 +31,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     balance::{Endpoint, Gateway, Outcome, TRIAL},
-    liveness::Watched,
+    liveness::{Handle, Watched},
     tcp::Cut,
     worker::Worker,
 };
@@ -90,13 +90,16 @@ pub enum DialError {
     /// The service has as many connections as it may.
     #[error("as many connections stand as `limits.connections` allows")]
     Full,
+    /// Another request tried to connect, and tells why it failed.
+    #[error(transparent)]
+    Shared(Box<DialError>),
 }
 
 impl DialError {
     /// What it tells of the endpoint. A gateway that cannot be reached tells nothing of the endpoint behind it.
     pub fn outcome(&self) -> Outcome {
         match self {
-            DialError::Gateway(_) | DialError::Full => Outcome::Cancelled,
+            DialError::Gateway(_) | DialError::Full | DialError::Shared(_) => Outcome::Cancelled,
             DialError::Slow(..) => Outcome::Late { connected: false },
             DialError::Tcp(..) | DialError::Tls(..) | DialError::Identity(..) => Outcome::ConnectFailure,
         }
@@ -277,6 +280,16 @@ pub enum Stream {
     Plain(Watched),
     /// TLS.
     Tls(Box<TlsStream<Watched>>),
+}
+
+impl Stream {
+    /// By what the connection is found again.
+    pub fn handle(&self) -> Handle {
+        match self {
+            Stream::Plain(stream) => stream.handle(),
+            Stream::Tls(stream) => stream.get_ref().0.handle(),
+        }
+    }
 }
 
 impl Cut for Stream {

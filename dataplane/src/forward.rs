@@ -98,7 +98,7 @@ impl Call<'_> {
             }
             end.note(&mut tried, &endpoint);
             let paid = match again {
-                Again::Budget => self.callee.budget.take(self.retry(), self.worker.proxy.now()),
+                Again::Budget => attempt.paid || self.pay(),
                 Again::Free | Again::Never => tried.may_connect(),
                 Again::Try => true,
             };
@@ -116,7 +116,7 @@ impl Call<'_> {
     }
 
     fn pick(&self, tried: &Tried, now: Moment) -> Result<Picked, NoEndpoint> {
-        let ask = Ask { now, chance: self.worker.chance(), tried, may_repeat: self.may(0).repeat() };
+        let ask = Ask { now, chance: self.worker.chance(), tried, may_repeat: self.may_leave(self.may(0)) };
         let balancer = &self.callee.balancer;
         match self.only.map_or_else(|| balancer.pick(&ask), |only| balancer.pick_only(only, &ask)) {
             Pick::Endpoint(picked) => Ok(picked),
@@ -129,12 +129,23 @@ impl Call<'_> {
         let attempts = own.unwrap_or(self.retry().attempts);
         May {
             whole: self.body.is_whole(),
-            tries: retries < attempts,
+            // One that was asked for itself is nobody's to go elsewhere from.
+            tries: self.only.is_none() && retries < attempts,
             idempotent: self.outgoing.idempotent,
             on_refused: self.on(RetryOn::Refused),
             on_reset: self.on(RetryOn::Reset),
             limited: false,
         }
+    }
+
+    /// Whether it may be waited for elsewhere, however far its body has gone by then.
+    fn may_leave(&self, may: May) -> bool {
+        may.repeat() && self.body.stays_whole()
+    }
+
+    /// A retry is paid for, if there is still budget.
+    fn pay(&self) -> bool {
+        self.callee.budget.take(self.retry(), self.worker.proxy.now())
     }
 
     fn on(&self, what: RetryOn) -> bool {

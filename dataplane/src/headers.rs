@@ -101,13 +101,19 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 /// Says who the caller is, where the caller itself may have said so; also in a name that many applications, reading
 /// variables of CGI, take for the same.
 pub fn set_client_cert(headers: &mut HeaderMap, value: HeaderValue) {
-    let is_alias =
-        |name: &&HeaderName| name.as_str().contains('_') && CLIENT_CERT == *name.as_str().replace('_', "-");
+    remove_aliases(headers, &[CLIENT_CERT]);
+    headers.insert(CLIENT_CERT, value);
+}
+
+/// Takes away what is written as one of `of`, but with `_` for `-`.
+fn remove_aliases(headers: &mut HeaderMap, of: &[HeaderName]) {
+    let is_alias = |name: &&HeaderName| {
+        name.as_str().contains('_') && of.iter().any(|one| *one == *name.as_str().replace('_', "-"))
+    };
     let aliases: Vec<_> = headers.keys().filter(is_alias).cloned().collect();
     for name in aliases {
         headers.remove(name);
     }
-    headers.insert(CLIENT_CERT, value);
 }
 
 /// Takes away everything that only a proxy of the mesh may say.
@@ -126,6 +132,7 @@ pub fn remove_ours(headers: &mut HeaderMap) {
 pub fn forwarded_from_outside(headers: &mut HeaderMap, caller: HeaderValue) {
     headers.remove(header::FORWARDED);
     headers.remove(CLIENT_CERT);
+    remove_aliases(headers, &[CLIENT_CERT, FORWARDED_FOR, FORWARDED_PROTO]);
     headers.insert(FORWARDED_FOR, caller);
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
 }
@@ -152,6 +159,20 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "a"), ("x-kept", "1"), ("te", "trailers")]));
+    }
+
+    #[test]
+    fn nobody_outside_says_where_it_comes_from_however_it_is_written() {
+        let mut map = headers(&[
+            ("x_forwarded_client_cert", "URI=spiffe://a/ns/b/sa/admin"),
+            ("x-forwarded_client-cert", "URI=spiffe://a/ns/b/sa/admin"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x_forwarded_proto", "https"),
+            ("x_kept", "1"),
+        ]);
+        forwarded_from_outside(&mut map, HeaderValue::from_static("192.0.2.1"));
+        let said = [("x_kept", "1"), ("x-forwarded-for", "192.0.2.1"), ("x-forwarded-proto", "http")];
+        assert_eq!(map, headers(&said));
     }
 
     #[test]

@@ -85,6 +85,13 @@ pub struct Watched {
     sign: Arc<Sign>,
 }
 
+/// By what a stream is found again that somebody else reads and writes.
+#[derive(Debug)]
+pub struct Handle {
+    descriptor: RawFd,
+    sign: Arc<Sign>,
+}
+
 /// Half of a flow that is watched until this is dropped.
 #[derive(Debug)]
 pub struct Half<'a> {
@@ -103,6 +110,16 @@ impl Liveness {
     /// Watches half of a flow.
     pub fn half<'a>(&'a self, stream: &'a TcpStream) -> Half<'a> {
         Half { stream, watch: self, sign: self.insert(stream, None) }
+    }
+
+    /// Ends a stream, if it is still there, as one that broke.
+    pub fn end(&self, handle: &Handle) {
+        let connections = self.lock();
+        let found = connections.get(&handle.descriptor);
+        if found.is_some_and(|connection| Arc::ptr_eq(&connection.sign, &handle.sign)) {
+            handle.sign.dead.store(true, Relaxed);
+            let _ = nix::sys::socket::shutdown(handle.descriptor, nix::sys::socket::Shutdown::Both);
+        }
     }
 
     fn insert(&self, stream: &TcpStream, gateway: Option<Arc<Gateway>>) -> Arc<Sign> {
@@ -163,6 +180,13 @@ impl Connection {
             gateway.lost(now);
         }
         self.sign.dead.store(true, Relaxed);
+    }
+}
+
+impl Watched {
+    /// By what it is found again.
+    pub fn handle(&self) -> Handle {
+        Handle { descriptor: self.stream.as_raw_fd(), sign: self.sign.clone() }
     }
 }
 
@@ -246,10 +270,8 @@ impl AsyncRead for Watched {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
         if buffer.filled().len() == before && buffer.remaining() > 0 && self.sign.dead.load(Relaxed) {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "nothing is acknowledged any more",
-            )));
+            let why = "nothing was acknowledged any more, or its peer is trusted no more";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, why)));
         }
         Poll::Ready(Ok(()))
     }

@@ -6,8 +6,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::{Future, poll_fn},
     net::SocketAddr,
-    rc::Rc,
+    pin::Pin,
+    rc::{Rc, Weak},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -28,6 +30,7 @@ use crate::{
     dial::{self, DialError, Dialled, Route},
     http1::HEAD_BYTES,
     limit::{Kind, Load, Place},
+    liveness::Handle,
     worker::{LocalExecutor, Worker},
 };
 
@@ -48,7 +51,8 @@ const STREAMS: u32 = 100;
 /// stand still must not hold up the others.
 const WINDOW: u32 = 1 << 20;
 
-/// How often an HTTP/2 connection under use is asked whether it lives.
+/// How often an HTTP/2 connection to a member is asked whether it lives. Servers of gRPC close connections that ask them
+/// more often than each five minutes; whether those are there, the kernel tells.
 const PING: Duration = Duration::from_secs(5);
 
 /// All upstream connections of a worker.
@@ -89,6 +93,8 @@ pub struct Slot {
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<H2>>>,
     connecting: RefCell<Option<Connecting>>,
+    /// Those to members, whatever is under way on them.
+    standing: RefCell<Vec<Standing>>,
     /// For HTTP/1.1 and HTTP/2, made once.
     tls: [RefCell<Option<Arc<ClientConfig>>>; 2],
     max_idle: Cell<usize>,
@@ -104,6 +110,7 @@ impl Default for Slot {
             idle: RefCell::default(),
             shared: RefCell::default(),
             connecting: RefCell::default(),
+            standing: RefCell::default(),
             tls: Default::default(),
             max_idle: Cell::new(MAX_IDLE),
             idle_for: Cell::new(IDLE),
@@ -111,6 +118,12 @@ impl Default for Slot {
             used: Cell::default(),
         }
     }
+}
+
+/// A connection that may have to be ended at any time.
+struct Standing {
+    facts: Weak<Facts>,
+    handle: Handle,
 }
 
 type Connecting = Shared<LocalBoxFuture<'static, Result<(), DialError>>>;
@@ -131,7 +144,17 @@ struct H2 {
     sender: http2::SendRequest<Body>,
     facts: Rc<Facts>,
     active: Cell<u32>,
+    /// How many the server takes at a time, by its last word.
+    taken: Rc<Cell<usize>>,
     since: Cell<Instant>,
+}
+
+impl H2 {
+    /// Whether another request may share it. One that the server does not take would hold up all that come after it.
+    fn has_room(&self) -> bool {
+        let active = self.active.get();
+        active < STREAMS && (active as usize) < self.taken.get().max(1)
+    }
 }
 
 /// What is known of one connection.
@@ -219,8 +242,8 @@ impl Pool {
         self.endpoints.borrow().values().flatten().any(|one| one.slot.give_up_idle(load))
     }
 
-    /// Closes what idles too long, what is no longer believed, and what another gateway is to have its share of; what is
-    /// under way ends by itself.
+    /// Closes what is no longer believed, and of what idles that which does so too long or that another gateway is to have
+    /// its share of; what else is under way ends by itself.
     pub fn sweep(&self, worker: &Worker, now: Instant) {
         self.endpoints.borrow_mut().retain(|_, all| {
             all.retain(|one| one.slot.sweep(worker, now));
@@ -295,8 +318,7 @@ impl Slot {
     fn take_h2(self: &Rc<Self>) -> Option<Lease> {
         let mut shared = self.shared.borrow_mut();
         shared.retain(|one| !one.sender.is_closed() && one.facts.reachable());
-        let one =
-            shared.iter().filter(|one| one.active.get() < STREAMS).min_by_key(|one| one.active.get())?;
+        let one = shared.iter().filter(|one| one.has_room()).min_by_key(|one| one.active.get())?;
         one.active.set(one.active.get() + 1);
         let reused = one.facts.proven.get();
         Some(Lease {
@@ -334,11 +356,14 @@ impl Slot {
         }
         loop {
             let standing = self.connecting.borrow().clone();
+            let own = standing.is_none();
             let connecting = match standing {
                 Some(connecting) => connecting,
                 None => self.begin_h2(worker, &route, place()?),
             };
-            Waiting { slot: self, connecting }.wait().await?;
+            let waited = Waiting { slot: self, connecting }.wait().await;
+            // Many may wait for one connection that fails once.
+            waited.map_err(|error| if own { error } else { DialError::Shared(Box::new(error)) })?;
             if let Some(lease) = self.take_h2() {
                 return Ok(lease);
             }
@@ -368,12 +393,10 @@ impl Slot {
     ) -> Result<Lease, DialError> {
         let mut builder = http1::Builder::new();
         builder.max_buf_size(HEAD_BYTES * 4);
-        let facts = Facts::new(&dialled, place, worker.proxy.now());
+        let facts = self.facts(worker, &dialled, place);
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
         let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
-        worker.spawn(async move {
-            let _ = connection.with_upgrades().await;
-        });
+        worker.spawn(connection.with_upgrades().map(drop));
         Ok(Lease { facts, reused: false, slot: self.clone(), sender: Some(Sender::H1(sender)) })
     }
 
@@ -390,18 +413,35 @@ impl Slot {
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW * STREAMS)
             // As much as over HTTP/1.1.
-            .max_header_list_size(4 * HEAD_BYTES as u32)
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PING);
-        let facts = Facts::new(&dialled, place, worker.proxy.now());
+            .max_header_list_size(4 * HEAD_BYTES as u32);
+        if dialled.peer.is_some() {
+            builder.keep_alive_interval(PING).keep_alive_timeout(PING);
+        }
+        let facts = self.facts(worker, &dialled, place);
         let shaken = builder.handshake(TokioIo::new(dialled.stream)).await;
-        let (sender, connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
-        worker.spawn(async move {
-            let _ = connection.await;
+        let (sender, mut connection) = shaken.map_err(|error| DialError::Tcp(address, error.to_string()))?;
+        let taken = Rc::new(Cell::new(connection.current_max_send_streams()));
+        let told = taken.clone();
+        let connection = poll_fn(move |context| {
+            let ended = Pin::new(&mut connection).poll(context);
+            told.set(connection.current_max_send_streams());
+            ended.map(drop)
         });
-        let h2 = H2 { sender, facts, active: Cell::new(0), since: Cell::new(Instant::now()) };
+        worker.spawn(connection);
+        let h2 = H2 { sender, facts, active: Cell::new(0), taken, since: Cell::new(Instant::now()) };
         self.shared.borrow_mut().push(Rc::new(h2));
         Ok(())
+    }
+
+    /// What is known of a new connection; one to a member ends when that is believed no more.
+    fn facts(&self, worker: &Worker, dialled: &Dialled, place: Place) -> Rc<Facts> {
+        let facts = Facts::new(dialled, place, worker.proxy.now());
+        if facts.peer.is_some() {
+            let mut standing = self.standing.borrow_mut();
+            standing.retain(|one| one.facts.strong_count() > 0);
+            standing.push(Standing { facts: Rc::downgrade(&facts), handle: dialled.stream.handle() });
+        }
+        facts
     }
 
     fn put(&self, idle: Idle) {
@@ -432,6 +472,15 @@ impl Slot {
             let bundle = worker.proxy.identity.bundle();
             facts.peer.as_ref().is_none_or(|peer| peer.still_holds(&bundle, facts.verified_at).is_ok())
         };
+        // What is under way there ends too: its other end is to learn nothing more.
+        self.standing.borrow_mut().retain(|one| {
+            let Some(facts) = one.facts.upgrade() else { return false };
+            let stays = believed(&facts);
+            if !stays {
+                worker.liveness.end(&one.handle);
+            }
+            stays
+        });
         let moment = worker.proxy.moment(now);
         let stays = |facts: &Facts| {
             let outgrown = facts.gateway.as_ref().is_some_and(|gateway| gateway.outgrown(facts.made, moment));

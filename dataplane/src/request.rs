@@ -8,15 +8,16 @@ mod target;
 use std::{
     borrow::Cow,
     convert::Infallible,
+    net::SocketAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
-    time::Instant,
 };
 
 use api::endpoint;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header, request::Parts,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts,
+    uri::Scheme,
 };
 use hyper::{
     body::{Body as _, Incoming},
@@ -29,7 +30,7 @@ use crate::{
     account::Exchange,
     body::{Body, Limits, REPLAY_BYTES, Replayable},
     caller::{Caller, Side},
-    control::hosts::WAIT,
+    control::hosts::{WAIT, Word},
     failure::Failure,
     forward::{self, Reply},
     headers, http1,
@@ -101,7 +102,14 @@ async fn answer(
 
     // What the request says of itself, before anything of it is judged.
     let uri = parts.uri.clone();
-    let authority = authority(caller, &uri, &parts.headers)?;
+    if caller.side == Side::Outbound && caller.protocol != "h2" && uri.scheme() == Some(&Scheme::HTTPS) {
+        return Err(Failure::client(
+            400,
+            "bad-request",
+            "https is asked for by CONNECT: nothing here would encrypt it",
+        ));
+    }
+    let authority = authority(caller, &parts)?;
     // What is judged as the host is what is forwarded as the host, whatever the request says elsewhere.
     let judged = canonical(&authority);
     parts.headers.insert(header::HOST, judged.clone());
@@ -167,8 +175,13 @@ async fn answer(
             }
             Decision::Refuse(refusal) => return Err(refused(exchange, refusal)),
         };
-        absent = worker.proxy.hosts.is_absent(&host, Instant::now())
-            || !worker.proxy.hosts.ask(&host, WAIT, || knows(worker, &host)).await;
+        let word = worker.proxy.hosts.ask(&host, WAIT, || knows(worker, &host)).await;
+        absent = word != Word::Known;
+        // Nobody has said that it is not of the mesh, and outside it goes as it is: in plaintext, by nobody's name.
+        if word == Word::None && state.runtime.is_named_like_a_service(&host) {
+            let reason = format!("the control plane has not said yet who `{host}` is");
+            return Err(Failure::upstream(503, "unheard", reason));
+        }
         if absent && let Some(address) = destination(caller).filter(|address| *address != asked.authority) {
             // Nobody knows the host by its name: where the connection was going, it may be known.
             (asked.authority, absent) = (address, false);
@@ -181,8 +194,12 @@ async fn answer(
 }
 
 /// What the request names as its host; of a captured connection that may be nothing.
-fn authority(caller: &Caller, uri: &Uri, map: &HeaderMap) -> Result<HeaderValue, Failure> {
-    message::authority(uri, map).or_else(|failure| destination(caller).ok_or(failure))
+fn authority(caller: &Caller, parts: &Parts) -> Result<HeaderValue, Failure> {
+    message::authority(&parts.uri, &parts.headers).or_else(|failure| {
+        // HTTP/1.0 knows no hosts: it is for whoever was called.
+        let old = parts.version == Version::HTTP_10 && !parts.headers.contains_key(header::HOST);
+        destination(caller).or_else(|| old.then(|| written(caller.destination(0))).flatten()).ok_or(failure)
+    })
 }
 
 /// The authority as it is routed and judged.
@@ -195,8 +212,11 @@ fn canonical(authority: &HeaderValue) -> HeaderValue {
 
 /// Where a captured connection was going, as an authority.
 fn destination(caller: &Caller) -> Option<HeaderValue> {
-    let original = caller.original.filter(|_| caller.side == Side::Outbound)?;
-    HeaderValue::try_from(format!("{}:{}", endpoint::host(original.ip()), original.port())).ok()
+    written(caller.original.filter(|_| caller.side == Side::Outbound)?)
+}
+
+fn written(address: SocketAddr) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("{}:{}", endpoint::host(address.ip()), address.port())).ok()
 }
 
 /// The head without its headers, which go on with the request.
@@ -289,6 +309,10 @@ async fn forward(
     let facts = &reply.lease.facts;
     let upstream = facts.peer.clone().map(|peer| (peer, facts.verified_at));
     let believed = upstream.is_some();
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        // It overrules a length, which must not go on (RFC 9112, 6.3).
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     headers::remove_hop_by_hop(&mut head.headers);
     clean(&mut head.headers, believed, exchange);
     change(&mut head.headers, plan.filters().flat_map(|filters| &filters.response_headers));

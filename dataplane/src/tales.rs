@@ -29,6 +29,8 @@ use crate::{
 mod ends;
 mod limits;
 mod messages;
+mod outside;
+mod tries;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
 
@@ -67,6 +69,13 @@ async fn behave(
                 request.headers().iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).collect();
             Ok(Response::new(whole(format!("{}\n{}", request.uri(), lines.join("\n")))))
         }
+        "/slow" => {
+            // Longer than a first byte may take.
+            tokio::time::sleep(Duration::from_millis(800)).await;
+            Ok(Response::new(whole(name)))
+        }
+        "/version" => Ok(Response::new(whole(format!("{:?}", request.version())))),
+        "/fails" => Ok(Response::builder().status(500).body(whole("as asked")).unwrap()),
         "/unavailable" => Ok(Response::builder().header("grpc-status", "14").body(whole("")).unwrap()),
         "/unavailable-after-a-message" => {
             Ok(Response::builder().header("grpc-status", "14").body(whole("message")).unwrap())
@@ -364,7 +373,8 @@ async fn a_probe_costs_a_request_no_failure_though_the_budget_is_spent() {
         let begun = Instant::now();
         (ask(front.outbound, Request::get("http://reviews/")).await.0, begun.elapsed())
     };
-    while get().await.0 == 200 {} // until the hung one has hung, and is suspected
+    // Until one hangs, and its endpoint is suspected for that.
+    while tokio::time::timeout(Duration::from_secs(3), get()).await.is_ok() {}
     let mut probes = 0;
     while probes < 2 {
         let (status, took) = get().await;

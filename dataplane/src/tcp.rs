@@ -13,7 +13,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use api::{
@@ -32,7 +32,7 @@ use tokio::{
 use crate::{
     account::Exchange,
     caller::Caller,
-    control::hosts::WAIT,
+    control::hosts::{WAIT, Word},
     dial::{self, Route},
     failure::Failure,
     forward::{address, stream},
@@ -53,7 +53,7 @@ pub async fn informed(worker: &Worker, address: SocketAddr) -> Option<(Arc<State
     let host = endpoint::host(address.ip());
     let hosts = &worker.proxy.hosts;
     let knows = || worker.proxy.state().is_some_and(|state| state.runtime.knows(&host));
-    let absent = !knows() && (hosts.is_absent(&host, Instant::now()) || !hosts.ask(&host, WAIT, knows).await);
+    let absent = !knows() && hosts.ask(&host, WAIT, knows).await != Word::Known;
     Some((worker.proxy.state()?, absent))
 }
 
@@ -126,7 +126,7 @@ async fn reach(
                 return Err(Failure::upstream(502, "connect-failed", "it leads back to this proxy"));
             }
             Target::Direct { .. } => {
-                let dialled = dial::dial(worker, &Route::plain(address, address::CONNECT)).await;
+                let dialled = dial::dial(worker, &Route::plain(address, address::CONNECT_OUTSIDE)).await;
                 exchange.tries = 1;
                 dialled.map_err(|error| Failure::upstream(502, "connect-failed", error.to_string()))?
             }

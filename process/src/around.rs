@@ -48,6 +48,16 @@ macro_rules! writes_pass {
         }
     };
     () => {
+        $crate::writes_pass!(but shutdown);
+
+        fn poll_shutdown(
+            mut self: ::std::pin::Pin<&mut Self>,
+            context: &mut ::std::task::Context<'_>,
+        ) -> ::std::task::Poll<::std::io::Result<()>> {
+            ::tokio::io::AsyncWrite::poll_shutdown(::std::pin::Pin::new(&mut self.stream), context)
+        }
+    };
+    (but shutdown) => {
         fn poll_write(
             mut self: ::std::pin::Pin<&mut Self>,
             context: &mut ::std::task::Context<'_>,
@@ -73,13 +83,6 @@ macro_rules! writes_pass {
             context: &mut ::std::task::Context<'_>,
         ) -> ::std::task::Poll<::std::io::Result<()>> {
             ::tokio::io::AsyncWrite::poll_flush(::std::pin::Pin::new(&mut self.stream), context)
-        }
-
-        fn poll_shutdown(
-            mut self: ::std::pin::Pin<&mut Self>,
-            context: &mut ::std::task::Context<'_>,
-        ) -> ::std::task::Poll<::std::io::Result<()>> {
-            ::tokio::io::AsyncWrite::poll_shutdown(::std::pin::Pin::new(&mut self.stream), context)
         }
     };
 }

@@ -231,6 +231,24 @@ impl Runtime {
         self.service_at(host).is_some() || self.reached(host).is_some()
     }
 
+    /// Whether services of the mesh have such names, known here or not: `reviews`, `reviews.shop` with a namespace that
+    /// this proxy has heard of, `reviews.shop.svc...`.
+    pub fn is_named_like_a_service(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        if host == "localhost" || endpoint::address(host).is_some() {
+            return false;
+        }
+        let mut labels = host.split('.').skip(1);
+        match (labels.next(), labels.next()) {
+            (None, _) => true,
+            (Some(namespace), None) => {
+                let heard_of = self.services.keys().any(|name| name.namespace.as_str() == namespace);
+                heard_of || self.workload.guarded.namespace.as_str() == namespace
+            }
+            (Some(_), Some(third)) => third == "svc",
+        }
+    }
+
     pub(crate) fn reached(&self, host: &str) -> Option<&[Reached]> {
         self.addresses.get(&endpoint::address(host)?).map(Vec::as_slice)
     }

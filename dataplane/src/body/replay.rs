@@ -118,6 +118,11 @@ impl Replayable {
         })
     }
 
+    /// Whether all of it will be kept, as far as it is known.
+    pub fn stays_whole(&self) -> bool {
+        self.0.as_ref().is_none_or(|shared| !shared.borrow().overflowed)
+    }
+
     /// Whether it was the caller who broke off.
     pub fn client_failed(&self) -> bool {
         self.0.as_ref().is_some_and(|shared| shared.borrow().client_failed)

@@ -23,12 +23,24 @@ const REMEMBERED_MAX: usize = 4096;
 /// Questions that the control task has not taken yet.
 const QUEUE: usize = 1024;
 
+/// What is known of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// It is of the mesh.
+    Known,
+    /// Nobody in the mesh knows it.
+    Absent,
+    /// The control plane was asked, and has not answered in time.
+    None,
+}
+
 /// Shared by all workers and the control task.
 pub struct Hosts {
     wanted: mpsc::Sender<String>,
     /// Grows whenever something was learnt.
     news: watch::Sender<u64>,
-    absent: Mutex<HashMap<String, Instant>>,
+    /// What was said of hosts that are not known, and when.
+    absent: Mutex<HashMap<String, (Word, Instant)>>,
     /// Whether there is somebody to ask.
     answered: AtomicBool,
 }
@@ -46,22 +58,31 @@ impl Hosts {
         self.answered.store(answered, Relaxed);
     }
 
-    /// Whether it is known that nobody knows `host`. While nobody can be asked, the last word holds: no request waits in
-    /// vain for another.
-    pub fn is_absent(&self, host: &str, now: Instant) -> bool {
+    /// The last word on a host that is not known. While nobody can be asked it holds: no request waits in vain for
+    /// another.
+    fn remembered(&self, host: &str, now: Instant) -> Option<Word> {
         let absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
-        let holds = |since: &Instant| now.duration_since(*since) < REMEMBERED || !self.answered.load(Relaxed);
-        absent.get(host).is_some_and(holds)
+        let (word, since) = absent.get(host)?;
+        let holds = now.duration_since(*since) < REMEMBERED || !self.answered.load(Relaxed);
+        holds.then_some(*word)
     }
 
     /// Remembers that nobody knows these.
     pub fn absent(&self, hosts: Vec<String>, now: Instant) {
+        self.remember(hosts, Word::Absent, now);
+    }
+
+    fn remember(&self, hosts: Vec<String>, word: Word, now: Instant) {
         let mut absent = self.absent.lock().unwrap_or_else(PoisonError::into_inner);
         if absent.len() + hosts.len() > REMEMBERED_MAX {
-            absent.retain(|_, since| now.duration_since(*since) < REMEMBERED);
+            absent.retain(|_, (_, since)| now.duration_since(*since) < REMEMBERED);
         }
         if absent.len() < REMEMBERED_MAX {
-            absent.extend(hosts.into_iter().map(|host| (host, now)));
+            for host in hosts {
+                let before = absent.entry(host).or_insert((word, now));
+                // A word of before is still the last one, where none has come.
+                *before = (if word == Word::None { before.0 } else { word }, now);
+            }
         }
         drop(absent);
         self.learnt();
@@ -72,26 +93,31 @@ impl Hosts {
         self.news.send_modify(|count| *count += 1);
     }
 
-    /// Asks for `host` and waits until `known` says so, or its absence is; at most `wait`, after which it counts as
-    /// absent. Whether it is known.
-    pub async fn ask(&self, host: &str, wait: Duration, known: impl Fn() -> bool) -> bool {
+    /// What is known of `host`: what was said lately, or what is said once it is asked for, within `wait`.
+    pub async fn ask(&self, host: &str, wait: Duration, known: impl Fn() -> bool) -> Word {
+        if let Some(word) = self.remembered(host, Instant::now()) {
+            return if known() { Word::Known } else { word };
+        }
         let mut news = self.news.subscribe();
         let _ = self.wanted.try_send(host.to_owned());
         let told = async {
             loop {
                 if known() {
-                    return true;
+                    return Word::Known;
                 }
-                if self.is_absent(host, Instant::now()) || news.changed().await.is_err() {
-                    return false;
+                if let Some(word) = self.remembered(host, Instant::now()) {
+                    return word;
+                }
+                if news.changed().await.is_err() {
+                    return Word::None;
                 }
             }
         };
         match tokio::time::timeout(wait, told).await {
-            Ok(known) => known,
+            Ok(word) => word,
             Err(_) => {
-                self.absent(vec![host.to_owned()], Instant::now());
-                false
+                self.remember(vec![host.to_owned()], Word::None, Instant::now());
+                self.remembered(host, Instant::now()).unwrap_or(Word::None)
             }
         }
     }
@@ -113,18 +139,24 @@ mod tests {
             known.set(true);
             hosts.learnt();
         });
-        assert!(answer);
+        assert_eq!(answer, Word::Known);
 
         let (answer, ()) = tokio::join!(hosts.ask("b", WAIT, || false), async {
             questions.recv().await;
             hosts.absent(vec!["b".into()], Instant::now());
         });
-        assert!(!answer && hosts.is_absent("b", Instant::now()));
-        assert!(!hosts.is_absent("b", Instant::now() + REMEMBERED));
+        let remembered = |host, later| hosts.remembered(host, Instant::now() + later);
+        assert_eq!((answer, remembered("b", Duration::ZERO)), (Word::Absent, Some(Word::Absent)));
+        assert_eq!(remembered("b", REMEMBERED), None);
         hosts.set_answered(false);
-        assert!(hosts.is_absent("b", Instant::now() + REMEMBERED), "while nobody can be asked");
+        assert_eq!(remembered("b", REMEMBERED), Some(Word::Absent), "while nobody can be asked");
 
-        assert!(!hosts.ask("c", Duration::ZERO, || false).await, "nobody answers");
-        assert!(hosts.is_absent("c", Instant::now()), "the next request does not wait");
+        assert_eq!(hosts.ask("c", Duration::ZERO, || false).await, Word::None, "nobody answers");
+        assert_eq!(remembered("c", Duration::ZERO), Some(Word::None), "the next request does not wait");
+        hosts.set_answered(true);
+        hosts.absent(vec!["c".into()], Instant::now());
+        assert_eq!(hosts.ask("c", WAIT, || false).await, Word::Absent);
+        hosts.remember(vec!["c".into()], Word::None, Instant::now());
+        assert_eq!(remembered("c", Duration::ZERO), Some(Word::Absent), "the last word that came");
     }
 }

@@ -14,13 +14,16 @@ use crate::{
 /// Where no policy says otherwise.
 pub const CONNECT: Duration = Duration::from_secs(1);
 
+/// To a host outside the mesh, of which no policy can say anything: long enough for a packet or two to be sent again.
+pub const CONNECT_OUTSIDE: Duration = Duration::from_secs(10);
+
 /// Connections that were closed under us before anything was sent; so many are tried before that counts.
 const STALE_MAX: usize = 8;
 
-/// Sends to one address in plaintext: the application beside this proxy, or a host outside the mesh.
+/// Sends to one address in plaintext, over a connection that stands within `limit`.
 pub async fn to_address(
     worker: &Rc<Worker>,
-    address: SocketAddr,
+    (address, limit): (SocketAddr, Duration),
     h2: bool,
     outgoing: &Outgoing,
     body: &Replayable,
@@ -34,7 +37,7 @@ pub async fn to_address(
         let mut lease = match standing {
             Some(lease) => lease,
             None => {
-                let route = Route::plain(address, CONNECT);
+                let route = Route::plain(address, limit);
                 let connected = slot.connect(worker, route, h2, worker.pool.unlimited()).await;
                 connected.map_err(|error| match sent {
                     false => AddressError::Connect(error),

@@ -26,9 +26,14 @@ use crate::{
     worker::Worker,
 };
 
+/// When there was no budget for going elsewhere, there may be some after this time.
+const POORER: Duration = Duration::from_millis(100);
+
 /// A try that is over.
 pub(super) struct Attempt {
     pub end: End,
+    /// Whether budget was taken for the next one.
+    pub paid: bool,
     picked: Picked,
     span: Option<Span>,
     got: Result<(Response<Incoming>, Lease), Failure>,
@@ -101,21 +106,23 @@ impl Call<'_> {
             Err(NoLease::Dial(error)) => {
                 let failure = Failure::upstream(503, "connect-failed", error.to_string());
                 let end = End::Unconnected(error.outcome());
-                return Some(Attempt { end, picked, span: None, got: Err(failure) });
+                return Some(Attempt { end, paid: false, picked, span: None, got: Err(failure) });
             }
             Err(NoLease::Over(over)) => {
-                return Some(Attempt { end: End::Over, picked, span: None, got: Err(over.into()) });
+                let got = Err(over.into());
+                return Some(Attempt { end: End::Over, paid: false, picked, span: None, got });
             }
         };
         wait.end();
         exchange.tries += 1;
         let (request, span) = self.request(exchange, &picked, &lease);
         picked.sent(if lease.reused { now } else { self.worker.proxy.now() });
-        let gone = lease.facts.gateway.clone().filter(|_| may.repeat());
+        let mut paid = false;
+        let gateway = lease.facts.gateway.clone();
         let sent = tokio::select! {
             biased;
             sent = lease.send(request) => Some(sent),
-            () = overdue(self.limit(&picked, may), gone.as_deref()) => None,
+            () = self.late(&picked, may, gateway.as_deref(), &mut paid) => None,
         };
         let instant = Instant::now();
         exchange.upstream = Some(instant.saturating_duration_since(exchange.started()));
@@ -133,7 +140,7 @@ impl Call<'_> {
                 (End::Late, Err(Failure::upstream(504, "late", "no response head came in time")))
             }
         };
-        Some(Attempt { end, picked, span, got })
+        Some(Attempt { end, paid, picked, span, got })
     }
 
     /// A connection to the endpoint: one that stands, or a new one.
@@ -145,7 +152,8 @@ impl Call<'_> {
         let h2 = match (endpoint.wire.mtls, self.outgoing.upgrade.is_some()) {
             (_, true) => false,
             (true, false) => remote || self.outgoing.h2,
-            (false, false) => self.speaks_h2,
+            // gRPC has no other way to be spoken.
+            (false, false) => self.speaks_h2 || self.outgoing.h2 && self.outgoing.grpc,
         };
         if let Some(lease) = slot.take(h2) {
             return Ok(self.meant(endpoint, lease)?);
@@ -203,14 +211,41 @@ impl Call<'_> {
         (self.outgoing.request(self.body.body(), lease.is_h2(), traceparent), span)
     }
 
-    /// How long a response head may take, where it may be waited for elsewhere; a route may say so for every try.
-    fn limit(&self, picked: &Picked, may: May) -> Option<Duration> {
+    /// Ends when a response head is not to be waited for any longer: its time is over, or the gateway is lost that it would
+    /// come through, and the request can go elsewhere; or the route gives no try as long. What cannot go elsewhere, or
+    /// not yet, goes on waiting here.
+    async fn late(&self, picked: &Picked, may: May, gateway: Option<&Gateway>, paid: &mut bool) {
+        let leaves = self.may_leave(may);
+        let mut gateway = gateway.filter(|_| leaves);
+        let begun = tokio::time::Instant::now();
+        let last = self.backend_timeout.map(|limit| begun + limit);
+        let mut due = self.patience(picked).filter(|_| leaves).map(|patience| begun + patience);
+        loop {
+            let next = [due, last].into_iter().flatten().min();
+            tokio::select! {
+                () = until(next) => {}
+                () = gone(gateway) => gateway = None,
+            }
+            let now = tokio::time::Instant::now();
+            if last.is_some_and(|last| last <= now) {
+                return;
+            }
+            let free = picked.limits.is_some();
+            if self.body.is_whole() && (free || self.pay()) {
+                *paid = !free;
+                return;
+            }
+            due = Some(now + POORER);
+        }
+    }
+
+    /// How long a response head may take, where it may be waited for elsewhere.
+    fn patience(&self, picked: &Picked) -> Option<Duration> {
         let positive = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         let timeouts = self.traffic.timeouts.as_ref();
         let first_byte = timeouts.and_then(|timeouts| positive(timeouts.first_byte_ms));
-        let first_byte = first_byte.filter(|_| may.repeat() && self.on(RetryOn::FirstByte));
-        let limits = picked.limits.map(|limits| limits.head).filter(|_| may.repeat());
-        [first_byte, limits, self.backend_timeout].into_iter().flatten().min()
+        let first_byte = first_byte.filter(|_| self.on(RetryOn::FirstByte));
+        [first_byte, picked.limits.map(|limits| limits.head)].into_iter().flatten().min()
     }
 
     fn answered(
@@ -284,21 +319,17 @@ impl Call<'_> {
     }
 }
 
-/// Ends when a response head is not to be waited for any longer: its limit has passed, or the gateway that it would come
-/// through is lost.
-async fn overdue(limit: Option<Duration>, gateway: Option<&Gateway>) {
-    let passed = async {
-        match limit {
-            Some(limit) => tokio::time::sleep(limit).await,
-            None => pending().await,
-        }
-    };
+async fn until(time: Option<tokio::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+async fn gone(gateway: Option<&Gateway>) {
     match gateway {
-        None => passed.await,
-        Some(gateway) => tokio::select! {
-            () = passed => {}
-            () = gateway.gone() => {}
-        },
+        Some(gateway) => gateway.gone().await,
+        None => pending().await,
     }
 }
 

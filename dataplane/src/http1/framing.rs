@@ -4,7 +4,7 @@
 
 use std::io::BufRead;
 
-use super::HEAD_BYTES;
+use super::{HEAD_BYTES, is_h2c};
 
 /// The most bytes of a chunk's size line, extensions and its end and all.
 const CHUNK_LINE_BYTES: usize = 256;
@@ -69,6 +69,14 @@ impl Framing {
             at += taken.map_err(|rule| Broken { at, rule })?;
         }
         Ok(())
+    }
+
+    /// Whether more of a message is to come that has begun.
+    pub fn is_within(&self) -> bool {
+        match self.state {
+            State::RequestLine | State::Header | State::Tunnel => false,
+            State::Body(_) | State::ChunkSize | State::Chunk(_) | State::ChunkEnd | State::Trailer => true,
+        }
     }
 
     fn body(&mut self, left: u64, rest: &[u8]) -> usize {
@@ -157,7 +165,7 @@ impl Head {
     fn header(&mut self, line: &[u8]) -> Result<(), &'static str> {
         let (name, value) = field(line)?;
         match name.len() {
-            7 if name.eq_ignore_ascii_case(b"upgrade") => self.last = true,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => self.last |= !is_h2c(value),
             14 if name.eq_ignore_ascii_case(b"content-length") => {
                 let length = number(value, 10).ok_or("a Content-Length that is no number")?;
                 if self.length.is_some_and(|before| before != length) {

@@ -15,7 +15,7 @@ use crate::{
     failure::{Failure, Word},
     forward::{
         Call, Reply,
-        address::{AddressError, CONNECT, to_address},
+        address::{AddressError, CONNECT, CONNECT_OUTSIDE, to_address},
         stream,
     },
     headers,
@@ -65,7 +65,11 @@ pub(super) async fn send(
             };
             call.run(exchange).await
         }
-        Target::Direct { host, port } => to_host(ways.worker, exchange, host, *port, outgoing, &body).await,
+        Target::Direct { host, port } => {
+            // What comes as HTTP/2 from a captured connection was meant for a server that speaks it.
+            let h2 = outgoing.h2 && (outgoing.grpc || ways.caller.original.is_some());
+            to_host(ways.worker, exchange, (host, *port, h2), outgoing, &body).await
+        }
     }
 }
 
@@ -95,7 +99,7 @@ async fn to_application(
     body: &Replayable,
 ) -> Result<Reply, Failure> {
     exchange.tries = 1;
-    let sent = to_address(worker, address, http != Http::One, outgoing, body).await;
+    let sent = to_address(worker, (address, CONNECT), http != Http::One, outgoing, body).await;
     exchange.upstream = Some(exchange.started().elapsed());
     sent.map_err(|error| match error {
         AddressError::Connect(error) => Failure::refused("application", error.to_string()),
@@ -113,15 +117,14 @@ async fn to_application(
 async fn to_host(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
-    host: &str,
-    port: u16,
+    (host, port, h2): (&str, u16, bool),
     outgoing: &Outgoing,
     body: &Replayable,
 ) -> Result<Reply, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
     for address in addresses(worker, host, port).await? {
         exchange.tries += 1;
-        match to_address(worker, address, false, outgoing, body).await {
+        match to_address(worker, (address, CONNECT_OUTSIDE), h2, outgoing, body).await {
             Ok(reply) => return Ok(reply),
             Err(AddressError::Connect(error)) => {
                 last = Failure::upstream(502, "connect-failed", error.to_string())
@@ -141,8 +144,13 @@ pub(super) async fn connect(
     exchange: &mut Exchange,
     plan: Plan<'_>,
 ) -> Result<Answer, Failure> {
-    let Some(below) = ways.tunnel.filter(|_| ways.caller.side == Side::Outbound) else {
-        return Err(Failure::client(405, "connect", "CONNECT is for applications, over HTTP/1.1"));
+    let asked = ways.caller.side == Side::Outbound && ways.caller.original.is_none();
+    let Some(below) = ways.tunnel.filter(|_| asked) else {
+        return Err(Failure::client(
+            405,
+            "connect",
+            "CONNECT is for applications that ask their sidecar, over HTTP/1.1",
+        ));
     };
     exchange.follows(plan.rule);
     let (dialled, picked) = match &plan.target {
@@ -166,7 +174,7 @@ pub(super) async fn connect(
 async fn dial_host(worker: &Rc<Worker>, host: &str, port: u16) -> Result<Dialled, Failure> {
     let mut last = Failure::upstream(502, "no-such-host", "the host has no address");
     for address in addresses(worker, host, port).await? {
-        let route = Route::plain(address, CONNECT);
+        let route = Route::plain(address, CONNECT_OUTSIDE);
         match dial::dial(worker, &route).await {
             Ok(dialled) => return Ok(dialled),
             Err(error) => last = Failure::upstream(502, "connect-failed", error.to_string()),

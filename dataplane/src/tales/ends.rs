@@ -76,9 +76,9 @@ async fn a_caller_that_leaves_in_the_middle_is_told_from_one_that_has_it_all() {
         let line = shop.front.told(|line| line["method"] == *method && line["path"] == *path).await;
         assert_eq!(line["flag"], "", "{line}");
     }
-    let head = Request::head("http://nobody/").header("host", "nobody");
+    let head = Request::head("http://nobody.invalid/").header("host", "nobody.invalid");
     ask(shop.front.outbound, head).await;
-    let line = shop.front.told(|line| line["host"] == "nobody").await;
+    let line = shop.front.told(|line| line["host"] == "nobody.invalid").await;
     assert!(line["flag"] != "client-gone" && line["status"] == 502, "{line}");
 }
 

@@ -149,3 +149,50 @@ async fn a_try_that_is_given_up_takes_nothing_from_the_next() {
     let body = body.collect().await.unwrap().to_bytes();
     assert_eq!((head.status.as_u16(), body.len(), shop.requests()), (200, 200_000, 2));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_answered_before_all_was_sent_reads_the_answer() {
+    let app = App::start("reviews-0").await;
+    let denying = sidecar("reviews-0").serving(app.address, MtlsMode::Permissive).denying("true");
+    let running = denying.start().await;
+    let body = vec![b'x'; 8 << 20];
+    let head = format!("POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: {}\r\n\r\n", body.len());
+    let mut stream = TcpStream::connect(running.inbound).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_offer_of_http2_costs_no_connection() {
+    let shop = Shop::open(1).await;
+    let get = |more: &str| {
+        format!(
+            "GET / HTTP/1.1\r\nhost: reviews\r\nconnection: {more}Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\n\
+             http2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n"
+        )
+    };
+    let answer = raw(shop.front.outbound, &(get("") + &get("") + &get("close, "))).await;
+    assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 3, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_length_that_is_overruled_does_not_go_on() {
+    let (address, _) =
+        scripted(&["HTTP/1.1 200 OK\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n\
+                                   5\r\nhello\r\n0\r\n\r\n"])
+        .await;
+    let running = sidecar("reviews-0").serving(address, MtlsMode::Permissive).start().await;
+    let answer = raw(running.inbound, "GET / HTTP/1.1\r\nhost: reviews\r\nconnection: close\r\n\r\n").await;
+    assert!(answer.contains("hello") && !answer.contains("content-length"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http_1_0_needs_no_host() {
+    let app = App::start("reviews-0").await;
+    let running = sidecar("reviews-0").serving(app.address, MtlsMode::Permissive).start().await;
+    assert!(raw(running.inbound, "GET / HTTP/1.0\r\n\r\n").await.contains(" 200 "));
+    assert!(raw(running.inbound, "GET / HTTP/1.1\r\nconnection: close\r\n\r\n").await.contains(" 400 "));
+}

@@ -15,6 +15,7 @@ pub mod plane;
 pub mod publish;
 pub mod push;
 pub mod report;
+mod rivals;
 mod run;
 pub mod serving;
 pub mod snapshot;

@@ -65,11 +65,16 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
     });
     let mut turn = Turn::new(store.clone(), leading.clone(), vault.clone());
     loop {
-        stand_by(&config, &mut turn, &shutdown).await?;
+        let took_over = stand_by(&config, &mut turn, &shutdown).await?;
         let now = shutdown.child();
-        let base = Base { store: store.clone(), leading: leading.clone(), vault: vault.clone() };
+        let base = Base { store: store.clone(), leading: leading.clone(), vault: vault.clone(), took_over };
         tokio::select! {
-            ended = serve_once(config.clone(), base, now.clone()) => return ended,
+            // Without an error and while the process goes on, its right to serve has ended.
+            ended = serve_once(config.clone(), base, now.clone()) => {
+                if ended.is_err() || shutdown.is_cancelled() {
+                    return ended;
+                }
+            }
             () = turn.ends() => {}
         }
         tracing::warn!("another control plane of this cluster serves: this one lets go of what it had");
@@ -79,8 +84,8 @@ async fn serve(config: Config, shutdown: Shutdown) -> Result<()> {
     }
 }
 
-/// Waits for this one's turn. Whoever asks meanwhile is told who serves.
-async fn stand_by(config: &Config, turn: &mut Turn, shutdown: &Shutdown) -> Result<()> {
+/// Waits for this one's [turn](Turn::comes). Whoever asks meanwhile is told who serves.
+async fn stand_by(config: &Config, turn: &mut Turn, shutdown: &Shutdown) -> Result<bool> {
     if let Keep::File = config.store {
         return Ok(turn.comes().await?);
     }
@@ -91,11 +96,11 @@ async fn stand_by(config: &Config, turn: &mut Turn, shutdown: &Shutdown) -> Resu
     let routes = Routes::new(&Metrics::new(), &readiness);
     standing.spawn("metrics", process::admin::run(probes, routes, standing.clone()));
     standing.spawn("admin API", admin::stand_by(calls, turn.rival(), standing.clone()));
-    turn.comes().await?;
+    let took_over = turn.comes().await?;
     if let Err(unfinished) = standing.drain(DRAIN).await {
         tracing::warn!(%unfinished, "not all has ended that stood by");
     }
-    Ok(())
+    Ok(took_over)
 }
 
 /// What a turn begins with.
@@ -103,11 +108,12 @@ struct Base {
     store: Arc<dyn Store>,
     leading: Leading,
     vault: Arc<Vault>,
+    took_over: bool,
 }
 
 /// One turn, until `shutdown`.
 async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()> {
-    let Base { store, leading, vault } = base;
+    let Base { store, leading, vault, took_over } = base;
     let metrics = Metrics::new();
     let readiness = Readiness::default();
     let starting = readiness.task("configuration and trust");
@@ -132,6 +138,7 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
             (begin_remote(&world, &config, &primaries, token, held, vault).await?, Vec::new())
         }
     };
+    begun.bereft |= took_over;
     if let Some(head) = head
         && let Err(error) = begun.authority.believes(&head)
     {
@@ -141,10 +148,14 @@ async fn serve_once(config: Config, base: Base, shutdown: Shutdown) -> Result<()
     let plane = serving::assemble(config, world, store, begun).await?;
     metrics::register(&metrics, &plane);
     start(&plane, followed, leading, &metrics, &shutdown).await?;
-    ready(&plane).await;
-    drop(starting);
-    tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
-    shutdown.cancelled().await;
+    tokio::select! {
+        () = ready(&plane) => {
+            drop(starting);
+            tracing::info!(cluster = %plane.config.cluster, commit = plane.snapshot.borrow().commit(), "serving");
+            shutdown.cancelled().await;
+        }
+        () = shutdown.cancelled() => {}
+    }
     match shutdown.failed() {
         Some(task) => {
             bail!("`{task}` has ended, and without it nothing is served rightly: see the log before this")

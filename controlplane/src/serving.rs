@@ -29,7 +29,7 @@ use crate::{
     link::{self, Kept, MAX_MESSAGE_BYTES, primary::Links},
     plane::{Events, Plane, load, seconds},
     push::{self, Registry},
-    report,
+    report, rivals,
     snapshot::{self, Configuration, Inputs},
     store::Store,
     vault::Vault,
@@ -54,7 +54,8 @@ pub struct Begun {
     pub commits: watch::Sender<Commits>,
     /// What it shares with other control planes of its cluster.
     pub vault: Arc<Vault>,
-    /// Whether its store was lost, and with it who lives in its cluster.
+    /// Whether there may be proxies of its cluster that it does not know: its store was lost, or another control plane
+    /// served last.
     pub bereft: bool,
 }
 
@@ -110,6 +111,7 @@ pub async fn begin(plane: &Arc<Plane>, shutdown: &Shutdown) -> Result<()> {
     shutdown.spawn_vital("head in force", follow_head(plane.clone(), shutdown.clone()));
     if let Keep::Etcd(_) = plane.config.store {
         shutdown.spawn_vital("heartbeats", beat(plane.clone(), shutdown.clone()));
+        shutdown.spawn_vital("rivals", rivals::run(plane.clone(), shutdown.clone()));
     }
     let kept = Kept::new(&plane.config.state_dir);
     shutdown.spawn_vital("kept catalogues", kept.run(plane.peers.subscribe(), shutdown.clone()));

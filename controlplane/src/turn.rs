@@ -39,8 +39,9 @@ impl Turn {
         self.rival.clone()
     }
 
-    /// Waits until it is this one's turn, with the files of who served last.
-    pub async fn comes(&mut self) -> Result<(), VaultError> {
+    /// Waits until it is this one's turn, with the files of who served last. Whether that was another one: of who came to it
+    /// while the store was away, nobody has told.
+    pub async fn comes(&mut self) -> Result<bool, VaultError> {
         let (mut away, mut barred) = (self.store.away(), self.store.barred());
         loop {
             let rival = self.rival.borrow_and_update().clone();
@@ -63,7 +64,7 @@ impl Turn {
                 );
             } else if nobody_can && self.vault.served_last()? {
                 tracing::warn!("the store is away, or lets nobody lead: serving what was in force here last");
-                return Ok(());
+                return Ok(false);
             }
             tokio::select! {
                 () = self.leading.changed() => {}
@@ -74,11 +75,12 @@ impl Turn {
         }
     }
 
-    async fn begin(&self) -> Result<(), VaultError> {
-        if self.vault.begin().await? {
+    async fn begin(&self) -> Result<bool, VaultError> {
+        let took_over = self.vault.begin().await?;
+        if took_over {
             tracing::info!("took over from another control plane of this cluster");
         }
-        Ok(())
+        Ok(took_over)
     }
 
     /// Waits until another one serves, or has served meanwhile.

@@ -162,6 +162,11 @@ impl Vault {
         Ok(theirs < known || (theirs == known && trust.term < own))
     }
 
+    /// The leadership by which copies are kept, where there are others for whom they are.
+    pub fn leading(&self) -> Option<Leading> {
+        self.shared.as_ref().map(|shared| shared.leading.clone())
+    }
+
     /// Whether this control plane served last, as far as it knows by itself.
     pub fn served_last(&self) -> Result<bool, VaultError> {
         Ok(self.term()?.is_some())
@@ -236,7 +241,8 @@ impl Vault {
         copies.map(Some).ok_or_else(|| VaultError::Sealed(self.dir.clone()))
     }
 
-    fn term(&self) -> Result<Option<u64>, VaultError> {
+    /// In which term this control plane served last, unless another one has since.
+    pub fn term(&self) -> Result<Option<u64>, VaultError> {
         let text = self.read(TERM_FILE)?;
         Ok(text.and_then(|text| String::from_utf8_lossy(&text).trim().parse().ok()))
     }

@@ -11,7 +11,7 @@ use api::{
     delta::Held,
     digest::Hash,
     head::Seq,
-    identity::{CertificateDer, SpiffeId},
+    identity::{CertificateDer, SpiffeId, Verified},
     name::Namespace,
     wire::{self, from_proxy},
 };
@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Account, Action, Enrolled, ProxyStream, RegistryError, Session};
 use crate::{
     plane::Plane,
+    rivals,
     snapshot::{Registered, Role},
 };
 
@@ -83,8 +84,8 @@ impl Server {
         }
     }
 
-    /// The workload of this cluster that the caller's verified certificate was signed for.
-    fn caller<T>(&self, request: &Request<T>) -> Result<(Enrolled, Hash), Status> {
+    /// Who calls, of this cluster, by its certificate.
+    fn verified<T>(&self, request: &Request<T>) -> Result<(Arc<Verified>, Hash), Status> {
         let info = request.extensions().get::<PeerInfo>();
         let chain = info.and_then(|info| info.chain.clone());
         let chain =
@@ -96,7 +97,12 @@ impl Server {
                 "a proxy is served by the control plane of its own cluster",
             ));
         }
-        let leaf = Hash::of(&chain[0]);
+        Ok((verified, Hash::of(&chain[0])))
+    }
+
+    /// The workload of this cluster that the caller's verified certificate was signed for.
+    fn caller<T>(&self, request: &Request<T>) -> Result<(Enrolled, Hash), Status> {
+        let (_, leaf) = self.verified(request)?;
         Ok((enrolled(&self.plane, &leaf)?, leaf))
     }
 
@@ -161,6 +167,16 @@ impl Control for Server {
             .await
             .map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(self.signed(&id, chain)))
+    }
+
+    async fn turn(&self, request: Request<wire::TurnRequest>) -> Result<Response<wire::TurnAnswer>, Status> {
+        let (verified, _) = self.verified(&request)?;
+        let (domain, cluster) = (self.plane.authority.trust_domain(), &self.plane.config.cluster);
+        if verified.id != SpiffeId::control_plane(&domain, cluster) {
+            return Err(Status::permission_denied("this is for the control planes of this cluster"));
+        }
+        let own = rivals::own(&self.plane).map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(wire::TurnAnswer { head: own.0.map(Into::into), term: own.1 }))
     }
 
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ToProxy, Status>> + Send>>;

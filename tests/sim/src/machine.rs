@@ -99,7 +99,7 @@ pub struct Sidecar {
 }
 
 /// What the turns of a control plane have in common.
-type Base = (Arc<dyn Store>, Leading, Arc<Vault>);
+type Base = (Arc<dyn Store>, Leading, Arc<Vault>, bool);
 
 /// One life of a process; what it is becomes known once it serves.
 struct Life<T> {
@@ -201,11 +201,11 @@ impl ControlPlane {
         });
         let mut turn = Turn::new(store.clone(), leading.clone(), vault.clone());
         loop {
-            turn.comes().await?;
+            let took_over = turn.comes().await?;
             let now = shutdown.child();
-            let base = (store.clone(), leading.clone(), vault.clone());
+            let base = (store.clone(), leading.clone(), vault.clone(), took_over);
             tokio::select! {
-                ended = self.serve(mesh, &world, (config.clone(), base), &serving, &now) => return ended,
+                ended = self.serve(mesh, &world, (config.clone(), base), &serving, &now) => ended?,
                 () = turn.ends() => {}
             }
             if !world.is_alive() {
@@ -234,7 +234,7 @@ impl ControlPlane {
         self: &Rc<Self>,
         mesh: &Rc<Mesh>,
         world: &Arc<Outlook>,
-        (config, (store, leading, vault)): (PlaneConfig, Base),
+        (config, (store, leading, vault, bereft)): (PlaneConfig, Base),
         serving: &Serving<Arc<Plane>>,
         shutdown: &Shutdown,
     ) -> Result<()> {
@@ -255,7 +255,7 @@ impl ControlPlane {
         // If the servers fail now, upkeep tries again.
         let _ = vault.keep().await;
         let commits = watch::Sender::default();
-        let begun = Begun { authority, configuration, commits, vault, bereft: false };
+        let begun = Begun { authority, configuration, commits, vault, bereft };
         let plane = serving::assemble(config, shared, store, begun).await?;
         serving::begin(&plane, shutdown).await?;
         mesh.begins(self, &plane, leading.now().is_some());
@@ -275,8 +275,14 @@ impl ControlPlane {
             self.name,
             short(plane.snapshot.borrow().commit())
         ));
-        self.observe(mesh, world, &plane).await;
-        Ok(())
+        tokio::select! {
+            () = self.observe(mesh, world, &plane) => {}
+            () = shutdown.cancelled() => {}
+        }
+        match shutdown.failed() {
+            Some(task) => anyhow::bail!("`{task}` has ended"),
+            None => Ok(()),
+        }
     }
 
     fn config(&self, mesh: &Mesh) -> Result<PlaneConfig> {

@@ -196,7 +196,12 @@ impl Mesh {
     /// Lets the oracle look at a control plane.
     pub fn see_plane(&self, host: &ControlPlane, plane: &Plane) {
         let (now, seen) = (self.network.elapsed(), self.seen(host, plane));
-        self.oracle.borrow_mut().see_plane(&self.repository.borrow(), now, &seen);
+        let mut serving = self.hosts(&host.cluster).filter(|host| host.plane().is_some());
+        let two =
+            serving.next().zip(serving.next()).filter(|(one, other)| self.network.sees(one.ip, other.ip));
+        let mut oracle = self.oracle.borrow_mut();
+        oracle.see_plane(&self.repository.borrow(), now, &seen);
+        oracle.see_rivals(&host.cluster, two.is_some(), now);
     }
 
     fn seen<'a>(&self, host: &'a ControlPlane, plane: &'a Plane) -> SeenPlane<'a> {

@@ -159,6 +159,14 @@ impl Network {
         self.wake();
     }
 
+    /// Whether two machines see each other as usual.
+    pub fn sees(&self, one: IpAddr, other: IpAddr) -> bool {
+        let state = self.lock();
+        [(one, other), (other, one)]
+            .iter()
+            .all(|way| !state.blocked.contains(way) && state.slow.get(way).is_none_or(Duration::is_zero))
+    }
+
     /// How wrong the clock of a machine is.
     pub fn skew(&self, ip: IpAddr, skew_ms: i64) {
         self.lock().machines.entry(ip).or_default().skew_ms = skew_ms;

@@ -22,6 +22,9 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const SLACK: Duration = Duration::from_millis(50);
 /// A proxy that came back from being gone is brought to the present within this time.
 const RETURN: Duration = Duration::from_secs(3);
+/// Of two control planes that serve a cluster and see each other one lets go within this time: it notices after some
+/// seconds that the store is away, and asks once a second.
+const RIVALRY: Duration = Duration::from_secs(12);
 /// A link of a cluster that was removed has ended after this time: its other end is told so, or falls silent.
 const EXPULSION: Duration = Duration::from_secs(15);
 
@@ -57,6 +60,8 @@ pub struct Oracle {
     /// Since when a life of a proxy has had somebody behind a service.
     filled: BTreeMap<(String, String), Duration>,
     contacts: BTreeMap<String, Contact>,
+    /// Since when two control planes serve a cluster although they see each other.
+    rivals: BTreeMap<String, Duration>,
     /// Since when the primary does not count a cluster as a member.
     removed: BTreeMap<String, Duration>,
     /// Chains of clusters and roots that may be removed: they must not verify when the bundle has them no more.
@@ -294,6 +299,18 @@ impl Oracle {
     pub fn plane_ends(&mut self, name: &str, cluster: &str) {
         let all = self.offered.entry(cluster.to_owned()).or_default();
         all.entry(name.to_owned()).or_default().ended = true;
+    }
+
+    /// Whether two serve a cluster that see each other.
+    pub fn see_rivals(&mut self, cluster: &str, both: bool, now: Duration) {
+        if !both {
+            self.rivals.remove(cluster);
+            return;
+        }
+        let since = *self.rivals.entry(cluster.to_owned()).or_insert(now);
+        self.judge("turn", now - since < RIVALRY, || {
+            format!("two serve {cluster} and see each other since {:?}", now - since)
+        });
     }
 
     fn acknowledgements(&mut self, repository: &Repository, plane: &Plane) {

@@ -32,7 +32,11 @@ fn a_thousand_seeds_hold() {
 
 #[test]
 fn a_seed_is_the_same_again() {
-    let told = |seed: &str| Command::new(SIMULATE).args(["--seed", seed]).output().unwrap().stdout;
+    let told = |seed: &str| {
+        let output = Command::new(SIMULATE).args(["--seed", seed]).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "seed {seed}: {output:?}");
+        output.stdout
+    };
     for seed in ["3", "14", "159"] {
         assert!(told(seed) == told(seed), "seed {seed}");
     }

@@ -14,7 +14,7 @@ use std::{
     sync::Arc,
 };
 
-use api::head::SignedHead;
+use api::{head::SignedHead, identity::Bundle};
 use federation::authority::{AuthorityError, SealKey};
 use process::files;
 use prost::Message;
@@ -33,7 +33,7 @@ const DOCUMENTS: [(&str, &[&str]); 2] = [
             "intermediate.key",
             "intermediate.der",
             "identity.pem",
-            "bundle.json",
+            BUNDLE_FILE,
             "token.key",
             "tokens.json",
             "admin.token",
@@ -42,6 +42,7 @@ const DOCUMENTS: [(&str, &[&str]); 2] = [
     ),
 ];
 const TRUST: &str = "trust";
+const BUNDLE_FILE: &str = "bundle.json";
 const SEAL_FILE: &str = "seal.key";
 /// Holds the term in which this control plane served last; not there if another one served after it.
 const TERM_FILE: &str = "term";
@@ -125,7 +126,11 @@ impl Vault {
         }
         for (document, _) in DOCUMENTS {
             for (name, bytes) in self.copies(shared, document).await?.into_iter().flat_map(|one| one.files) {
-                self.write(&name, &bytes)?;
+                // Who was removed is not believed again because the other one had not heard of it yet.
+                if name != BUNDLE_FILE || sequence(&bytes) >= self.read(&name)?.as_deref().and_then(sequence)
+                {
+                    self.write(&name, &bytes)?;
+                }
             }
         }
         shared.store.succeed().await?;
@@ -265,6 +270,11 @@ impl Vault {
         let path = self.dir.join(name);
         files::write_private(&path, bytes).map_err(|error| VaultError::File(path, error))
     }
+}
+
+/// Of a bundle, as its file says it.
+fn sequence(bundle: &[u8]) -> Option<u64> {
+    serde_json::from_slice::<Bundle>(bundle).ok().map(|bundle| bundle.sequence)
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
 //! A small mesh for tests: an authority, views made by hand, proxies on their own threads, applications.
 
 use std::{
-    net::SocketAddr,
-    sync::{Arc, LazyLock},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,8 @@ use crate::{
 };
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// What has not come by then does not come.
+const LONG: Duration = Duration::from_secs(30);
 
 /// Who signs, in every test.
 pub struct Authority {
@@ -354,9 +359,22 @@ fn install(proxy: &Proxy, sidecar: &Sidecar) {
     proxy.install(Arc::new(Runtime::compile(&sidecar.view(), "c0ffee", None).unwrap()));
 }
 
-/// An address that nobody listens on now.
+/// Where nobody listens, on an IP of its own: proxies share their ports, so that two on one IP could be given the same.
 pub fn free() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    static TAKEN: AtomicU16 = AtomicU16::new(0);
+    let [high, low] = TAKEN.fetch_add(1, Relaxed).to_be_bytes();
+    TcpListener::bind((Ipv4Addr::new(127, 200, high, low), 0)).unwrap().local_addr().unwrap()
+}
+
+/// Waits until it is so.
+pub async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let so = async {
+        while !is_so().await {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let waited = tokio::time::timeout(LONG, so).await;
+    assert!(waited.is_ok(), "not within {LONG:?}: {what}");
 }
 
 /// A proxy that runs.
@@ -390,7 +408,7 @@ impl Running {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), told).await.expect("nothing of the kind is told")
+        tokio::time::timeout(LONG, told).await.expect("nothing of the kind is told")
     }
 
     /// Drains it and waits for its end.

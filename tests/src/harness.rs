@@ -33,7 +33,7 @@ use anyhow::Context;
 pub use self::{
     client::{Answer, Client, Hop},
     collector::Collector,
-    etcd::EtcdServer,
+    etcd::{EtcdServer, copy},
     load::Load,
     mesh::{Blocks, Mesh},
     prober::Prober,

@@ -71,6 +71,34 @@ async fn who_serves_next_begins_with_the_files_of_who_served_last() {
     assert_eq!(read(&a, "tokens.json"), "two are used");
 }
 
+/// Found by the simulated network: one that had heard of a removal, and could not hand it on, believed the removed again.
+#[tokio::test]
+async fn whom_it_trusts_never_goes_back_to_a_copy() {
+    let (cluster, a, b) = (Cluster::new(), home(), home());
+    let bundle = |sequence: u64| {
+        let (roots, clusters, revoked) = Default::default();
+        let trust_domain = "shop.example".parse().unwrap();
+        serde_json::to_string(&Bundle { trust_domain, sequence, roots, clusters, revoked }).unwrap()
+    };
+    let first = cluster.lead(&a).await;
+    write(&a, BUNDLE_FILE, &bundle(7));
+    first.keep().await.unwrap();
+    drop(first);
+    write(&a, BUNDLE_FILE, &bundle(8));
+    give_seal(&a, &b);
+    let second = cluster.lead(&b).await;
+    assert!(second.begin().await.unwrap());
+    second.keep().await.unwrap();
+    drop(second);
+    let first = cluster.lead(&a).await;
+    assert!(first.begin().await.unwrap());
+    assert_eq!(read(&a, BUNDLE_FILE), bundle(8));
+    first.keep().await.unwrap();
+    drop(first);
+    assert!(cluster.lead(&b).await.begin().await.unwrap());
+    assert_eq!(read(&b, BUNDLE_FILE), bundle(8), "a later one is taken");
+}
+
 #[tokio::test]
 async fn what_changed_here_while_nobody_led_is_not_lost_to_an_old_copy() {
     let (cluster, a) = (Cluster::new(), home());

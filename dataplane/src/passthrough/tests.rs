@@ -212,13 +212,16 @@ async fn what_cannot_be_forwarded_is_refused_at_once() {
 
 #[tokio::test]
 async fn the_slow_are_closed_and_hold_nobody_up() {
-    let settings = Settings { hello: Duration::from_millis(50), ..Settings::default() };
-    let tale = Tale::new(settings, &[("a", echo().await)]).await;
     let hello = client_hello(&id("a").sni(), None);
-    let slow = tale.say(&hello[..hello.len() - 1]).await;
+    let almost = &hello[..hello.len() - 1];
+    let tale = Tale::new(Settings::default(), &[("a", echo().await)]).await;
+    let _slow = tale.say(almost).await;
     tale.flow(&id("a").sni()).await;
+
+    let settings = Settings { hello: Duration::from_millis(50), ..Settings::default() };
+    let hasty = Tale::new(settings, &[("a", echo().await)]).await;
     let began = Instant::now();
-    assert_eq!(rest(slow).await, b"");
+    assert_eq!(hasty.answer(almost).await, b"");
     assert!(began.elapsed() < Duration::from_secs(4), "long before the usual limit");
 }
 
@@ -278,15 +281,19 @@ fn flows_are_as_many_as_open_files_allow() {
 #[tokio::test]
 async fn a_flow_outlives_the_offer_of_its_endpoint_for_a_while() {
     let server = echo().await;
-    let settings = Settings { withdrawn: Duration::from_millis(300), ..Settings::default() };
-    let tale = Tale::new(settings, &[("a", server)]).await;
+    let tale = Tale::new(Settings::default(), &[("a", server)]).await;
     let mut flow = tale.flow(&id("a").sni()).await;
-    let began = Instant::now();
     tale.update(&[("b", server)]);
     assert_eq!(tale.answer(&client_hello(&id("a").sni(), None)).await, alert(112), "for new ones it is gone");
     flow.write_all(b"still here").await.unwrap();
     assert_eq!(hear(&mut flow, 10).await, b"still here");
-    tale.update(&[("b", server), ("c", server)]);
+
+    let settings = Settings { withdrawn: Duration::from_millis(300), ..Settings::default() };
+    let hasty = Tale::new(settings, &[("a", server)]).await;
+    let mut flow = hasty.flow(&id("a").sni()).await;
+    let began = Instant::now();
+    hasty.update(&[("b", server)]);
+    hasty.update(&[("b", server), ("c", server)]);
     assert_eq!(flow.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     assert!(began.elapsed() >= Duration::from_millis(300), "not before its time");
 }

@@ -170,9 +170,7 @@ async fn a_connection_that_breaks_under_many_requests_has_broken_once() {
     for _ in 0..24 {
         open.push(asked("GET", "/stream").await);
     }
-    while shop.requests() < 48 {
-        tokio::task::yield_now().await;
-    }
+    until("all are under way", async || shop.requests() >= 48).await;
     let over_it = shop.apps[0].requests();
     assert!(over_it >= 12, "each of them more than costs an endpoint its place: {over_it}");
     carrying.abort();

@@ -16,9 +16,7 @@ impl Shop {
     }
 
     async fn until_asked(&self, requests: usize) {
-        while self.requests() < requests {
-            tokio::task::yield_now().await;
-        }
+        until(&format!("{requests} are asked for"), async || self.requests() >= requests).await;
     }
 
     /// How many requests wait for a connection.
@@ -26,9 +24,7 @@ impl Shop {
         let mut load = None;
         self.front.proxy.each_load(|_, one| load = Some(one.clone()));
         let load = load.unwrap();
-        while load.count(crate::limit::Kind::Pending) != count {
-            tokio::task::yield_now().await;
-        }
+        until(&format!("{count} wait"), async || load.count(crate::limit::Kind::Pending) == count).await;
     }
 }
 
@@ -58,9 +54,7 @@ async fn a_request_is_under_way_until_its_answer_has_ended() {
     let metrics = shop.front.registry.text().unwrap();
     assert!(metrics.contains("weft_flag=\"limit-requests\""), "{metrics}");
     drop(first);
-    while shop.get("/").await.0 != 200 {
-        tokio::task::yield_now().await;
-    }
+    until("its place is free", async || shop.get("/").await.0 == 200).await;
     drop(second);
 }
 
@@ -107,7 +101,8 @@ async fn a_stream_of_bytes_waits_for_no_connection() {
     let (_, head) = tunnelled(front.outbound, "reviews:80").await;
     assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
     drop(first);
-    while tunnelled(front.outbound, "reviews:80").await.1.starts_with("HTTP/1.1 503 ") {
-        tokio::task::yield_now().await;
-    }
+    until("its place is free", async || {
+        !tunnelled(front.outbound, "reviews:80").await.1.starts_with("HTTP/1.1 503 ")
+    })
+    .await;
 }

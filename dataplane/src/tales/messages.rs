@@ -136,9 +136,7 @@ async fn a_try_that_is_given_up_takes_nothing_from_the_next() {
     let answer = tokio::spawn(sender.send_request(request));
     let part = || Ok(Frame::data(Bytes::from(vec![b'x'; 20_000])));
     frames.send(part()).await.unwrap();
-    while shop.requests() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until("the first one is asked", async || shop.requests() > 0).await;
     // The first one has said 503; until the second one is asked, the rest comes.
     for _ in 0..9 {
         frames.send(part()).await.unwrap();

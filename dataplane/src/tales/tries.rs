@@ -28,7 +28,7 @@ async fn one_that_was_asked_for_itself_is_not_gone_around() {
     caller.services[0].0.traffic.as_mut().unwrap().retry.as_mut().unwrap().statuses = vec![500];
     shop.front.obey(&caller);
     let asked = async |path: &str| {
-        let request = Request::get(format!("http://127.0.0.1:8080{path}"));
+        let request = Request::get(format!("http://{}:8080{path}", shop.reviews[0].inbound.ip()));
         (ask(shop.front.outbound, request).await, shop.requests())
     };
     assert_eq!(asked("/fails").await, ((500, "as asked".into()), 1), "its own word");

@@ -87,6 +87,10 @@ impl Control for Echo {
         Err(Status::unauthenticated("no certificate"))
     }
 
+    async fn turn(&self, _: Request<wire::TurnRequest>) -> Result<Response<wire::TurnAnswer>, Status> {
+        Err(Status::unauthenticated("no certificate"))
+    }
+
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ToProxy, Status>> + Send>>;
 
     async fn follow(
@@ -233,7 +237,7 @@ async fn strangers_have_few_places_and_members_keep_theirs() {
 
 #[tokio::test]
 async fn a_stranger_is_gone_after_a_while_and_a_member_is_not() {
-    let mesh = Mesh::within(Limits { life: Duration::from_millis(200), ..Limits::USUAL }).await;
+    let mesh = Mesh::within(Limits { life: Duration::from_secs(1), ..Limits::USUAL }).await;
     let tls = |identity| {
         let mut tls = ClientConfig::clone(&mesh.authority.client(identity));
         tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -248,9 +252,9 @@ async fn a_stranger_is_gone_after_a_while_and_a_member_is_not() {
     let mut member = raw(Some(&mesh.authority)).await;
     let mut stranger = raw(None).await;
     let mut heard = Vec::new();
-    let ended = timeout(LONG / 10, stranger.read_to_end(&mut heard)).await;
+    let ended = timeout(LONG, stranger.read_to_end(&mut heard)).await;
     assert!(ended.is_ok(), "the stranger is still there");
-    // Longer than a stranger's life: the server's settings come, an end does not.
+    // It came before the stranger did: the server's settings come, an end does not.
     let mut settings = [0; 9];
     member.read_exact(&mut settings).await.unwrap();
     let lived = timeout(Duration::from_millis(400), member.read_to_end(&mut Vec::new())).await;

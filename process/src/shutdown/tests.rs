@@ -1,8 +1,13 @@
 use std::future::pending;
+use std::process::Stdio;
 use std::time::Duration;
 
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::Command;
+use tokio::time::timeout;
+
 use super::*;
-use crate::logs::{Format, tests::logged};
+use crate::logs::{self, Format, tests::logged};
 
 const LONG: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_millis(5);
@@ -92,24 +97,25 @@ async fn spans_threads_with_runtimes_of_their_own() {
 async fn a_signal_begins_the_end_and_a_hangup_does_not() {
     let end = Shutdown::new();
     end_by_signal(end.clone(), || ()).unwrap();
-    let tell = |signal: &str| {
-        let me = std::process::id().to_string();
-        assert!(std::process::Command::new("kill").args([signal, &me]).status().unwrap().success());
-    };
-    tell("-HUP");
-    assert!(tokio::time::timeout(Duration::from_millis(100), end.cancelled()).await.is_err());
-    tell("-TERM");
-    end.cancelled().await;
+    let me = std::process::id().to_string();
+    tell("-HUP", &me);
+    assert!(timeout(Duration::from_millis(100), end.cancelled()).await.is_err());
+    tell("-TERM", &me);
+    timeout(LONG, end.cancelled()).await.unwrap();
 }
 
-/// In a process of its own, which this test starts: a copy of the test program that runs nothing but this.
+/// Sends a process a signal.
+fn tell(signal: &str, pid: &str) {
+    assert!(std::process::Command::new("kill").args([signal, pid]).status().unwrap().success());
+}
+
 #[tokio::test]
 async fn the_early_end_of_a_vital_task_stops_all_beside_it_and_is_named() {
     let parent = Shutdown::new();
     for panics in [false, true] {
         let turn = parent.child();
         turn.spawn_vital("the heart", async move { assert!(!panics, "it breaks") });
-        tokio::time::timeout(LONG, turn.cancelled()).await.unwrap();
+        timeout(LONG, turn.cancelled()).await.unwrap();
         assert_eq!(turn.failed(), Some("the heart"));
     }
     let told = parent.child();
@@ -119,43 +125,40 @@ async fn the_early_end_of_a_vital_task_stops_all_beside_it_and_is_named() {
     assert_eq!((told.failed(), parent.failed(), parent.is_cancelled()), (None, None, false));
 }
 
-#[test]
-fn told_twice_a_process_ends_at_once() {
+/// In a process of its own, which this test starts: a copy of the test program that runs nothing but this.
+#[tokio::test]
+async fn told_twice_a_process_ends_at_once() {
     const CHILD: &str = "WEFT_TEST_TOLD_TWICE";
     if std::env::var_os(CHILD).is_some() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let end = Shutdown::new();
-            end_by_signal(end.clone(), || println!("ending")).unwrap();
-            // Whoever else has told it to drain is no signal.
-            end.cancel();
-            println!("draining");
-            pending::<()>().await
-        });
+        logs::init(Format::Text, "info").unwrap();
+        let end = Shutdown::new();
+        end_by_signal(end.clone(), || eprintln!("the last act")).unwrap();
+        // Whoever else has told it to drain is no signal.
+        end.cancel();
+        eprintln!("draining");
+        pending::<()>().await;
     }
-    use std::io::{BufRead, BufReader};
     let name = "shutdown::tests::told_twice_a_process_ends_at_once";
-    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+    let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, "1")
-        .stdout(std::process::Stdio::piped())
+        .env_remove(logs::VARIABLE)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut says = |word| assert!(lines.any(|line| line.unwrap().ends_with(word)), "never {word}");
-    let tell = |child: &std::process::Child| {
-        let told = std::process::Command::new("kill").arg(child.id().to_string()).status().unwrap();
-        assert!(told.success());
+    let pid = child.id().unwrap().to_string();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut says = async |word: &str| {
+        let said = async { while !lines.next_line().await.unwrap().expect(word).contains(word) {} };
+        timeout(LONG, said).await.unwrap_or_else(|_| panic!("never {word}"));
     };
-    says("draining");
-    tell(&child);
-    std::thread::sleep(Duration::from_millis(200));
+    says("draining").await;
+    tell("-TERM", &pid);
+    says("the same again ends it at once").await;
     assert_eq!(child.try_wait().unwrap(), None, "the first signal lets it drain");
-    // Where the machine is busy the first may not have been heard yet, and two that wait are one.
-    while child.try_wait().unwrap().is_none() {
-        tell(&child);
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    says("ending");
-    assert_eq!(child.wait().unwrap().code(), Some(128 + 15));
+    tell("-TERM", &pid);
+    says("the last act").await;
+    assert_eq!(timeout(LONG, child.wait()).await.unwrap().unwrap().code(), Some(128 + 15));
 }

@@ -71,6 +71,11 @@ impl Disk {
         Opened { disk: self.clone(), opening: platter.opened }
     }
 
+    /// Who has it open now neither reads nor writes it any more.
+    pub fn close(&self) {
+        self.lock().opened += 1;
+    }
+
     /// It fails after this many more writes, until it is opened again.
     pub fn fail_after(&self, writes: u64) {
         self.lock().fuse = Some(writes);

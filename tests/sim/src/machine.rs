@@ -178,6 +178,7 @@ impl ControlPlane {
     pub fn kill(&self, mesh: &Mesh, end: End) {
         if let Some(life) = self.life.borrow_mut().take() {
             mesh.network.kill(self.ip, end);
+            self.disk.close();
             life.shutdown.cancel();
         }
     }

@@ -59,16 +59,15 @@ impl EtcdServer {
     /// # Panics
     /// When it does not come up.
     pub fn start(ip: IpAddr, args: &[&str]) -> Self {
-        let free = || {
-            let listener = TcpListener::bind((ip, 0)).expect("a free port");
-            listener.local_addr().expect("it is bound")
-        };
+        // All held until all are chosen, so that they differ.
+        let held = [(); 3].map(|()| TcpListener::bind((ip, 0)).expect("a free port"));
+        let [client, peer, metrics] = held.map(|one| one.local_addr().expect("it is bound"));
         let mut server = EtcdServer {
             child: None,
             home: tempfile::tempdir().expect("a directory"),
-            client: free(),
-            peer: free(),
-            metrics: free(),
+            client,
+            peer,
+            metrics,
             tls: args.contains(&"--cert-file"),
             args: Vec::new(),
         };
@@ -170,7 +169,8 @@ impl Drop for EtcdServer {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies a directory with all that it holds.
+pub fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory");
     for entry in fs::read_dir(from).expect("a directory").flatten() {
         let (from, to) = (entry.path(), to.join(entry.file_name()));

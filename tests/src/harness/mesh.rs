@@ -310,8 +310,7 @@ impl Mesh {
         let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
         let ours = pids.filter_map(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;
-            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            let line = command_line(pid)?;
             let cwd = fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
             let dir = self.dir.to_string_lossy();
             (pid != std::process::id() as i32 && (line.contains(&*dir) || cwd.starts_with(&self.dir)))
@@ -322,28 +321,34 @@ impl Mesh {
 
     /// Ends it. Gives what is left, having ended that too.
     fn end(&mut self) -> Vec<String> {
-        for child in &mut self.beside {
-            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+        for child in self.beside.iter_mut().chain([&mut self.up]) {
+            // The number of one that has ended may be another's by now.
+            if matches!(child.try_wait(), Ok(None)) {
+                let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM);
+            }
         }
-        let _ = kill(Pid::from_raw(self.up.id() as i32), Signal::SIGTERM);
         let deadline = Instant::now() + END_LIMIT;
         let gone = |child: &mut Child| {
-            while Instant::now() < deadline {
-                if !matches!(child.try_wait(), Ok(None)) {
-                    return true;
+            while matches!(child.try_wait(), Ok(None)) {
+                if Instant::now() >= deadline {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    return false;
                 }
                 std::thread::sleep(super::POLL);
             }
-            let _ = child.kill();
-            let _ = child.wait();
-            false
+            true
         };
         let mut left = Vec::new();
         if !gone(&mut self.up) {
             left.push("weft up itself".to_owned());
         }
         for child in &mut self.beside {
-            gone(child);
+            let pid = child.id() as i32;
+            let line = command_line(pid).unwrap_or_default();
+            if !gone(child) {
+                left.push(format!("{pid} {line}"));
+            }
         }
         for (pid, line) in self.alive() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -373,6 +378,12 @@ impl Drop for Mesh {
         }
         assert!(left.is_empty(), "`weft up` left processes behind: {left:?}");
     }
+}
+
+/// How a process was started, while it lives.
+fn command_line(pid: i32) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok().filter(|line| !line.is_empty())?;
+    Some(String::from_utf8_lossy(&line).replace('\0', " "))
 }
 
 /// What a program prints first.

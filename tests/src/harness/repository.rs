@@ -3,7 +3,6 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
     time::{Instant, SystemTime},
 };
 
@@ -63,7 +62,7 @@ impl Repository {
         let made = tokio::task::spawn_blocking(move || {
             repository.git(&["add", "--all"]);
             let began = Instant::now();
-            repository.git(&["-c", "commit.gpgsign=false", "commit", "--quiet", "-m", &message]);
+            repository.git(&["commit", "--quiet", "-m", &message]);
             let (returned, at) = (Instant::now(), SystemTime::now());
             let id = repository.git(&["rev-parse", "HEAD"]).trim().to_owned();
             Commit { id, began, returned, at }
@@ -73,13 +72,6 @@ impl Repository {
 
     /// Runs git in it; it has to succeed. Gives what it printed.
     pub fn git(&self, args: &[&str]) -> String {
-        let mut git = Command::new("git");
-        git.arg("-C").arg(&self.path).args(args);
-        for variable in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"] {
-            git.env_remove(variable);
-        }
-        let output = git.output().expect("git is installed");
-        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        super::git::git(&self.path, args)
     }
 }

@@ -92,11 +92,16 @@ struct Primary {
 
 impl Primary {
     fn new(ip: IpAddr, source: &Source, server: &EtcdServer) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Primary::among(&[ip], source, &[server.url()], 15)
+    }
+
+    /// The first of `replicas`, with its store behind these URLs.
+    fn among(replicas: &[IpAddr], source: &Source, urls: &[String], lease_seconds: u32) -> Self {
+        let (dir, ip) = (tempfile::tempdir().unwrap(), replicas[0]);
         let config = serde_json::json!({
             "cluster": "east", "role": "primary", "stateDir": dir.path().join("state"), "address": ip,
-            "network": "east", "source": { "repository": source.path() },
-            "store": { "etcd": { "endpoints": [server.url()], "prefix": PREFIX } },
+            "network": "east", "source": { "repository": source.path() }, "replicas": replicas,
+            "leaseSeconds": lease_seconds, "store": { "etcd": { "endpoints": urls, "prefix": PREFIX } },
         });
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         Primary { child: None, dir, api: format!("http://{ip}:15080") }

@@ -197,7 +197,7 @@ async fn a_flow_does_not_last_for_ever() {
 
 #[tokio::test]
 async fn a_silent_flow_is_closed() {
-    let settings = Settings { idle: Duration::from_millis(50), ..Settings::default() };
+    let settings = Settings { idle: Duration::from_secs(1), ..Settings::default() };
     let tale = Tale::new(settings, &[("a", echo().await)]).await;
     let mut flow = tale.flow(&id("a").sni()).await;
     assert_eq!(flow.read(&mut [0]).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
@@ -205,7 +205,7 @@ async fn a_silent_flow_is_closed() {
 
 #[tokio::test]
 async fn every_byte_breaks_the_silence() {
-    const IDLE: Duration = Duration::from_millis(300);
+    const IDLE: Duration = Duration::from_secs(2);
     let settings = Settings { idle: IDLE, ..Settings::default() };
     let tale = Tale::new(settings, &[("a", echo().await)]).await;
     let mut flow = tale.flow(&id("a").sni()).await;

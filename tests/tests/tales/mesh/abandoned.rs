@@ -31,7 +31,14 @@ async fn a_client_that_leaves_256_streams_in_flight_leaves_the_proxy_serving() {
         count => Err(format!("{count} of {STREAMS}")),
     })
     .await;
-    leave(&address, &cluster.ingress, false).await;
+    // Too early nothing is on its way, too late all is answered: again until it falls between.
+    eventually("some were on their way", SOON, async || {
+        leave(&address, &cluster.ingress, false).await;
+        let lines = logs::access(&log);
+        let gone = |line: &logs::Line| line.get("path") == "/ticks" && line.get("status") == "499";
+        if lines.iter().any(gone) { Ok(()) } else { Err(format!("{:?}", lines.last())) }
+    })
+    .await;
 
     let ingress = mesh.ingress("east");
     for number in 0..REQUESTS {

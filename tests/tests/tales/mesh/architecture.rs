@@ -37,6 +37,9 @@ const IMPURE: [&str; 7] =
     ["async fn", "tokio::", "SystemTime::now", "Instant::now", "UnixTime::now", "std::net::Tcp", "rand::"];
 const PURE: [&str; 4] = ["runtime/src", "policies/src", "controlplane/src/snapshot", "api/src"];
 
+/// The ends of files that are tests and nothing else.
+const OF_TESTS: [&str; 3] = ["tests.rs", "fixture.rs", "scripted.rs"];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
@@ -75,17 +78,20 @@ fn what_is_kept_inside_stays_inside() {
 
 #[test]
 fn pure_code_reads_no_clock_draws_no_number_and_waits_for_nobody() {
-    for (file, text) in sources(&root()) {
-        let test = file.ends_with("tests.rs") || file.ends_with("fixture.rs");
-        if test || !PURE.iter().any(|pure| file.starts_with(pure)) {
-            continue;
-        }
-        let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let pure = |file: &str| PURE.iter().any(|pure| file.starts_with(pure));
+    for (file, code) in code().into_iter().filter(|(file, _)| pure(file)) {
         let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
         for line in lines {
             let found = IMPURE.iter().find(|word| line.contains(**word));
             assert!(found.is_none(), "{file} is to be pure and has {found:?}: {line}");
         }
+    }
+}
+
+#[test]
+fn no_queue_is_without_a_limit() {
+    for (file, code) in code() {
+        assert!(!code.contains("unbounded_channel"), "{file} has a queue without a limit");
     }
 }
 
@@ -96,6 +102,22 @@ fn no_file_names_a_place_of_one_machine() {
             assert!(!text.contains(place), "{file} names {place}");
         }
     }
+}
+
+/// What the products are made of, without their tests: path and content.
+fn code() -> Vec<(String, String)> {
+    let mut code = sources(&root());
+    code.retain(|(file, _)| {
+        file.ends_with(".rs")
+            && !file.starts_with("tests/")
+            && !OF_TESTS.iter().any(|end| file.ends_with(end))
+    });
+    for (_, text) in &mut code {
+        // Of the end alone: a module that is for tests may be declared anywhere.
+        let end = text.find("#[cfg(test)]\nmod tests {").unwrap_or(text.len());
+        text.truncate(end);
+    }
+    code
 }
 
 /// The text files of the repository that are under version control or could be: path from its root, and content.

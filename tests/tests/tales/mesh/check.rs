@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use api::admin::Problem;
-use weft_tests::harness::weft;
+use weft_tests::harness::{copy, weft};
 
 /// Files with mistakes. `‸` stands before each, and what is said of it has to contain the words listed, in order.
 const MISTAKES: [(&str, &str, &[&str]); 12] = [
@@ -183,7 +183,6 @@ fn of_a_source_that_owns_namespaces_what_others_own_is_refused() {
 
     let own = tempfile::tempdir().unwrap();
     for directory in ["apps", "traffic"] {
-        fs::create_dir(own.path().join(directory)).unwrap();
         copy(&sample.join(directory), &own.path().join(directory));
     }
     fs::remove_file(own.path().join("apps/namespace.yaml")).unwrap();
@@ -220,17 +219,4 @@ fn check_with(repository: &Path, arguments: &[&str]) -> (bool, Vec<Problem>) {
     let problems = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
     (output.status.success(), problems)
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            fs::create_dir_all(&target).unwrap();
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

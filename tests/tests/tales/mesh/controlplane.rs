@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::identity::signer_cluster;
+use api::{admin::ProxyState, identity::signer_cluster};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use weft_tests::harness::{
     Client, Load, Mesh, client::request, eventually, logs, mesh::first_line, up::Workload,
@@ -125,6 +125,13 @@ async fn a_workload_joins_west(mesh: &mut Mesh) -> Workload {
 
 /// SIGTERM drains it and takes it out of the registry.
 async fn it_leaves(mesh: &mut Mesh, added: &Workload) {
+    mesh.status_tells("west", "the added workload is connected", SOON, |status| {
+        let mut proxies = status.clusters.iter().flat_map(|one| &one.proxies);
+        let known = proxies.find(|one| one.workload.as_str() == added.id);
+        let connected = known.is_some_and(|one| one.state == ProxyState::Connected);
+        if connected { Ok(()) } else { Err(format!("{known:?}")) }
+    })
+    .await;
     mesh.end_beside(0).await;
     mesh.status_tells("west", "the added workload is out of the registry", SOON, |status| {
         let proxies = status.clusters.iter().flat_map(|one| &one.proxies);

@@ -107,7 +107,9 @@ async fn sidecars_die_and_nobody_notices() {
             .filter(|one| one.service_account.as_str() == "reviews")
             .filter(|one| one.state == api::admin::ProxyState::Connected)
             .count();
-        let told = status.events.iter().any(|event| event.subject.contains("reviews"));
+        let told = status.events.iter().any(|event| {
+            event.subject.contains("reviews") && event.message.starts_with("its stream is away")
+        });
         if here == 0 && told { Ok(()) } else { Err(format!("{here} connected, {:?}", status.events)) }
     })
     .await;

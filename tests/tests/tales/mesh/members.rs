@@ -73,8 +73,9 @@ async fn a_cluster_that_is_taken_out_of_git_is_a_member_no_more() {
         if names == ["east"] && ended { Ok(()) } else { Err(format!("{names:?}, {:?}", status.events)) }
     })
     .await;
+    assert_eq!(ingress.get("/catalogue").await.unwrap().status, 200, "what east has itself");
     let statuses = ask(&ingress).await;
-    assert!(statuses.iter().all(|status| *status != 200), "west serves still: {statuses:?}");
+    assert!(statuses.iter().all(|status| *status == 503), "nobody is left for the reviews: {statuses:?}");
     let explained = mesh.weft(&["explain", "--from", "shop/front", "GET", "reviews:8080", "/reviews"]).await;
     assert!(!explained.contains("west"), "{explained}");
 

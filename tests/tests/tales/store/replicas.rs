@@ -170,3 +170,86 @@ async fn who_can_write_to_the_store_does_not_rule_by_that() {
     // The next commit goes over it.
     primary.serves(&source.commit(2)).await;
 }
+
+/// A way to etcd that can be cut while etcd goes on.
+struct Way {
+    url: String,
+    task: JoinHandle<()>,
+}
+
+impl Way {
+    async fn to(server: &EtcdServer, at: IpAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind((at, 0)).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let target = server.url().trim_start_matches("http://").to_owned();
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let target = target.clone();
+                connections.spawn(async move {
+                    let Ok(mut far) = tokio::net::TcpStream::connect(target).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        Way { url, task }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_lost_the_way_to_the_store_alone_lets_go_of_its_proxies() {
+    let (source, server) = (Source::new().await, EtcdServer::start(ip(8, 1), &[]));
+    let places = [ip(8, 2), ip(8, 3)];
+    let way = Way::to(&server, ip(8, 1)).await;
+    let mut first = Primary::among(&places, &source, std::slice::from_ref(&way.url), 15);
+    let mut second = Primary::among(&[places[1], places[0]], &source, &[server.url()], 15);
+    let commit = source.commit(1);
+    first.start();
+    first.serves(&commit).await;
+    second.sealed_as(&first);
+    second.start();
+    second.stands_by_for(&first).await;
+    let token = first.token().await;
+    let _sidecar = Sidecar::start(ip(8, 4), places, &token);
+    first.rules(&commit).await;
+
+    way.task.abort();
+    second.serves(&commit).await;
+    second.rules(&commit).await;
+    let commit = source.commit(2);
+    second.serves(&commit).await;
+    second.rules(&commit).await;
+    assert!(first.log().contains("another one serves"), "it asked the other one, not the store");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_away_when_another_one_takes_over_has_a_whole_lease_anew() {
+    const LEASE: Duration = Duration::from_secs(8);
+    let (source, server) = (Source::new().await, EtcdServer::start(ip(9, 1), &[]));
+    let places = [ip(9, 2), ip(9, 3)];
+    let primary =
+        |places: &[IpAddr]| Primary::among(places, &source, &[server.url()], LEASE.as_secs() as u32);
+    let mut first = primary(&places);
+    let mut second = primary(&[places[1], places[0]]);
+    let commit = source.commit(1);
+    first.start();
+    first.serves(&commit).await;
+    second.sealed_as(&first);
+    second.start();
+    second.stands_by_for(&first).await;
+    let sidecar = Sidecar::start(ip(9, 4), places, &first.token().await);
+    first.rules(&commit).await;
+
+    // Both at once: by its last heartbeat its lease is nearly over when the leadership's is.
+    drop(sidecar);
+    first.kill();
+    second.one("it is known, and away", |one| one.state == ProxyState::Away).await;
+    let known = std::time::Instant::now();
+    let own = |status: &Status| {
+        let east = status.clusters.iter().find(|cluster| cluster.name.as_str() == "east");
+        east.is_some_and(|east| east.proxies.iter().all(|one| one.state == ProxyState::Gone))
+    };
+    second.tells("its lease is over", own).await;
+    let lasted = known.elapsed();
+    assert!(lasted >= LEASE - Duration::from_secs(2), "{lasted:?}");
+}

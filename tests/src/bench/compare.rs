@@ -96,7 +96,7 @@ pub struct Series {
     /// Round by round, where it was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub latency: Vec<Latency>,
-    /// Resident memory of its processes under load, after the last round.
+    /// Resident memory of its processes after the last round, whose load has ended by then.
     pub rss_kib: u64,
 }
 

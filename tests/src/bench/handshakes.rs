@@ -1,4 +1,5 @@
-//! New connections of mutual TLS at a server's half, and connections of a client that has been there before.
+//! New connections of mutual TLS at a server's half, and connections of a client that has been there before. The servers
+//! of the first give no session tickets, since nobody would come back with one.
 //!
 //! Weft resumes no session: each connection is verified against what is trusted now. So its part of the second table is
 //! a full handshake beside the others' resumed ones, which is what that rule costs.
@@ -38,12 +39,13 @@ pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<Vec<Comparison>> {
     mesh.effective()?;
     let inbound = SocketAddr::new(mesh.ip(11), INBOUND);
     let ours = caller_of(&swarm)?;
-    let mut servers = Vec::new();
-    for peer in bench.peers.all() {
-        let (process, at) = bench.peers.start(&site, peer, Task::Server, to)?;
-        servers.push((peer.name(), process, at));
-    }
-    let compare = |title, resumed| {
+    let compare = |title, task| {
+        let mut servers = Vec::new();
+        for peer in bench.peers.all() {
+            let (process, at) = bench.peers.start(&site, peer, task, to)?;
+            servers.push((peer.name(), process, at));
+        }
+        let resumed = task == Task::Server;
         let theirs = Client::of_peers(dir, resumed)?;
         let way = |name, process, at, client| {
             let client: &Client = client;
@@ -57,16 +59,16 @@ pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<Vec<Comparison>> {
         let note = format!(
             "{} at a time, each with one request of HTTP/1.1; ECDSA P-256 on both sides, X25519{}",
             shakes::CONNECTIONS,
-            if resumed { "; the others resume, Weft never does" } else { "; no resumption" }
+            if resumed { "; the others resume, Weft never does" } else { "; no session tickets" }
         );
         rounds((title, Unit::Connection, note), &ways, bench.effort)
     };
     let mut all = Vec::new();
     if bench.wants(Part::Handshakes) {
-        all.push(compare("new handshakes", false)?);
+        all.push(compare("new handshakes", Task::Handshakes)?);
     }
     if bench.wants(Part::Resumed) {
-        all.push(compare("known clients", true)?);
+        all.push(compare("known clients", Task::Server)?);
     }
     Ok(all)
 }

@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use crate::{
     compare::Load,
     machine::{Core, output, pinned},
+    peers::BODY,
 };
 
 /// At the same time, by [`h1`].
@@ -65,6 +66,12 @@ fn h2load_said(text: &str, seconds: u32) -> anyhow::Result<Load> {
     // Those under way at the end are neither; an answer of 4xx is a success to h2load.
     ensure!(count(" failed")? == 0 && count(" errored")? == 0 && count(" timeout")? == 0, "{counts}");
     ensure!(codes.contains(" 0 3xx, 0 4xx, 0 5xx"), "requests failed under load: {codes}");
+    let traffic = text.lines().find_map(|line| line.strip_prefix("traffic: ")).unwrap_or_default();
+    let data = traffic.strip_suffix(") data").and_then(|sums| sums.rsplit_once('(')?.1.parse::<u64>().ok());
+    let data = data.context("h2load said no count of data")?;
+    // Those under way at the end may have brought a part.
+    let [least, most] = [done, count(" started")?].map(|answers| answers * BODY as u64);
+    ensure!((least..=most).contains(&data), "{done} answers brought {data} bytes");
     Ok(Load::of(done as f64, Duration::from_secs(seconds.into())))
 }
 
@@ -80,13 +87,16 @@ mod tests {
         assert!(wrk_said(&failed).unwrap_err().to_string().ends_with("Non-2xx or 3xx responses: 7"));
         assert!(wrk_said("").is_err());
 
-        let said = |failed: u32, bad: u32| {
+        let said = |failed: u32, bad: u32, data: u32| {
             format!(
                 "finished in 2.00s, 150.00 req/s, 1MB/s\nrequests: 300 total, 556 started, 300 done, 300 succeeded, \
-                 {failed} failed, 0 errored, 0 timeout\nstatus codes: 300 2xx, 0 3xx, {bad} 4xx, 0 5xx\n"
+                 {failed} failed, 0 errored, 0 timeout\nstatus codes: 300 2xx, 0 3xx, {bad} 4xx, 0 5xx\n\
+                 traffic: 1MB (320000) total, 9KB (9632) headers (space savings 95.20%), 300KB ({data}) data\n"
             )
         };
-        assert_eq!(h2load_said(&said(0, 0), 2).unwrap().per_second, 150.0);
-        assert!(h2load_said(&said(1, 0), 2).is_err() && h2load_said(&said(0, 1), 2).is_err());
+        assert_eq!(h2load_said(&said(0, 0, 307_200), 2).unwrap().per_second, 150.0);
+        for void in [said(1, 0, 307_200), said(0, 1, 307_200), said(0, 0, 307_199), said(0, 0, 569_345)] {
+            assert!(h2load_said(&void, 2).is_err(), "{void}");
+        }
     }
 }

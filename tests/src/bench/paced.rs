@@ -21,7 +21,7 @@ use crate::{
     report::quantile,
 };
 
-/// Requests a second: moderate, about a fifth of what a pair carries on one core.
+/// Requests a second: moderate, about a twelfth of what Weft's pair carries on one core.
 pub const RATE: u64 = 2000;
 /// More than are ever needed at once, unless the proxy halts.
 pub const CONNECTIONS: usize = 32;

@@ -43,16 +43,18 @@ pub struct Idle {
 /// Measures those parts that are wanted.
 pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<(Vec<Comparison>, Option<Idle>)> {
     fs::create_dir_all(dir)?;
+    // The peers inherit it, and not all of them raise it themselves.
+    let files = process::limits::raise_open_files() as usize;
     let site = Site { dir, block: BLOCK, name: NAME };
     let at = |host, port| SocketAddr::new(Ipv4Addr::new(127, BLOCK, 0, host).into(), port);
     let to = at(20, 9000);
     let client = Client::of(to, NAME)?;
-    let files = [
+    let texts = [
         ("mesh.yaml", include_str!("../../bench/weft/mesh.yaml")),
         ("passthrough.yaml", include_str!("../../bench/weft/passthrough.yaml")),
     ];
-    let files = files.map(|(name, text)| (name.to_owned(), text.to_owned()));
-    let mesh = Mesh::start(&bench.programs, dir, BLOCK, Core::Load, &files)?;
+    let texts = texts.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    let mesh = Mesh::start(&bench.programs, dir, BLOCK, Core::Load, &texts)?;
     let stand = Stand { id: "bytes-1".into(), account: "bytes".into(), address: to };
     let _workload = Swarm::start(&mesh, &dir.join("swarm"), vec![stand])?;
     let mut entries = vec![(FLOOR, splice(dir, at(30, 8080), to)?, at(30, 8080))];
@@ -90,7 +92,7 @@ pub fn measure(bench: &Bench, dir: &Path) -> anyhow::Result<(Vec<Comparison>, Op
         );
         all.push(rounds(("passthrough, short", Unit::Connection, note), &ways(Client::short), bench.effort)?);
     }
-    let idle = bench.wants(Part::Idle).then(|| idle(&client, &entries)).transpose()?;
+    let idle = bench.wants(Part::Idle).then(|| idle(&client, &entries, files)).transpose()?;
     Ok((all, idle))
 }
 
@@ -102,9 +104,12 @@ fn splice(dir: &Path, listen: SocketAddr, to: SocketAddr) -> anyhow::Result<Runn
     Ok(running)
 }
 
-fn idle(client: &Client, entries: &[(&'static str, Running, SocketAddr)]) -> anyhow::Result<Idle> {
+fn idle(
+    client: &Client,
+    entries: &[(&'static str, Running, SocketAddr)],
+    files: usize,
+) -> anyhow::Result<Idle> {
     // Two for each connection in the proxy, and two for each in this process; the proxies need some for themselves.
-    let files = process::limits::raise_open_files() as usize;
     let connections = IDLE.min(files.saturating_sub(1000) / 2);
     let one = |(name, process, listens): &(&'static str, Running, SocketAddr)| {
         let before = process.rss_kib()?;

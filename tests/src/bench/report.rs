@@ -28,6 +28,9 @@ pub struct Report {
     load_average: f64,
     weft: String,
     peers: Vec<String>,
+    /// Peers that are not installed, so that nothing is known beside them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing: Vec<String>,
     rounds: u32,
     seconds: u32,
     /// CPU for each unit.
@@ -52,6 +55,7 @@ impl Report {
             load_average,
             weft: output(Command::new(&bench.programs.weft).arg("--version"))?.trim().to_owned(),
             peers: bench.peers.versions()?,
+            missing: bench.peers.missing(),
             rounds: bench.effort.rounds,
             seconds: bench.effort.seconds,
             compared: Vec::new(),
@@ -63,13 +67,16 @@ impl Report {
 
     /// For people.
     pub fn text(&self) -> String {
-        let Report { command, machine, load_average, weft, peers, rounds, seconds, .. } = self;
+        let Report { command, machine, load_average, weft, peers, missing, rounds, seconds, .. } = self;
         let mut text = format!(
             "`weft-bench {command}` on {machine}, load average {load_average} at the start; {weft}; {}. \
              {rounds} rounds of {seconds} s.{}\n",
             peers.join("; "),
             if *load_average > QUIET { " **The machine was not quiet.**" } else { "" },
         );
+        if !missing.is_empty() {
+            let _ = writeln!(text, "\n**Not all peers take part**: {}.", missing.join("; "));
+        }
         self.compared.iter().for_each(|one| text.push_str(&compared(one)));
         self.idle.iter().for_each(|idle| text.push_str(&self::idle(idle)));
         if !self.memory.is_empty() {
@@ -162,12 +169,12 @@ fn memory(all: &[Memory]) -> String {
 
 fn commits(all: &[Commits]) -> String {
     let mut text = "\n### commit → effective\n\nFrom the return of `git commit` until every proxy obeys it.\n\n\
-                    | proxies | clusters | commits | p50 ms | p99 ms | least ms | all up in ms | control plane, MB |\n\
+                    | proxies | clusters | commits | p50 ms | max ms | least ms | all up in ms | control plane, MB |\n\
                     |---:|---:|---:|---:|---:|---:|---:|---:|\n"
         .to_owned();
     for Commits { proxies, clusters, start_millis, control_plane_kib, millis } in all {
         let memory = control_plane_kib.map_or("two".to_owned(), mb);
-        let [half, most, least] = [0.5, 0.99, 0.0].map(|share| quantile(millis, share));
+        let [half, most, least] = [0.5, 1.0, 0.0].map(|share| quantile(millis, share));
         let _ = writeln!(
             text,
             "| {proxies} | {clusters} | {} | {half:.0} | {most:.0} | {least:.0} | {start_millis:.0} | {memory} |",

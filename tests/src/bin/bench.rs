@@ -166,6 +166,12 @@ fn main() -> anyhow::Result<()> {
         effort: Effort { rounds: arguments.rounds, seconds: arguments.seconds },
         only: arguments.only,
     };
+    let missing = bench.peers.missing();
+    missing.iter().for_each(|one| eprintln!("weft-bench: {one}"));
+    ensure!(
+        missing.is_empty() || arguments.document.is_none(),
+        "not all peers would be in the document: install them, or name those that take part by `--peers`"
+    );
     machine::prepare()?;
     let busy = load_average()?;
     if busy > QUIET {

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is not back by then counts as lost for good.
-pub const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 /// For one answer of a gateway that may be away still.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -41,9 +41,19 @@ impl Back {
         Back { serving, carrying, ruled }
     }
 
-    /// Until all of it was back.
-    pub fn whole(&self) -> Option<u64> {
-        Some(self.serving?.max(self.carrying?).max(self.ruled?))
+    /// Until all of it was back; an error is what was not.
+    pub fn whole(&self) -> Result<u64, String> {
+        let all = [
+            ("not serving", self.serving),
+            ("not carrying", self.carrying),
+            ("commit not ruling", self.ruled),
+        ];
+        let missing: Vec<_> = all.iter().filter(|(_, when)| when.is_none()).map(|(what, _)| *what).collect();
+        if missing.is_empty() {
+            Ok(all.into_iter().filter_map(|(_, when)| when).max().unwrap_or_default())
+        } else {
+            Err(format!("{} within {} s", missing.join(", "), LIMIT.as_secs()))
+        }
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Cell {
     pub flows: Vec<Fate>,
     /// What the status said: what, of whom, after how many milliseconds.
     pub told: Vec<(String, BTreeSet<String>, u64)>,
+    /// Processes that ended by themselves, with their last words.
+    pub ended: Vec<String>,
 }
 
 /// What became of GETs that may be sent again.
@@ -88,8 +90,8 @@ pub struct Late {
 pub struct Orders {
     /// How many entered at an ingress which lived.
     pub all: usize,
-    /// How many of these were not acknowledged.
-    pub undone: usize,
+    /// How many of these were not acknowledged, by kind.
+    pub undone: BTreeMap<String, usize>,
     /// How many were executed more than once, wherever they entered.
     pub twice: usize,
     /// How many were acknowledged and never executed, wherever they entered.
@@ -128,7 +130,8 @@ async fn lose(shop: &Shop, row: Row, way: Way, loss: &Loss, told: &Told) -> Cell
 
     let flows = flows.iter().map(|flow| flow.fate(struck)).collect();
     let told = told.since(struck).into_iter().map(|(what, whom, when)| (what, whom, millis(when))).collect();
-    let mut cell = Cell { row, way, gets: Gets::default(), orders: Orders::default(), back, flows, told };
+    let (gets, orders, ended) = (Gets::default(), Orders::default(), shop.ended());
+    let mut cell = Cell { row, way, gets, orders, back, flows, told, ended };
     let mut tallies = Vec::new();
     for (load, cluster) in loads.into_iter().zip(CLUSTERS) {
         let began = Instant::now() - load.now();
@@ -192,7 +195,9 @@ impl Orders {
     fn add(&mut self, tally: &Tally, lives: bool, executed: &[String]) {
         if lives {
             self.all += tally.orders.len();
-            self.undone += tally.orders.iter().filter(|order| !order.done).count();
+            for failure in tally.orders.iter().filter_map(|order| order.failure.as_ref()) {
+                *self.undone.entry(kind(failure)).or_default() += 1;
+            }
         }
         self.twice += tally.executed_twice(executed).len();
         self.lost += tally.lost(executed).len();

@@ -8,7 +8,7 @@ use weft_tests::lab::{
     mesh::{CLUSTERS, control, gateways},
 };
 
-use crate::shop::{ETCD, GIT, PORT, instances};
+use crate::shop::{ETCD, GIT, PORT, hosts, instances};
 
 /// What is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -86,16 +86,6 @@ impl Row {
     pub fn loss(self, lab: &Lab) -> Loss {
         let [east, west] = CLUSTERS;
         let around = |hosts: Vec<String>| Loss { hosts, program: None, place: Place::Around };
-        let of = |cluster: &str| {
-            let mut hosts = instances(lab, cluster);
-            hosts.extend(gateways(cluster));
-            hosts.extend([
-                control(cluster),
-                format!("{cluster}-ingress"),
-                format!("{cluster}-line-{cluster}-1"),
-            ]);
-            hosts
-        };
         let catalogue = || vec!["east-catalogue-1".to_owned()];
         match self {
             Row::Application => {
@@ -113,8 +103,8 @@ impl Row {
             Row::RemoteControl => around(vec![control(west)]),
             Row::Etcd => around(vec![ETCD.to_owned()]),
             Row::Git => around(vec![GIT.to_owned()]),
-            Row::Remote => around(of(west)),
-            Row::Primary => around([of(east), vec![ETCD.to_owned()]].concat()),
+            Row::Remote => around(hosts(lab, west)),
+            Row::Primary => around([hosts(lab, east), vec![ETCD.to_owned()]].concat()),
         }
     }
 
@@ -157,6 +147,9 @@ impl Loss {
 
 impl<'a> Fault<'a> {
     /// From now on it is lost.
+    ///
+    /// # Panics
+    /// When a host has no process that would be lost.
     pub fn strike(lab: &'a Lab, loss: &'a Loss, way: Way) -> Self {
         let guard = match way {
             Way::Kill => {
@@ -176,6 +169,9 @@ impl<'a> Fault<'a> {
     }
 
     /// From now on it is there again.
+    ///
+    /// # Panics
+    /// When a host has no process that was stopped.
     pub fn heal(self) {
         match self.way {
             Way::Kill => self.loss.hosts.iter().for_each(|host| self.lab[host].again()),
@@ -186,5 +182,9 @@ impl<'a> Fault<'a> {
 }
 
 fn signal(lab: &Lab, loss: &Loss, signal: Signal) {
-    loss.hosts.iter().for_each(|host| lab[host].signal_to(loss.program, signal));
+    for host in &loss.hosts {
+        let program = loss.program.unwrap_or("any program");
+        let hit = lab[host].signal_to(loss.program, signal);
+        assert!(hit > 0, "{signal} hit no process of {program} on {host}");
+    }
 }

@@ -24,7 +24,7 @@ use weft_tests::{
     },
     lab::{
         Lab, Mesh, User,
-        mesh::{CLUSTERS, Workload, ZONES, gateways},
+        mesh::{CLUSTERS, Workload, ZONES, control, gateways},
     },
 };
 
@@ -203,6 +203,13 @@ impl Shop {
         format!("http://{}:{PORT}", self.mesh.lab[&format!("{cluster}-ingress")].addresses.v4)
     }
 
+    /// The processes that ended by themselves, with their last words.
+    pub fn ended(&self) -> Vec<String> {
+        let of_clusters = CLUSTERS.into_iter().flat_map(|cluster| hosts(self.lab(), cluster));
+        let all = of_clusters.chain([ETCD, GIT].map(str::to_owned));
+        all.flat_map(|host| self.mesh.lab[&host].dead()).collect()
+    }
+
     /// The hosts of all its instances.
     pub fn instances(&self) -> BTreeSet<String> {
         CLUSTERS.into_iter().flat_map(|cluster| instances(&self.mesh.lab, cluster)).collect()
@@ -239,6 +246,14 @@ pub fn instance(hop: Hop) -> String {
 pub fn instances(lab: &Lab, cluster: &str) -> Vec<String> {
     let of = |service: &&str| [1, 2].map(|n| format!("{cluster}-{service}-{n}"));
     SERVICES.iter().flat_map(of).filter(|host| lab.has(host)).collect()
+}
+
+/// All hosts of a cluster on which a process runs, its etcd's apart.
+pub fn hosts(lab: &Lab, cluster: &str) -> Vec<String> {
+    let mut hosts = instances(lab, cluster);
+    hosts.extend(gateways(cluster));
+    hosts.extend([control(cluster), format!("{cluster}-ingress"), caller(cluster)]);
+    hosts
 }
 
 async fn start(mesh: &mut Mesh, cluster: &str, service: &str, zone: &str) {

@@ -1,7 +1,7 @@
 //! Load at a fixed rate, open loop: a slow answer delays no other request, and counts from when it was due.
 //!
-//! Clients do not retry; every other request goes over a connection of its own. A GET is good only when it is 200
-//! and complete, with every service it needs in `served_by`.
+//! Clients do not retry; every other GET and each POST goes over a connection of its own. A GET is good only when it is
+//! 200 and complete, with every service it needs in `served_by`.
 
 use std::{
     collections::BTreeMap,
@@ -46,13 +46,13 @@ pub struct Outcome {
     pub failure: Option<String>,
 }
 
-/// What came of a POST: the order's id, and whether it was answered 200.
+/// What came of a POST.
 #[derive(Debug, Clone)]
 pub struct Order {
     /// Its id, unique among all loads of this process.
     pub id: String,
-    /// Whether the client was told that it is done.
-    pub done: bool,
+    /// Why the client was not told that it is done.
+    pub failure: Option<String>,
 }
 
 struct Record {
@@ -191,8 +191,9 @@ async fn get(record: Arc<Record>, client: Arc<Client>, n: u64, due: Instant) {
 
 async fn order(record: Arc<Record>, client: Arc<Client>, n: u64) {
     let id = format!("order-{}-{n}", record.number);
-    let done = client.post("/orders", &json!({ "id": id })).await.is_ok_and(|answer| answer.status == 200);
-    locked(&record.orders).push(Order { id, done });
+    let answer = client.post("/orders", &json!({ "id": id })).await;
+    let failure = answer.map_or_else(Some, |answer| refused(&answer));
+    locked(&record.orders).push(Order { id, failure });
 }
 
 fn judged(answer: Result<Answer, String>) -> (Vec<Hop>, Option<String>) {
@@ -201,12 +202,17 @@ fn judged(answer: Result<Answer, String>) -> (Vec<Hop>, Option<String>) {
         Err(why) => return (Vec::new(), Some(why)),
     };
     let served = answer.served_by();
-    if answer.status != 200 {
-        let body = String::from_utf8_lossy(&answer.body);
-        return (served, Some(format!("{} {}", answer.status, body.chars().take(300).collect::<String>())));
-    }
     let absent = NEEDED.into_iter().find(|needed| !served.iter().any(|hop| hop.service == *needed));
-    (served, absent.map(|service| format!("200 without {service}")))
+    let failure = refused(&answer).or_else(|| absent.map(|service| format!("200 without {service}")));
+    (served, failure)
+}
+
+/// A status that is not 200, with the beginning of its body.
+fn refused(answer: &Answer) -> Option<String> {
+    (answer.status != 200).then(|| {
+        let body = String::from_utf8_lossy(&answer.body);
+        format!("{} {}", answer.status, body.chars().take(300).collect::<String>())
+    })
 }
 
 /// What came of a load.
@@ -267,7 +273,7 @@ impl Tally {
 
     /// The orders that were acknowledged and never executed.
     pub fn lost(&self, executed: &[String]) -> Vec<&str> {
-        let done = self.orders.iter().filter(|order| order.done).map(|order| order.id.as_str());
+        let done = self.orders.iter().filter(|order| order.failure.is_none()).map(|order| order.id.as_str());
         let times = self.times(executed);
         done.filter(|id| times[id] == 0).collect()
     }
@@ -290,7 +296,7 @@ impl Tally {
         took.sort();
         let at = |share: f64| took.get((took.len() as f64 * share) as usize).copied().unwrap_or_default();
         let failed = self.gets.iter().filter(|get| get.failure.is_some()).count();
-        let undone = self.orders.iter().filter(|order| !order.done).count();
+        let undone = self.orders.iter().filter(|order| order.failure.is_some()).count();
         println!(
             "{what}: {} GETs, {failed} failed, p50 {:?}, p99 {:?}, max {:?}; {} orders, {undone} not done",
             self.gets.len(),

@@ -180,15 +180,15 @@ impl Host {
         self.signal_those(signal, |_| true);
     }
 
-    /// Sends a signal to the processes of this program, or of all.
-    pub fn signal_to(&self, program: Option<&str>, signal: Signal) {
-        self.signal_those(signal, |process| process.runs(program));
+    /// Sends a signal to the processes of this program, or of all. How many got it.
+    pub fn signal_to(&self, program: Option<&str>, signal: Signal) -> usize {
+        self.signal_those(signal, |process| process.runs(program))
     }
 
-    fn signal_those(&self, signal: Signal, which: impl Fn(&Process) -> bool) {
-        for process in self.all().iter().filter(|process| which(process)) {
-            let _ = kill(Pid::from_raw(process.child.id() as i32), signal);
-        }
+    fn signal_those(&self, signal: Signal, which: impl Fn(&Process) -> bool) -> usize {
+        let mut all = self.all();
+        let those = all.iter_mut().filter(|process| which(process));
+        those.map(|process| process.signal(signal)).filter(|got| *got).count()
     }
 
     /// Ends all processes on this host by a signal, and waits for their ends.
@@ -254,6 +254,12 @@ impl Start {
 impl Process {
     fn runs(&self, program: Option<&str>) -> bool {
         program.is_none_or(|program| self.start.program.ends_with(program))
+    }
+
+    /// Whether it got it: one that has ended gets none, and its number may be another's.
+    fn signal(&mut self, signal: Signal) -> bool {
+        let lives = matches!(self.child.try_wait(), Ok(None));
+        lives && kill(Pid::from_raw(self.child.id() as i32), signal).is_ok()
     }
 
     fn last_words(&mut self) -> Option<String> {

@@ -468,6 +468,9 @@ impl Sidecar {
         tokio::task::spawn_local(async move {
             if let Err(error) = host.serve(&mesh, world.clone(), config, hello, serving, shutdown).await {
                 mesh.trace.line(format_args!("proxy {} ended: {error:#}", host.workload));
+                if world.is_alive() {
+                    mesh.oracle.borrow_mut().fail("disk", format!("{}: {error:#}", host.workload));
+                }
             }
         });
     }

@@ -187,7 +187,7 @@ impl Oracle {
         });
         for inbound in seen.runtime.inbound() {
             let denies = is_denied(seen.runtime, inbound.port);
-            self.judge("denial", denies == commit.denies, || {
+            self.judge("verdict", denies == commit.denies, || {
                 format!("{} obeys commit {} and denies: {denies}", seen.instance, commit.index)
             });
         }
@@ -263,18 +263,23 @@ impl Oracle {
         let right = api::identity::UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000) + now);
         let bundle = identity.bundle();
         let roots: Vec<_> = bundle.roots.iter().map(api::identity::RootCertificate::hash).collect();
-        let out: Vec<_> = self
+        let chains: Vec<_> = self
             .chains
             .iter()
-            .filter(|(name, _)| match name.as_str() {
-                "foreign" => self.foreign_root.is_some_and(|root| !roots.contains(&root)),
-                cluster => !bundle.clusters.contains_key(cluster),
+            .map(|(name, chain)| {
+                let belongs = match name.as_str() {
+                    "foreign" => self.foreign_root.is_some_and(|root| roots.contains(&root)),
+                    cluster => bundle.clusters.contains_key(cluster),
+                };
+                (name.clone(), belongs, identity.verify(chain, right).is_ok())
             })
-            .map(|(name, chain)| (name.clone(), identity.verify(chain, right).is_ok()))
             .collect();
-        for (name, believed) in out {
-            self.judge("trust", !believed, || {
-                format!("{party} believes {name}, which bundle {} has not", bundle.sequence)
+        for (name, belongs, believed) in chains {
+            self.judge("trust", believed == belongs, || {
+                format!(
+                    "{party} believes {name}: {believed}, and bundle {} has it: {belongs}",
+                    bundle.sequence
+                )
             });
         }
     }
@@ -405,8 +410,12 @@ impl Oracle {
         let withdrawn = self.withdrawn.entry(cluster.to_owned()).or_default();
         let all = self.offered.entry(cluster.to_owned()).or_default();
         // Of two that serve, one of which does not know it yet, either may be heard after the other.
-        for other in all.values() {
-            withdrawn.extend(other.endpoints.symmetric_difference(&offered).cloned());
+        for (other, offer) in &*all {
+            let before = &offer.endpoints;
+            match other == name {
+                true => withdrawn.extend(before.difference(&offered).cloned()),
+                false => withdrawn.extend(before.symmetric_difference(&offered).cloned()),
+            }
         }
         all.retain(|_, other| !other.ended);
         all.insert(name.to_owned(), Offer { endpoints: offered, ended: false });

@@ -25,7 +25,7 @@ fn failures(
 fn a_thousand_seeds_hold() {
     let (failures, judged) = failures(0..1_000, Options::default());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    for invariant in ["mixture", "denial", "endpoints", "wait", "head", "trust"] {
+    for invariant in ["mixture", "denial", "verdict", "endpoints", "wait", "head", "turn", "trust"] {
         assert!(judged.get(invariant).is_some_and(|count| *count > 1_000), "{invariant} of {judged:?}");
     }
 }

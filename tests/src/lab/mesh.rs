@@ -7,6 +7,7 @@
 use std::{
     convert::Infallible,
     fs,
+    net::IpAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Stdio,
@@ -340,7 +341,11 @@ impl Mesh {
 
 /// An HTTP server on a host that answers everything with the host's name.
 pub fn name_yourself(host: &Host, port: u16) {
-    let (name, address) = (host.name().to_owned(), host.addresses.v4);
+    host.addresses.all().into_iter().for_each(|address| name_yourself_at(host, address, port));
+}
+
+fn name_yourself_at(host: &Host, address: IpAddr, port: u16) {
+    let name = host.name().to_owned();
     host.keep(move || async move {
         let listener = TcpListener::bind((address, port)).await.expect("the host is new");
         while let Ok((stream, _)) = listener.accept().await {

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
     time::timeout,
 };
 use weft_tests::{
@@ -117,7 +117,7 @@ async fn an_unmodified_client_reaches_a_service_by_its_address() {
     let front = front(&mut mesh).await;
     let stranger = mesh.lab.host("east", "stranger").name().to_owned();
     let (front, stranger) = (&mesh.lab[&front], &mesh.lab[&stranger]);
-    let address = mesh.lab[&near].addresses.v4;
+    let (address, address6) = (mesh.lab[&near].addresses.v4, mesh.lab[&near].addresses.v6);
 
     answered(front, "10.96.0.10:80", &near).await;
     assert_eq!(get(front, "[fd00:96::10]:80").await, Ok(near.clone()), "by its other address");
@@ -136,11 +136,14 @@ async fn an_unmodified_client_reaches_a_service_by_its_address() {
     for line in lines {
         assert_eq!(line.get("source"), "spiffe://lab.example/ns/shop/sa/front", "{line:?}");
     }
-    assert!(get(stranger, &format!("{address}:8080")).await.is_err(), "plaintext, where mTLS is STRICT");
+    for address in [format!("{address}:8080"), format!("[{address6}]:8080")] {
+        assert!(get(stranger, &address).await.is_err(), "plaintext at {address}, where mTLS is STRICT");
+    }
 
     // What is left alone is reached as if there were no mesh.
     name_yourself(&mesh.lab[&near], 9000);
     answered(stranger, &format!("{address}:9000"), &near).await;
+    assert_eq!(get(stranger, &format!("[{address6}]:9000")).await, Ok(near.clone()));
     assert_eq!(get(front, &format!("{address}:9000")).await, Ok(near.clone()));
 
     front.knows("west-web-1").await;
@@ -152,10 +155,13 @@ async fn an_unmodified_client_reaches_a_service_by_its_address() {
 #[tokio::test]
 async fn what_no_one_knows_is_passed_on_unless_only_the_known_may_be_called() {
     let mut mesh = Mesh::up(SHOP).await;
-    let front = front(&mut mesh).await;
-    let outside = mesh.lab.host("west", "outside").name().to_owned();
+    let [outside, spared] = ["outside", "spared"].map(|name| mesh.lab.host("west", name).name().to_owned());
     mesh.lab.public(&outside);
-    let (front, outside) = (&mesh.lab[&front], &mesh.lab[&outside]);
+    mesh.lab.public(&spared);
+    let alone = format!("{}/32", mesh.lab[&spared].addresses.v4);
+    let settings = json!({ "excludeOutboundPorts": [9000], "excludeAddresses": [alone] });
+    let front = mesh.workload("east", &Workload::of("front").captured(settings), |_| {}).await;
+    let (front, outside, spared) = (&mesh.lab[&front], &mesh.lab[&outside], &mesh.lab[&spared]);
     name_yourself(outside, 80);
     banner(outside, 25);
     let address = IpAddr::from(outside.addresses.v4);
@@ -168,6 +174,32 @@ async fn what_no_one_knows_is_passed_on_unless_only_the_known_may_be_called() {
     assert!(get(front, &format!("{address}:80")).await.unwrap_err().starts_with("502"), "HTTP is answered");
     let refused = talk(front, &format!("{address}:25"), "ehlo").await.unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset, "the rest is told at once");
+
+    // What is left alone is not asked about: by its port, by its address, and names of hosts over either protocol.
+    name_yourself(outside, 9000);
+    answered(front, &format!("{address}:9000"), "outside").await;
+    name_yourself(spared, 80);
+    answered(front, &format!("{}:80", spared.addresses.v4), "spared").await;
+    banner(outside, 53);
+    assert_eq!(talk(front, &format!("{address}:53"), "who").await.unwrap(), "welcome to outside\nWHO");
+    outside.keep(move || async move {
+        let socket = UdpSocket::bind((address, 53)).await.expect("the host is new");
+        let mut asked = [0; 16];
+        while let Ok((length, who)) = socket.recv_from(&mut asked).await {
+            let _ = socket.send_to(&asked[..length], who).await;
+        }
+    });
+    answers("who?", async || {
+        let asked = front.run(move || async move {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).await?;
+            socket.send_to(b"who?", (address, 53)).await?;
+            let mut answer = [0; 16];
+            let length = timeout(Duration::from_millis(500), socket.recv(&mut answer)).await??;
+            Ok(String::from_utf8_lossy(&answer[..length]).into_owned())
+        });
+        asked.await.map_err(|error: io::Error| error.to_string())
+    })
+    .await;
 }
 
 #[tokio::test]

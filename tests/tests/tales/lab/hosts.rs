@@ -3,12 +3,17 @@
 use std::{
     io,
     net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::Notify,
     time::timeout,
 };
 use weft_tests::lab::{Host, Lab};
@@ -106,4 +111,60 @@ async fn a_partition_is_as_it_is_said_until_it_heals() {
     assert_eq!(away(&lab["b"], a).await, io::ErrorKind::TimedOut);
     guard.heal();
     assert_eq!(call(&lab["a"], b).await.unwrap(), "hello");
+}
+
+/// How many of so many datagrams of 1 KiB, sent at once, one host has from another.
+async fn arrive(lab: &Lab, from: &str, to: &str, count: usize) -> usize {
+    let (there, seen) = (IpAddr::from(lab[to].addresses.v4), Arc::new(AtomicUsize::new(0)));
+    let (counted, last) = (seen.clone(), Arc::new(Notify::new()));
+    let heard = last.clone();
+    let port = lab[to]
+        .run(move || async move {
+            let socket = UdpSocket::bind((there, 0)).await.unwrap();
+            let port = socket.local_addr().unwrap().port();
+            tokio::task::spawn_local(async move {
+                let mut bytes = [0; 1024];
+                while let Ok(length) = socket.recv(&mut bytes).await {
+                    if length == 1 {
+                        return heard.notify_one();
+                    }
+                    counted.fetch_add(1, SeqCst);
+                }
+            });
+            port
+        })
+        .await;
+    lab[from]
+        .run(move || async move {
+            let socket = UdpSocket::bind(("0.0.0.0", 0)).await.unwrap();
+            for _ in 0..count {
+                socket.send_to(&[0; 1024], (there, port)).await.unwrap();
+            }
+            // The last word may be lost, too.
+            while timeout(AWAY, last.notified()).await.is_err() {
+                socket.send_to(&[0], (there, port)).await.unwrap();
+            }
+        })
+        .await;
+    seen.load(SeqCst)
+}
+
+#[tokio::test]
+async fn a_lossy_line_loses_and_a_thin_one_is_thin() {
+    let mut lab = Lab::new().await;
+    lab.network("near");
+    for host in ["a", "b"] {
+        lab.host("near", host);
+    }
+    const ALL: usize = 100;
+    assert_eq!(arrive(&lab, "a", "b", ALL).await, ALL);
+    let guard = lab.partition("a", "b").lossy(50);
+    let left = arrive(&lab, "a", "b", ALL).await;
+    assert!((20..=80).contains(&left), "{left} of {ALL}");
+    guard.heal();
+    let guard = lab.partition("a", "b").slow(32);
+    let left = arrive(&lab, "a", "b", ALL).await;
+    assert!((8..=40).contains(&left), "{left} of {ALL}, where 16 pass at once");
+    guard.heal();
+    assert_eq!(arrive(&lab, "a", "b", ALL).await, ALL);
 }

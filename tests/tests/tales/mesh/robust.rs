@@ -2,14 +2,18 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{Read, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command},
-    time::Duration,
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
 };
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD, Engine};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 use weft_tests::harness::{Client, Mesh, eventually};
 
@@ -97,8 +101,122 @@ fn shapes(secret: &[u8]) -> Vec<Vec<u8>> {
     shapes
 }
 
-/// A proxy that this test started.
+/// A process that this test started.
 struct Proxy(Child);
+
+impl Proxy {
+    /// SIGTERM; how it ends, and after how long.
+    async fn ends(&mut self) -> (ExitStatus, Duration) {
+        let begun = Instant::now();
+        kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        let ended = eventually("it ends", SOON, async || match self.0.try_wait() {
+            Ok(Some(status)) => Ok(status),
+            other => Err(format!("{other:?}")),
+        });
+        (ended.await, begun.elapsed())
+    }
+}
+
+/// Kills a process of the mesh, and waits until it has closed its listeners.
+async fn gone(mesh: &Mesh, pid: i32) {
+    mesh.kill(pid);
+    let stat = format!("/proc/{pid}/stat");
+    eventually("its listeners are closed", SOON, async || match fs::read_to_string(&stat) {
+        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+        Ok(_) | Err(_) => Ok(()),
+    })
+    .await;
+}
+
+/// Ends a process of the mesh, and starts it by its settings as one whose end can be seen.
+async fn own(mesh: &Mesh, pid: i32, program: &str, args: &[&str], config: &Path) -> Proxy {
+    gone(mesh, pid).await;
+    let program = Path::new(mesh.binary()).with_file_name(program);
+    let log = fs::File::create(config.with_file_name("restarted.log")).unwrap();
+    let mut command = Command::new(program);
+    command.args(args).arg("--config").arg(config).current_dir(mesh.dir()).stdout(Stdio::null()).stderr(log);
+    Proxy(command.spawn().unwrap())
+}
+
+/// The head of the answer to what is written word for word.
+fn asked(address: &str, request: &[u8]) -> (TcpStream, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream.write_all(request).unwrap();
+    let head = head(&mut stream);
+    (stream, head)
+}
+
+fn head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.extend(byte);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_sigterm_what_is_under_way_has_its_time_and_then_all_ends() {
+    /// `drainSeconds`, unless it is set.
+    const GRACE: Duration = Duration::from_secs(5);
+    let mesh = Mesh::up(&BLOCKS, &[]).await;
+    let cluster = mesh.cluster("east");
+    let config = mesh.dir().join("east/ingress/config.json");
+    let mut ingress = own(&mesh, cluster.gateway_pids.ingress, "weft-proxy", &[], &config).await;
+    let client = mesh.ingress("east");
+    eventually("the ingress is there again", SOON, async || match client.get("/").await {
+        Ok(page) if page.status == 200 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+
+    let address = cluster.ingress.trim_start_matches("http://").to_owned();
+    let begun = |what: &str, length: usize| {
+        format!("{what} HTTP/1.1\r\nhost: shop\r\ncontent-length: {length}\r\n\r\n")
+    };
+    let (mut endless, head_of_it) = asked(&address, begun("GET /ticks", 0).as_bytes());
+    assert!(head_of_it.starts_with("HTTP/1.1 200 "), "{head_of_it}");
+    let mut order = TcpStream::connect(&address).unwrap();
+    order.set_read_timeout(Some(SOON)).unwrap();
+    order.write_all(begun("POST /orders", 40).as_bytes()).unwrap();
+    order.write_all(&[b' '; 20]).unwrap();
+    // Its head has been read once the next request is answered.
+    assert_eq!(client.get("/").await.unwrap().status, 200);
+
+    let ended = tokio::spawn(async move { ingress.ends().await });
+    eventually("nobody new is let in", SOON, async || match TcpStream::connect(&address) {
+        Ok(_) => Err("it connects".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
+    order.write_all(&[b' '; 20]).unwrap();
+    let answer = head(&mut order);
+    assert!(
+        answer.starts_with("HTTP/1.1 ") && !answer.starts_with("HTTP/1.1 5"),
+        "it has its time: {answer}"
+    );
+    let (status, took) = ended.await.unwrap();
+    assert!(status.success(), "{status}");
+    assert!(took < GRACE + Duration::from_secs(3), "{took:?}");
+    let mut rest = Vec::new();
+    let _ = endless.read_to_end(&mut rest);
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "what never ends is broken off, and says so");
+
+    // The control plane of many streams that never end.
+    let config = mesh.dir().join("east/controlplane/config.json");
+    let mut plane = own(&mesh, cluster.controlplane_pid, "weft", &["controlplane"], &config).await;
+    mesh.status_tells("east", "the proxies are back", SOON, |status| {
+        let east = status.clusters.iter().find(|one| one.name.as_str() == "east").ok_or("no east")?;
+        let here = east.proxies.iter().filter(|one| one.state == api::admin::ProxyState::Connected).count();
+        if here >= 10 { Ok(()) } else { Err(format!("{here} are")) }
+    })
+    .await;
+    let (status, took) = plane.ends().await;
+    assert!(status.success(), "{status}");
+    assert!(took < GRACE + Duration::from_secs(3), "{took:?}");
+}
 
 impl Drop for Proxy {
     fn drop(&mut self) {
@@ -111,13 +229,7 @@ impl Drop for Proxy {
 async fn connections_never_take_the_last_file_descriptors() {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
     let workload = mesh.workload("east-ratings-1");
-    mesh.kill(workload.sidecar_pid);
-    let stat = format!("/proc/{}/stat", workload.sidecar_pid);
-    eventually("the sidecar has closed its listeners", SOON, async || match fs::read_to_string(&stat) {
-        Ok(stat) if !stat.contains(") Z ") => Err(stat),
-        Ok(_) | Err(_) => Ok(()),
-    })
-    .await;
+    gone(&mesh, workload.sidecar_pid).await;
     let proxy = Path::new(mesh.binary()).with_file_name("weft-proxy");
     let start = format!(
         "ulimit -n 256; exec {} --config {}/config.json 2>{}/restarted.log",

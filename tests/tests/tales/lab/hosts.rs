@@ -156,15 +156,16 @@ async fn a_lossy_line_loses_and_a_thin_one_is_thin() {
     for host in ["a", "b"] {
         lab.host("near", host);
     }
-    const ALL: usize = 100;
+    // Fewer than a socket has room for.
+    const ALL: usize = 60;
     assert_eq!(arrive(&lab, "a", "b", ALL).await, ALL);
     let guard = lab.partition("a", "b").lossy(50);
     let left = arrive(&lab, "a", "b", ALL).await;
-    assert!((20..=80).contains(&left), "{left} of {ALL}");
+    assert!((10..=50).contains(&left), "{left} of {ALL}");
     guard.heal();
-    let guard = lab.partition("a", "b").slow(32);
+    let guard = lab.partition("a", "b").slow(8);
     let left = arrive(&lab, "a", "b", ALL).await;
-    assert!((8..=40).contains(&left), "{left} of {ALL}, where 16 pass at once");
+    assert!((8..=40).contains(&left), "{left} of {ALL}, where 24 pass at once");
     guard.heal();
     assert_eq!(arrive(&lab, "a", "b", ALL).await, ALL);
 }

@@ -105,24 +105,29 @@ fn shapes(secret: &[u8]) -> Vec<Vec<u8>> {
 struct Proxy(Child);
 
 impl Proxy {
-    /// SIGTERM; how it ends, and after how long.
-    async fn ends(&mut self) -> (ExitStatus, Duration) {
-        let begun = Instant::now();
+    /// SIGTERM.
+    fn end(&self) -> Instant {
         kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM).unwrap();
+        Instant::now()
+    }
+
+    /// How it ends, and how long after it was told to.
+    async fn ended(&mut self, told: Instant) -> (ExitStatus, Duration) {
         let ended = eventually("it ends", SOON, async || match self.0.try_wait() {
             Ok(Some(status)) => Ok(status),
             other => Err(format!("{other:?}")),
         });
-        (ended.await, begun.elapsed())
+        (ended.await, told.elapsed())
     }
 }
 
-/// Kills a process of the mesh, and waits until it has closed its listeners.
+/// Kills a process of the mesh, and waits until it has let go of all that it had.
 async fn gone(mesh: &Mesh, pid: i32) {
     mesh.kill(pid);
-    let stat = format!("/proc/{pid}/stat");
-    eventually("its listeners are closed", SOON, async || match fs::read_to_string(&stat) {
-        Ok(stat) if !stat.contains(") Z ") => Err(stat),
+    let (stat, threads) = (format!("/proc/{pid}/stat"), format!("/proc/{pid}/task"));
+    let threads = || fs::read_dir(&threads).map_or(0, Iterator::count);
+    eventually("it is gone", SOON, async || match fs::read_to_string(&stat) {
+        Ok(stat) if !stat.contains(") Z ") || threads() > 1 => Err(stat),
         Ok(_) | Err(_) => Ok(()),
     })
     .await;
@@ -185,7 +190,7 @@ async fn at_sigterm_what_is_under_way_has_its_time_and_then_all_ends() {
     // Its head has been read once the next request is answered.
     assert_eq!(client.get("/").await.unwrap().status, 200);
 
-    let ended = tokio::spawn(async move { ingress.ends().await });
+    let told = ingress.end();
     eventually("nobody new is let in", SOON, async || match TcpStream::connect(&address) {
         Ok(_) => Err("it connects".to_owned()),
         Err(_) => Ok(()),
@@ -197,7 +202,7 @@ async fn at_sigterm_what_is_under_way_has_its_time_and_then_all_ends() {
         answer.starts_with("HTTP/1.1 ") && !answer.starts_with("HTTP/1.1 5"),
         "it has its time: {answer}"
     );
-    let (status, took) = ended.await.unwrap();
+    let (status, took) = ingress.ended(told).await;
     assert!(status.success(), "{status}");
     assert!(took < GRACE + Duration::from_secs(3), "{took:?}");
     let mut rest = Vec::new();
@@ -207,13 +212,17 @@ async fn at_sigterm_what_is_under_way_has_its_time_and_then_all_ends() {
     // The control plane of many streams that never end.
     let config = mesh.dir().join("east/controlplane/config.json");
     let mut plane = own(&mesh, cluster.controlplane_pid, "weft", &["controlplane"], &config).await;
-    mesh.status_tells("east", "the proxies are back", SOON, |status| {
+    eventually("the proxies are back", SOON, async || {
+        let asked = mesh.try_weft(&["status", "--cluster", "east", "--output", "json"]).await;
+        let status: api::admin::Status =
+            serde_json::from_slice(&asked.stdout).map_err(|error| error.to_string())?;
         let east = status.clusters.iter().find(|one| one.name.as_str() == "east").ok_or("no east")?;
         let here = east.proxies.iter().filter(|one| one.state == api::admin::ProxyState::Connected).count();
         if here >= 10 { Ok(()) } else { Err(format!("{here} are")) }
     })
     .await;
-    let (status, took) = plane.ends().await;
+    let told = plane.end();
+    let (status, took) = plane.ended(told).await;
     assert!(status.success(), "{status}");
     assert!(took < GRACE + Duration::from_secs(3), "{took:?}");
 }

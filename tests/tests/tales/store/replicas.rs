@@ -196,6 +196,15 @@ impl Way {
     }
 }
 
+/// The first one serves `commit`, and the second one stands by.
+async fn begin(first: &mut Primary, second: &mut Primary, commit: &str) {
+    first.start();
+    first.serves(commit).await;
+    second.sealed_as(first);
+    second.start();
+    second.stands_by_for(first).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn who_has_lost_the_way_to_the_store_alone_lets_go_of_its_proxies() {
     let (source, server) = (Source::new().await, EtcdServer::start(ip(8, 1), &[]));
@@ -204,11 +213,7 @@ async fn who_has_lost_the_way_to_the_store_alone_lets_go_of_its_proxies() {
     let mut first = Primary::among(&places, &source, std::slice::from_ref(&way.url), 15);
     let mut second = Primary::among(&[places[1], places[0]], &source, &[server.url()], 15);
     let commit = source.commit(1);
-    first.start();
-    first.serves(&commit).await;
-    second.sealed_as(&first);
-    second.start();
-    second.stands_by_for(&first).await;
+    begin(&mut first, &mut second, &commit).await;
     let token = first.token().await;
     let _sidecar = Sidecar::start(ip(8, 4), places, &token);
     first.rules(&commit).await;
@@ -232,11 +237,7 @@ async fn whoever_is_away_when_another_one_takes_over_has_a_whole_lease_anew() {
     let mut first = primary(&places);
     let mut second = primary(&[places[1], places[0]]);
     let commit = source.commit(1);
-    first.start();
-    first.serves(&commit).await;
-    second.sealed_as(&first);
-    second.start();
-    second.stands_by_for(&first).await;
+    begin(&mut first, &mut second, &commit).await;
     let sidecar = Sidecar::start(ip(9, 4), places, &first.token().await);
     first.rules(&commit).await;
 

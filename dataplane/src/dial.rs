@@ -8,13 +8,14 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use api::{
     endpoint::GATEWAY_NAME,
     identity::{SpiffeId, Verified},
 };
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use process::{
     limits,
     tls::{self, Expect},
@@ -25,7 +26,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpSocket, TcpStream},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
@@ -35,6 +36,10 @@ use crate::{
     tcp::Cut,
     worker::Worker,
 };
+
+/// After this part of a connect's limit the sibling of a silent gateway is tried as well: 250 ms unless told otherwise
+/// (RFC 8305, 5).
+const SIBLING: u32 = 8;
 
 /// Where to, and how.
 pub struct Route<'a> {
@@ -156,27 +161,51 @@ pub async fn dial(worker: &Worker, route: &Route<'_>) -> Result<Dialled, DialErr
     Ok(Dialled { stream: Stream::Tls(Box::new(stream)), peer: Some(peer), gateway, h2 })
 }
 
-/// A gateway's own failure counts against its address; its sibling is tried at once. One that has siblings gets half of the
-/// time, so that one which is silent does not use up what another one could have.
+/// A gateway's own failure counts against its address; its sibling is tried at once. One that is silent has it tried beside
+/// itself: on a path that loses packets the first of a connection is sent again after a second, which may come earlier.
 async fn through_gateway(
     worker: &Worker,
     network: &crate::balance::Network,
     name: &str,
     limit: Duration,
 ) -> Result<(TcpStream, Arc<Gateway>), DialError> {
+    let begun = Instant::now();
     let mut tried = Vec::new();
-    let limit = if network.has_siblings() { limit / 2 } else { limit };
-    while let Some(gateway) = network.choose(worker.chance(), &tried) {
-        match tcp(worker, gateway.address, limit).await {
-            Ok(stream) => return Ok((stream, gateway)),
-            Err(error) => {
-                tracing::debug!(%error, "a gateway cannot be reached");
-                gateway.lost(worker.proxy.now());
-                tried.push(gateway.address);
-            }
+    let mut trying = FuturesUnordered::new();
+    loop {
+        let left = limit.saturating_sub(begun.elapsed());
+        let next = network.choose(worker.chance(), &tried).filter(|_| !left.is_zero());
+        let was_last = next.is_none();
+        if let Some(gateway) = next {
+            tried.push(gateway.address);
+            trying.push(knock(worker, gateway, left));
+        }
+        tokio::select! {
+            biased;
+            answer = trying.next() => match answer {
+                None => return Err(DialError::Gateway(name.to_owned())),
+                Some(Some(reached)) => return Ok(reached),
+                Some(None) => {}
+            },
+            () = sleep(limit / SIBLING), if !was_last => {}
         }
     }
-    Err(DialError::Gateway(name.to_owned()))
+}
+
+/// A connection to a gateway, which is lost if there is none within `limit`, and doubted if it is not waited for.
+async fn knock(worker: &Worker, gateway: Arc<Gateway>, limit: Duration) -> Option<(TcpStream, Arc<Gateway>)> {
+    let overdue = Overdue { worker, gateway: Some(gateway.clone()) };
+    let connected = tcp(worker, gateway.address, limit).await;
+    // That its kernel takes connections is no answer.
+    overdue.over(false);
+    match connected {
+        Ok(stream) => Some((stream, gateway)),
+        Err(error) => {
+            tracing::debug!(%error, "a gateway cannot be reached");
+            gateway.lost(worker.proxy.now());
+            None
+        }
+    }
 }
 
 /// An answer that is awaited, perhaps through a gateway: if it is given up, that may be who is silent.

@@ -579,6 +579,41 @@ async fn a_gateway_that_hangs_is_found_out_and_asked_until_it_answers() {
     until("it is heard", async || west.reachable()).await;
 }
 
+/// A listener whose queue is full, so that its kernel drops who comes.
+async fn silent() -> (TcpListener, Vec<TcpStream>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let mut queue = Vec::new();
+    let fill = async {
+        loop {
+            queue.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        }
+    };
+    let _: Result<(), _> = tokio::time::timeout(Duration::from_millis(200), fill).await;
+    (listener, queue)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_sibling_of_a_silent_gateway_is_tried_long_before_its_time_is_over() {
+    let app = App::start("reviews-there").await;
+    let (_west, gateway, far) = behind_a_gateway(&app).await;
+    let (silent, _queue) = silent().await;
+    let mut caller = sidecar("front").calling("reviews", vec![far]);
+    for address in [silent.local_addr().unwrap(), gateway.inbound] {
+        caller.gateways.push(("west".into(), address.to_string()));
+    }
+    let timeouts = caller.services[0].0.traffic.as_mut().unwrap().timeouts.as_mut().unwrap();
+    timeouts.connect_remote_ms = 16_000;
+    // Which one is tried first is chance.
+    let fronts = futures_util::future::join_all((0..8).map(|_| caller.clone().start())).await;
+    let asked = fronts.iter().map(|front| ask(front.outbound, Request::post("http://reviews/")));
+    let answers = tokio::time::timeout(Duration::from_secs(6), futures_util::future::join_all(asked)).await;
+    for answer in answers.expect("who is silent holds nobody up for half of the time") {
+        assert_eq!(answer, (200, "reviews-there".into()));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_what_may_be_sent_twice_leaves_a_gateway_that_is_lost() {
     let app = App::start("reviews-there").await;

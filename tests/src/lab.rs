@@ -115,8 +115,11 @@ impl Lab {
     /// Adds a network.
     pub fn network(&mut self, name: &str) {
         let router = Addresses::of(self.networks.len(), 1);
+        // A bridge without an address of its own takes that of one of its ports, and another one when a host comes whose
+        // port has a lower one: what its neighbours know of it is wrong then, for as long as they believe it.
+        let own = format!("02:00:00:00:00:{:02x}", self.networks.len());
         self.router.ip(&format!(
-            "link add {name} type bridge
+            "link add {name} address {own} type bridge
              addr add {}/24 dev {name}
              addr add {}/64 dev {name} nodad
              link set {name} up\n",

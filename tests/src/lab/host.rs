@@ -41,6 +41,9 @@ pub const PROXY_UID: u32 = 1337;
 /// The user id of those who may nothing.
 const PLAIN_UID: u32 = 1338;
 
+/// Lines that a process had printed last, told where a test has failed: its directory is gone by then.
+const TOLD: usize = 25;
+
 type Job = Box<dyn FnOnce() -> LocalBoxFuture<'static, ()> + Send>;
 
 /// A host of the laboratory.
@@ -264,13 +267,14 @@ impl Process {
 
     fn last_words(&mut self) -> Option<String> {
         let status = self.child.try_wait().ok()??;
+        Some(format!("{} ended ({status}): {}", self.name, self.said_last(5)))
+    }
+
+    /// The last lines of what it printed.
+    fn said_last(&self, lines: usize) -> String {
         let said = fs::read_to_string(self.start.output()).unwrap_or_default();
-        let last: Vec<_> = said.lines().rev().take(5).collect();
-        Some(format!(
-            "{} ended ({status}): {}",
-            self.name,
-            last.into_iter().rev().collect::<Vec<_>>().join("\n")
-        ))
+        let last: Vec<_> = said.lines().rev().take(lines).collect();
+        last.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -278,5 +282,8 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("{} said last:\n{}", self.name, self.said_last(TOLD));
+        }
     }
 }

@@ -101,7 +101,7 @@ async fn one_gateway_of_two_that_cannot_be_reached_costs_no_request() {
         silent.heal();
     }
     let late = mesh.lab.partition("west-gateway-1", "east-front-1").late(Duration::from_millis(100));
-    let lossy = gateways("west").map(|gateway| mesh.lab.partition("east-front-1", &gateway).lossy(10));
+    let lossy = gateways("west").map(|gateway| mesh.lab.partition("east-front-1", &gateway).lossy(5));
     all_answered(front, 50, "west-echo-1", LATE).await;
     drop((late, lossy));
 }

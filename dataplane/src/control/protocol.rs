@@ -201,7 +201,7 @@ fn nack(version: u64, reasons: &[Reason]) -> Action {
 #[cfg(test)]
 mod tests {
     use api::{
-        delta::{Held, diff, frames},
+        delta::{diff, frames},
         digest::Hash,
     };
 
@@ -283,6 +283,10 @@ mod tests {
         let actions = push_of(&mut session, 2, (&new, &old), at(1, 2));
         assert_eq!(words(&actions), ["nack", "reopen"]);
         assert_eq!(session.current().unwrap().digests, new.digests());
+        // Of one head there are many views: endpoints come and go.
+        let again = push_of(&mut session, 3, (&new, &old), at(1, 3));
+        assert_eq!(words(&again), ["install", "keep", "ack"]);
+        push_of(&mut session, 4, (&old, &new), at(1, 3));
         let actions = session.on(Event::Opened);
         let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
         assert_eq!(hello.head.map(Seq::from), at(1, 3));
@@ -347,6 +351,14 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_long_for_a_name_is_no_host() {
+        let mut session = session();
+        let wanted = |bytes: usize| Event::Wanted(vec!["h".repeat(bytes)]);
+        assert_eq!(words(&session.on(wanted(HOST_BYTES + 1))), ["absent"]);
+        assert_eq!(words(&session.on(wanted(HOST_BYTES))), ["subscribe"]);
+    }
+
+    #[test]
     fn what_was_kept_is_in_force_at_once_and_resumed_by_digest() {
         let view = fixture::sidecar("reviews").view();
         let (mut session, kept) =
@@ -355,7 +367,8 @@ mod tests {
         assert_eq!(&*session.current().unwrap().revision, "c0ffee");
         let actions = session.on(Event::Opened);
         let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
-        assert_eq!(hello.held.len(), view.items.len());
-        assert!(Held::default().0.is_empty());
+        let held = hello.held.iter().map(|item| (&*item.name, Hash::from_slice(&item.hash)));
+        let own = view.held();
+        assert!(held.eq(own.0.iter().map(|(name, hash)| (&**name, Some(*hash)))), "{:?}", hello.held);
     }
 }

@@ -190,8 +190,24 @@ mod tests {
             "spiffe://shop.example/weft/controlplane/east",
             "spiffe://shop_1.example",
         ] {
-            assert_eq!(good.parse::<SpiffeId>().unwrap().to_string(), good);
+            let id: SpiffeId = good.parse().unwrap();
+            assert_eq!(id.to_string(), good);
+            let json = serde_json::to_string(&id).unwrap();
+            assert_eq!(json, format!("\"{good}\""));
+            assert_eq!(serde_json::from_str::<SpiffeId>(&json).unwrap(), id);
         }
+    }
+
+    #[test]
+    fn of_a_workload_its_namespace_and_account_are_known_and_of_nobody_else() {
+        let parts = |text: &str| {
+            let id: SpiffeId = text.parse().unwrap();
+            (id.namespace().map(ToString::to_string), id.service_account().map(ToString::to_string))
+        };
+        let (shop, front) = ("shop".to_owned(), "front".to_owned());
+        assert_eq!(parts("spiffe://shop.example/ns/shop/sa/front"), (Some(shop), Some(front)));
+        assert_eq!(parts("spiffe://shop.example/weft/controlplane/east"), (None, None));
+        assert_eq!(parts("spiffe://shop.example"), (None, None));
     }
 
     #[test]
@@ -219,6 +235,8 @@ mod tests {
         check("spiffe:///ns/b/sa/c", |e| matches!(e, BadSpiffeId::Name(_)));
         check("spiffe://A/ns/b/sa/c", |e| matches!(e, BadSpiffeId::Name(_)));
         check("spiffe://a/ns/B/sa/c", |e| matches!(e, BadSpiffeId::Name(_)));
-        check(&format!("spiffe://a/{}", "b".repeat(2048)), |e| matches!(e, BadSpiffeId::TooLong(_)));
+        let long = |bytes: usize| format!("spiffe://a/{:b<1$}", "", bytes - "spiffe://a/".len());
+        check(&long(MAX_ID_BYTES), |e| *e == BadSpiffeId::Shape);
+        check(&long(MAX_ID_BYTES + 1), |e| *e == BadSpiffeId::TooLong(MAX_ID_BYTES + 1));
     }
 }

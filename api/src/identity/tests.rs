@@ -143,7 +143,9 @@ fn certificates_beside_the_path_change_nothing() {
         assert_eq!(world.verify(&chain).unwrap().cluster, cluster("west"));
     }
     world.refused(&[leaf.clone(), east.clone()], "unknown_root");
-    world.refused(&vec![leaf.clone(); 9], "too_many_certificates");
+    let many = |count| [vec![leaf.clone(), own.clone()], vec![east.clone(); count - 2]].concat();
+    assert_eq!(world.verify(&many(MAX_CHAIN)).unwrap().cluster, cluster("west"));
+    world.refused(&many(MAX_CHAIN + 1), "too_many_certificates");
 }
 
 #[test]
@@ -249,12 +251,16 @@ fn a_verified_peer_falls_with_what_it_stood_on() {
         assert_eq!(rejection.label(), label);
         assert_eq!(verify(&chain, &bundle, at(now)), Err(rejection));
     };
-    assert_eq!(verified.still_holds(&bundle, at(NOW)), Ok(()));
+    for now in [NOW - 60, NOW, NOW + DAY] {
+        assert_eq!(verified.still_holds(&bundle, at(now)), Ok(()));
+        assert!(verify(&chain, &bundle, at(now)).is_ok(), "{now}");
+    }
     check("unknown_root", NOW, &|b| b.roots = vec![RootCertificate::new(Signer::root().der).unwrap()]);
     check("revoked", NOW, &|b| _ = b.revoked.insert(Hash::of(&west.der), NOW + 90 * DAY));
     check("not_a_member", NOW, &|b| _ = b.clusters.remove("west"));
     check("namespace_not_vouched", NOW, &|b| _ = b.clusters.insert(cluster("west"), Vouch::default()));
-    check("expired", NOW + 2 * DAY, &|_| ());
+    check("not_yet_valid", NOW - 61, &|_| ());
+    check("expired", NOW + DAY + 1, &|_| ());
 
     let mut both = bundle.clone();
     both.roots.insert(0, RootCertificate::new(Signer::root().der).unwrap());
@@ -273,6 +279,10 @@ fn a_token_s_hash_is_enough_to_know_the_control_plane() {
     chain.push(world.root.der.clone());
     assert_eq!(check(&chain, root).unwrap().cluster, cluster("east"));
     assert_eq!(check(&chain, Hash::of(b"x")).unwrap_err().label(), "other_root");
+    chain.resize(MAX_CHAIN, world.west.der.clone());
+    assert_eq!(check(&chain, root).unwrap().cluster, cluster("east"));
+    chain.push(world.west.der.clone());
+    assert_eq!(check(&chain, root).unwrap_err().label(), "too_many_certificates");
 
     let mut workload = world.east.leaf(&leaf(&["spiffe://shop.example/ns/weft-system/sa/ingress"]));
     workload.push(world.root.der.clone());

@@ -3,6 +3,8 @@
 //! The file is locked while it is open, so one process at a time holds it, and the election is among its own tasks.
 //! Every change is one transaction: after a crash the file is as it was after the last one that was answered.
 
+mod opened;
+
 use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,11 +20,12 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageBackend,
-    TableDefinition, WriteTransaction,
+    TableDefinition, TableHandle, WriteTransaction,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use self::opened::Opened;
 use super::{Answer, Conflict, Election, Registration, Store, StoreError};
 use super::{MAX_BLOB_BYTES, MAX_REGISTRATION_BYTES, MAX_REGISTRATIONS};
 
@@ -42,7 +45,7 @@ const VOID: &str = "void";
 
 /// A [`Store`] in a file.
 pub struct Embedded {
-    database: Arc<Database>,
+    database: Arc<Opened>,
     head: Arc<watch::Sender<Option<SignedHead>>>,
     /// One permit: to lead.
     leader: Arc<Semaphore>,
@@ -60,29 +63,35 @@ impl Embedded {
     /// Opens the store in `dir`, or makes both. Blocks: reading a large file after a crash may take seconds.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join(FILE);
-        let file = fs::create_dir_all(dir)
-            .and_then(|()| {
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)
-            })
-            .map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
-        let database = Database::builder().create_file(file).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.display().to_string()),
-            other => failed(other),
-        })?;
-        Embedded::new(database, true)
+        Embedded::new(move || open_file(&path), true)
     }
 
     /// The store over a storage that makes nobody wait: memory, or a disk that is simulated.
-    pub fn over(storage: impl StorageBackend) -> Result<Self, StoreError> {
-        Embedded::new(Database::builder().create_with_backend(storage).map_err(failed)?, false)
+    pub fn over<S: StorageBackend>(
+        storage: impl Fn() -> S + Send + Sync + 'static,
+    ) -> Result<Self, StoreError> {
+        let open = move || Database::builder().create_with_backend(storage()).map_err(failed);
+        Embedded::new(open, false)
     }
 
-    fn new(database: Database, blocks: bool) -> Result<Self, StoreError> {
-        prepare(&database)?;
-        let head = read_heads(&database, 1)?.pop();
+    fn new(
+        open: impl Fn() -> Result<Database, StoreError> + Send + Sync + 'static,
+        blocks: bool,
+    ) -> Result<Self, StoreError> {
+        let head = Arc::new(watch::Sender::new(None));
+        let told = head.clone();
+        let database = Opened::new(move || {
+            let database = open()?;
+            prepare(&database)?;
+            // It may be one whose own transaction was said to have failed.
+            if let Some(last) = read_heads(&database, 1)?.pop() {
+                tell(&told, last);
+            }
+            Ok(database)
+        })?;
         Ok(Embedded {
             database: Arc::new(database),
-            head: Arc::new(watch::Sender::new(head)),
+            head,
             leader: Arc::new(Semaphore::new(1)),
             term: AtomicU64::new(0),
             blocks,
@@ -99,10 +108,10 @@ impl Embedded {
     {
         let database = self.database.clone();
         if !self.blocks {
-            return async move { work(&database) }.boxed();
+            return async move { database.run(work) }.boxed();
         }
         async move {
-            let done = tokio::task::spawn_blocking(move || work(&database)).await;
+            let done = tokio::task::spawn_blocking(move || database.run(work)).await;
             done.unwrap_or_else(|error| Err(StoreError::Failed(error.to_string()).into()))
         }
         .boxed()
@@ -173,13 +182,7 @@ impl Store for Embedded {
         let published = self.head.clone();
         self.run(move |database| {
             swap_head(database, expected, &next)?;
-            published.send_if_modified(|now| {
-                let later = now.as_ref().is_none_or(|now| now.head().seq() < next.head().seq());
-                if later {
-                    *now = Some(next);
-                }
-                later
-            });
+            tell(&published, next);
             Ok(())
         })
     }
@@ -433,8 +436,42 @@ fn named(instance: &str) -> Result<InstanceId, StoreError> {
     InstanceId::new(instance).map_err(|bad| StoreError::Damaged(bad.to_string()))
 }
 
-/// Makes the tables of a new file, and checks that the file is of this version.
+fn open_file(path: &Path) -> Result<Database, StoreError> {
+    let file = fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).and_then(|()| {
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)
+    });
+    let file = file.map_err(|error| StoreError::Failed(format!("{}: {error}", path.display())))?;
+    Database::builder().create_file(file).map_err(|error| match error {
+        redb::DatabaseError::DatabaseAlreadyOpen => StoreError::Busy(path.display().to_string()),
+        other => failed(other),
+    })
+}
+
+/// Makes the tables of a new file, and checks that the file is of this version. A file that has them is not written: it is
+/// opened on a full disk, too.
 fn prepare(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_read().map_err(failed)?;
+    let there: HashSet<String> =
+        transaction.list_tables().map_err(failed)?.map(|table| table.name().to_owned()).collect();
+    if there.contains(META.name()) {
+        let meta = transaction.open_table(META).map_err(failed)?;
+        let found = meta.get("format").map_err(failed)?.map_or(FORMAT, |format| format.value());
+        if found > FORMAT {
+            return Err(StoreError::Newer { found, known: FORMAT });
+        }
+    }
+    let needed = [
+        META.name(),
+        BLOBS.name(),
+        HEADS.name(),
+        REGISTRATIONS.name(),
+        BEATS.name(),
+        DOCUMENTS.name(),
+        OWED.name(),
+    ];
+    if needed.iter().all(|name| there.contains(*name)) {
+        return Ok(());
+    }
     write(database, Durability::Immediate, |transaction| {
         transaction.open_table(BLOBS).map_err(failed)?;
         transaction.open_table(HEADS).map_err(failed)?;
@@ -442,14 +479,20 @@ fn prepare(database: &Database) -> Result<(), StoreError> {
         transaction.open_table(BEATS).map_err(failed)?;
         transaction.open_table(DOCUMENTS).map_err(failed)?;
         transaction.open_table(OWED).map_err(failed)?;
-        let mut meta = transaction.open_table(META).map_err(failed)?;
-        let found = meta.get("format").map_err(failed)?.map_or(FORMAT, |format| format.value());
-        if found > FORMAT {
-            return Err(StoreError::Newer { found, known: FORMAT });
-        }
-        meta.insert("format", FORMAT).map_err(failed)?;
+        transaction.open_table(META).map_err(failed)?.insert("format", FORMAT).map_err(failed)?;
         Ok(())
     })
+}
+
+/// Tells who watches of a head that is in the file, if it is later than what they know.
+fn tell(heads: &watch::Sender<Option<SignedHead>>, next: SignedHead) {
+    heads.send_if_modified(|now| {
+        let later = now.as_ref().is_none_or(|now| now.head().seq() < next.head().seq());
+        if later {
+            *now = Some(next);
+        }
+        later
+    });
 }
 
 /// Runs `work` in one transaction, which takes effect only when `work` succeeds.

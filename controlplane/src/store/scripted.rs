@@ -38,7 +38,7 @@ impl Scripted {
     pub(crate) fn new() -> Arc<Self> {
         let (winner, wins) = mpsc::unbounded_channel();
         Arc::new(Scripted {
-            store: Embedded::over(InMemoryBackend::new()).unwrap(),
+            store: Embedded::over(InMemoryBackend::new).unwrap(),
             won: (winner, Mutex::new(wins)),
             rival: watch::Sender::default(),
             away: watch::Sender::default(),

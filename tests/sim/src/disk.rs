@@ -31,7 +31,11 @@ const LATENCY: Duration = Duration::from_millis(3);
 
 /// One disk, whoever has it open.
 #[derive(Debug, Clone)]
-pub struct Disk(Arc<Mutex<Platter>>);
+pub struct Disk {
+    platter: Arc<Mutex<Platter>>,
+    /// While it is full it takes nothing.
+    pub full: Arc<AtomicBool>,
+}
 
 #[derive(Debug)]
 struct Platter {
@@ -54,11 +58,12 @@ impl Disk {
     /// An empty disk.
     pub fn new(chance: Chance, lies: bool) -> Self {
         let (seen, synced, fresh) = Default::default();
-        Disk(Arc::new(Mutex::new(Platter { chance, seen, synced, fresh, opened: 0, fuse: None, lies })))
+        let platter = Platter { chance, seen, synced, fresh, opened: 0, fuse: None, lies };
+        Disk { platter: Arc::new(Mutex::new(platter)), full: Arc::default() }
     }
 
     /// Opens it after the crash of whoever had it before.
-    pub fn open(&self) -> Opened {
+    fn open(&self) -> Opened {
         let mut platter = self.lock();
         platter.opened += 1;
         platter.fuse = None;
@@ -69,6 +74,12 @@ impl Disk {
         }
         platter.seen = platter.synced.clone();
         Opened { disk: self.clone(), opening: platter.opened }
+    }
+
+    /// The store on it, for the next life of whoever has it.
+    pub fn store(&self) -> Result<Embedded, StoreError> {
+        let opened = self.open();
+        Embedded::over(move || opened.clone())
     }
 
     /// Who has it open now neither reads nor writes it any more.
@@ -82,7 +93,7 @@ impl Disk {
     }
 
     fn lock(&self) -> MutexGuard<'_, Platter> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.platter.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +110,7 @@ impl Platter {
 }
 
 /// A disk as one life of a process has it open.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Opened {
     disk: Disk,
     opening: u64,
@@ -118,6 +129,9 @@ impl Opened {
     /// The disk, for one more write.
     fn writable(&self) -> io::Result<MutexGuard<'_, Platter>> {
         let mut platter = self.platter()?;
+        if self.disk.full.load(Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if let Some(left) = &mut platter.fuse {
             *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the disk failed"))?;
         }
@@ -165,31 +179,26 @@ impl StorageBackend for Opened {
     }
 }
 
-/// The embedded store on a simulated disk, which takes its time and may be full.
+/// The embedded store on a simulated disk, which takes its time.
 pub struct SlowStore {
     store: Embedded,
     world: Arc<Outlook>,
-    full: Arc<AtomicBool>,
 }
 
 impl SlowStore {
-    /// Opens the store on `disk`. While `full` it takes nothing.
-    pub fn open(disk: &Disk, world: Arc<Outlook>, full: Arc<AtomicBool>) -> Result<Self, StoreError> {
-        Ok(SlowStore { store: Embedded::over(disk.open())?, world, full })
+    /// Opens the store on `disk`.
+    pub fn open(disk: &Disk, world: Arc<Outlook>) -> Result<Self, StoreError> {
+        Ok(SlowStore { store: disk.store()?, world })
     }
 
     /// `work`, with the time that it takes; nothing is done after the end of this life.
     fn slowly<'a, T: Send + 'a, E: From<StoreError> + Send + 'a>(
         &'a self,
-        writes: bool,
         work: Answer<'a, T, E>,
     ) -> Answer<'a, T, E> {
         async move {
             tokio::time::sleep(LATENCY.mul_f64(self.world.chance())).await;
             self.world.alive().await;
-            if writes && self.full.load(Relaxed) {
-                return Err(StoreError::Failed("no space is left on the device".into()).into());
-            }
             let done = work.await;
             tokio::time::sleep(LATENCY.mul_f64(self.world.chance())).await;
             self.world.alive().await;
@@ -201,23 +210,23 @@ impl SlowStore {
 
 impl Store for SlowStore {
     fn put(&self, blobs: Vec<Bytes>) -> Answer<'_, Vec<Hash>> {
-        self.slowly(true, self.store.put(blobs))
+        self.slowly(self.store.put(blobs))
     }
 
     fn get(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<Option<Bytes>>> {
-        self.slowly(false, self.store.get(hashes))
+        self.slowly(self.store.get(hashes))
     }
 
     fn has(&self, hashes: Vec<Hash>) -> Answer<'_, Vec<bool>> {
-        self.slowly(false, self.store.has(hashes))
+        self.slowly(self.store.has(hashes))
     }
 
     fn head(&self) -> Answer<'_, Option<SignedHead>> {
-        self.slowly(false, self.store.head())
+        self.slowly(self.store.head())
     }
 
     fn heads(&self, limit: usize) -> Answer<'_, Vec<SignedHead>> {
-        self.slowly(false, self.store.heads(limit))
+        self.slowly(self.store.heads(limit))
     }
 
     fn watch_head(&self) -> watch::Receiver<Option<SignedHead>> {
@@ -230,7 +239,7 @@ impl Store for SlowStore {
         next: SignedHead,
         guard: &'a Election,
     ) -> Answer<'a, (), Conflict> {
-        self.slowly(true, self.store.compare_and_swap_head(expected, next, guard))
+        self.slowly(self.store.compare_and_swap_head(expected, next, guard))
     }
 
     fn campaign(&self) -> Answer<'_, Election> {
@@ -250,7 +259,7 @@ impl Store for SlowStore {
     }
 
     fn document(&self, name: &'static str) -> Answer<'_, Option<Bytes>> {
-        self.slowly(false, self.store.document(name))
+        self.slowly(self.store.document(name))
     }
 
     fn keep_document<'a>(
@@ -259,7 +268,7 @@ impl Store for SlowStore {
         bytes: Bytes,
         guard: &'a Election,
     ) -> Answer<'a, (), Conflict> {
-        self.slowly(true, self.store.keep_document(name, bytes, guard))
+        self.slowly(self.store.keep_document(name, bytes, guard))
     }
 
     fn sweep<'a>(
@@ -268,22 +277,22 @@ impl Store for SlowStore {
         oldest: Seq,
         guard: &'a Election,
     ) -> Answer<'a, usize, Conflict> {
-        self.slowly(true, self.store.sweep(live, oldest, guard))
+        self.slowly(self.store.sweep(live, oldest, guard))
     }
 
     fn put_registration(&self, registration: Registration) -> Answer<'_, ()> {
-        self.slowly(true, self.store.put_registration(registration))
+        self.slowly(self.store.put_registration(registration))
     }
 
     fn registrations(&self) -> Answer<'_, Vec<Registration>> {
-        self.slowly(false, self.store.registrations())
+        self.slowly(self.store.registrations())
     }
 
     fn remove_registrations(&self, instances: Vec<InstanceId>) -> Answer<'_, ()> {
-        self.slowly(true, self.store.remove_registrations(instances))
+        self.slowly(self.store.remove_registrations(instances))
     }
 
     fn beat(&self, instances: Vec<InstanceId>, now_ms: u64) -> Answer<'_, Vec<InstanceId>> {
-        self.slowly(true, self.store.beat(instances, now_ms))
+        self.slowly(self.store.beat(instances, now_ms))
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +24,7 @@ use controlplane::{
     publish::{Accepted, Publisher},
     serving::{self, Begun},
     snapshot::Configuration,
-    store::{self, Backed, Election, Embedded, Etcd, Leading, Store, in_force},
+    store::{self, Backed, Election, Etcd, Leading, Store, in_force},
     turn::Turn,
     vault::Vault,
 };
@@ -72,8 +72,6 @@ pub struct ControlPlane {
     pub ip: IpAddr,
     /// The disk below its store.
     pub disk: Disk,
-    /// Whether that is full.
-    pub full: Arc<AtomicBool>,
     /// The servers that its cluster's control planes share, where there are several.
     pub servers: Option<Rc<Servers>>,
     dir: PathBuf,
@@ -132,7 +130,6 @@ impl ControlPlane {
             cluster: cluster.to_owned(),
             ip,
             disk,
-            full: Arc::default(),
             servers,
             dir: root.join(name),
             life: RefCell::default(),
@@ -170,6 +167,11 @@ impl ControlPlane {
                     mesh.oracle.borrow_mut().fail("disk", format!("{}: {error:#}", host.name));
                 }
                 host.kill(&mesh, End::Killed);
+                // As a service manager would.
+                tokio::time::sleep(AGAIN).await;
+                if !host.is_on() {
+                    host.start(&mesh);
+                }
             }
         });
     }
@@ -222,10 +224,10 @@ impl ControlPlane {
 
     async fn store(&self, config: &PlaneConfig, world: &Arc<Outlook>) -> Result<Arc<dyn Store>> {
         Ok(match &config.store {
-            Keep::File => Arc::new(SlowStore::open(&self.disk, world.clone(), self.full.clone())?),
+            Keep::File => Arc::new(SlowStore::open(&self.disk, world.clone())?),
             Keep::Etcd(settings) => {
                 let far = Etcd::through(settings.clone(), servers::connect(world.clone()));
-                Arc::new(Backed::new(Arc::new(far), Embedded::over(self.disk.open())?).await?)
+                Arc::new(Backed::new(Arc::new(far), self.disk.store()?).await?)
             }
         })
     }

@@ -256,7 +256,7 @@ impl Mesh {
             }
         }
         for plane in &self.planes {
-            plane.full.store(false, Relaxed);
+            plane.disk.full.store(false, Relaxed);
             if !plane.is_on() {
                 plane.start(self);
             }

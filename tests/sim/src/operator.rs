@@ -216,11 +216,11 @@ fn skew(mesh: &Mesh, chance: &mut Chance) {
 
 fn fill(mesh: &Rc<Mesh>, chance: &mut Chance) {
     let (plane, lasts) = (any(mesh.planes(), chance), absence(chance));
-    let full = match &plane.servers {
-        Some(servers) => servers.full.clone(),
-        None => plane.full.clone(),
+    let (what, full) = match &plane.servers {
+        Some(servers) if chance.one_in(2) => ("the etcd", servers.full.clone()),
+        _ => ("the disk", plane.disk.full.clone()),
     };
-    mesh.trace.line(format_args!("the store of {} is full for {lasts:?}", plane.name));
+    mesh.trace.line(format_args!("{what} of {} is full for {lasts:?}", plane.name));
     full.store(true, Relaxed);
     tokio::task::spawn_local(async move {
         tokio::time::sleep(lasts).await;

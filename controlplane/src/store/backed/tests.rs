@@ -119,7 +119,7 @@ async fn another_process_is_told_what_it_lacks() {
 #[tokio::test]
 async fn servers_that_are_away_are_not_asked_to_note_who_lives_here() {
     let far = scripted::Scripted::new();
-    let near = || Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let near = || Embedded::over(redb::backends::InMemoryBackend::new).unwrap();
     let store = Backed::new(far.clone(), near()).await.unwrap();
     let one = |name: &str| Registration { instance: name.parse().unwrap(), bytes: "a".into(), beat_ms: 1 };
     let there = async || far.registrations().await.unwrap();
@@ -138,7 +138,7 @@ async fn servers_that_are_away_are_not_asked_to_note_who_lives_here() {
 #[tokio::test]
 async fn the_servers_are_told_what_changed_while_they_were_away_and_undo_none_of_it() {
     let far = scripted::Scripted::new();
-    let near = Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let near = Embedded::over(redb::backends::InMemoryBackend::new).unwrap();
     let store = Backed::new(far.clone(), near).await.unwrap();
     let one = |name: &str, bytes: &'static str| Registration {
         instance: name.parse().unwrap(),
@@ -167,7 +167,7 @@ async fn the_servers_are_told_what_changed_while_they_were_away_and_undo_none_of
 #[tokio::test]
 async fn who_takes_over_begins_with_the_servers_word_however_long_that_takes() {
     let far = scripted::Scripted::new();
-    let near = Embedded::over(redb::backends::InMemoryBackend::new()).unwrap();
+    let near = Embedded::over(redb::backends::InMemoryBackend::new).unwrap();
     let store = Backed::new(far.clone(), near).await.unwrap();
     let one = |name: &str| Registration { instance: name.parse().unwrap(), bytes: "a".into(), beat_ms: 1 };
     far.set_away(true);

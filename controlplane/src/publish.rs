@@ -146,12 +146,20 @@ impl Publisher {
         if self.ownership.sources().all(is_settled) {
             next.forget_former();
         }
-        next.seq = Some(self.put(&next, before?, election).await.map_err(unpublished)?);
+        let was = before.as_ref().ok().and_then(Option::as_ref).map(|head| head.head().seq());
+        let put = match before {
+            Ok(before) => self.put(&next, before, election).await.map_err(unpublished),
+            Err(why) => Err(why),
+        };
+        let seq = put.inspect_err(|_| taken.keys().for_each(|source| self.tell_waiting(source)))?;
+        next.seq = Some(seq);
         self.union = next;
         for (source, warnings) in taken {
             self.tell_taken(&source, warnings);
             self.settled.insert(source.clone(), self.trees[&source].commit.clone());
         }
+        // Last, since it takes its time: what is in force is told by now.
+        store::forget_old(&*self.plane.store, was, seq, election).await;
         Ok(())
     }
 
@@ -243,6 +251,15 @@ impl Publisher {
         self.plane.commits.send_modify(|commits| _ = commits.note(tree, CommitState::Rolling, warnings));
     }
 
+    /// Tells that a source's commit has passed and waits for the store, unless it is in force.
+    fn tell_waiting(&self, source: &SourceName) {
+        let tree = &self.trees[source];
+        self.plane.commits.send_if_modified(|commits| {
+            let last = commits.published.last().and_then(|last| last.commit_of(source));
+            last != Some(&tree.commit) && commits.note(tree, CommitState::Accepted, vec![])
+        });
+    }
+
     /// Tells why a source's commit is not taken, unless that was told before.
     fn tell(&self, source: &SourceName, refusal: Refusal) {
         let tree = &self.trees[source];
@@ -302,7 +319,6 @@ impl Publisher {
         }
         plane.commits.send_modify(|commits| commits.publish(head.seq(), &revision));
         plane.bring_into_force(configuration);
-        store::forget_old(store, before.map(|head| head.seq()), head.seq(), election).await;
         Ok(head.seq())
     }
 }

@@ -460,6 +460,9 @@ fn unpublished(plane: &Plane, state: Option<CommitState>) -> Laggard {
         Some(CommitState::Held) => {
             "the commit is held: it removes more than half of all resources of its source"
         }
+        Some(CommitState::Accepted) => {
+            "the commit has passed and is not in force yet; `weft status` says what it waits for"
+        }
         _ => "the control plane has not seen the commit yet",
     };
     Laggard { cluster: plane.config.cluster.clone(), workload: None, why: why.into() }

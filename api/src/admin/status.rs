@@ -69,7 +69,7 @@ pub struct SourceStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CommitState {
-    /// Whole and in the store; proxies are on their way.
+    /// It passed, and is not in force yet: the store does not take it, or it is judged once more.
     Accepted,
     /// Refused whole; `errors` says why.
     Refused,

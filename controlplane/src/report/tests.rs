@@ -393,7 +393,10 @@ async fn what_is_refused_or_held_is_not_waited_for() {
         ["east/ the commit is held: it removes more than half of all resources of its source"]
     );
     assert!(at_once('3').is_none());
-    assert_eq!(told(&mesh.ask('3', NOTHING).await), [UNSEEN]);
+    assert_eq!(
+        told(&mesh.ask('3', NOTHING).await),
+        ["east/ the commit has passed and is not in force yet; `weft status` says what it waits for"]
+    );
 }
 
 #[tokio::test]

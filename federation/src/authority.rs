@@ -95,12 +95,12 @@ pub enum AuthorityError {
         why: &'static str,
     },
     /// The disk.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// A statement about the head's key that the trusted roots did not sign.
     #[error("no root that is trusted here certified the key that signs heads")]

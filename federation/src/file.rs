@@ -18,13 +18,13 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, AuthorityError> {
     match File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)) {
         Ok(_) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(AuthorityError::Io { path: path.to_owned(), source }),
+        Err(error) => Err(AuthorityError::Io { path: path.to_owned(), error }),
     }
 }
 
 /// Replaces the file by `bytes`, mode 0600: a crash leaves the old one or the new one. Makes its directory, 0700.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<(), AuthorityError> {
-    replace(path, bytes).map_err(|source| AuthorityError::Io { path: path.to_owned(), source })
+    replace(path, bytes).map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

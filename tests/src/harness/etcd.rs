@@ -23,12 +23,24 @@ pub fn binary() -> PathBuf {
 }
 
 /// What a cluster of one is told: where its data lies, where clients, peers and scrapes find it, and how clients speak.
-pub fn arguments(data: &Path, [client, peer, metrics]: [SocketAddr; 3], scheme: &str) -> Vec<String> {
+pub fn arguments(data: &Path, places: [SocketAddr; 3], scheme: &str) -> Vec<String> {
+    member(data, places, scheme, &[places[1]])
+}
+
+/// The same of a member of a cluster, whose peers these are; members are named by where their peers find them.
+fn member(
+    data: &Path,
+    [client, peer, metrics]: [SocketAddr; 3],
+    scheme: &str,
+    peers: &[SocketAddr],
+) -> Vec<String> {
+    let name = peer.to_string();
     let (client, peer) = (format!("{scheme}://{client}"), format!("http://{peer}"));
+    let peers: Vec<_> = peers.iter().map(|peer| format!("{peer}=http://{peer}")).collect();
     [
         ("--data-dir", data.display().to_string()),
-        ("--name", "one".to_owned()),
-        ("--initial-cluster", format!("one={peer}")),
+        ("--name", name),
+        ("--initial-cluster", peers.join(",")),
         ("--listen-client-urls", client.clone()),
         ("--advertise-client-urls", client),
         ("--listen-peer-urls", peer.clone()),
@@ -42,13 +54,13 @@ pub fn arguments(data: &Path, [client, peer, metrics]: [SocketAddr; 3], scheme: 
     .collect()
 }
 
-/// One server of a cluster of one. Its drop ends it.
+/// One server, of a cluster of one unless it is told otherwise. Its drop ends it.
 pub struct EtcdServer {
     child: Option<Child>,
     home: TempDir,
-    client: SocketAddr,
-    peer: SocketAddr,
-    metrics: SocketAddr,
+    /// Where clients, peers and scrapes find it.
+    places: [SocketAddr; 3],
+    peers: Vec<SocketAddr>,
     tls: bool,
     args: Vec<String>,
 }
@@ -59,25 +71,39 @@ impl EtcdServer {
     /// # Panics
     /// When it does not come up.
     pub fn start(ip: IpAddr, args: &[&str]) -> Self {
-        // All held until all are chosen, so that they differ.
-        let held = [(); 3].map(|()| TcpListener::bind((ip, 0)).expect("a free port"));
-        let [client, peer, metrics] = held.map(|one| one.local_addr().expect("it is bound"));
-        let mut server = EtcdServer {
-            child: None,
-            home: tempfile::tempdir().expect("a directory"),
-            client,
-            peer,
-            metrics,
-            tls: args.contains(&"--cert-file"),
-            args: Vec::new(),
-        };
+        let mut server = EtcdServer::at(ip);
+        server.tls = args.contains(&"--cert-file");
         server.again_with(args);
         server
     }
 
+    /// Starts a cluster, one member at free ports of each of these addresses, and waits until all are ready.
+    ///
+    /// # Panics
+    /// When they do not come up.
+    pub fn cluster<const N: usize>(ips: [IpAddr; N]) -> [Self; N] {
+        let mut members = ips.map(EtcdServer::at);
+        let peers = members.each_ref().map(|member| member.places[1]);
+        for member in &mut members {
+            member.peers = peers.into();
+            member.run();
+        }
+        members.iter().for_each(EtcdServer::wait_until_ready);
+        members
+    }
+
+    /// One that has its places, and does not run yet.
+    fn at(ip: IpAddr) -> Self {
+        // All held until all are chosen, so that they differ.
+        let held = [(); 3].map(|()| TcpListener::bind((ip, 0)).expect("a free port"));
+        let places = held.map(|one| one.local_addr().expect("it is bound"));
+        let home = tempfile::tempdir().expect("a directory");
+        EtcdServer { child: None, home, places, peers: vec![places[1]], tls: false, args: Vec::new() }
+    }
+
     /// Where clients find it.
     pub fn url(&self) -> String {
-        format!("{}://{}", if self.tls { "https" } else { "http" }, self.client)
+        format!("{}://{}", self.scheme(), self.places[0])
     }
 
     /// Starts it again on the data that it has.
@@ -85,10 +111,14 @@ impl EtcdServer {
     /// # Panics
     /// When it does not come up.
     pub fn again(&mut self) {
+        self.run();
+        self.wait_until_ready();
+    }
+
+    fn run(&mut self) {
         let binary = binary();
-        let places = [self.client, self.peer, self.metrics];
         let child = Command::new(&binary)
-            .args(arguments(&self.data(), places, if self.tls { "https" } else { "http" }))
+            .args(member(&self.data(), self.places, self.scheme(), &self.peers))
             .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -97,11 +127,19 @@ impl EtcdServer {
         self.child = Some(child.unwrap_or_else(|error| {
             panic!("{} cannot be started: {error}; `scripts/setup test` installs etcd, or name one in WEFT_TEST_ETCD", binary.display())
         }));
+    }
+
+    fn wait_until_ready(&self) {
         let deadline = Instant::now() + READY_LIMIT;
-        while !self.is_ready() {
+        while !self.metrics().is_ok_and(|all| all.contains("etcd_server_has_leader 1")) {
             assert!(Instant::now() < deadline, "etcd is not ready:\n{}", self.said());
             thread::sleep(POLL);
         }
+    }
+
+    /// Whether it leads its cluster.
+    pub fn leads(&self) -> bool {
+        self.metrics().is_ok_and(|all| all.contains("etcd_server_is_leader 1"))
     }
 
     /// The same with other arguments.
@@ -148,18 +186,20 @@ impl EtcdServer {
         fs::read_to_string(self.home.path().join("etcd.err")).unwrap_or_default()
     }
 
-    fn is_ready(&self) -> bool {
-        let ask = || {
-            TcpStream::connect(self.client)?;
-            let mut stream = TcpStream::connect(self.metrics)?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer)?;
-            std::io::Result::Ok(answer)
-        };
-        // Its own word on its health is no when it is merely full.
-        ask().is_ok_and(|answer| answer.contains("etcd_server_has_leader 1"))
+    fn scheme(&self) -> &'static str {
+        if self.tls { "https" } else { "http" }
+    }
+
+    /// What it tells of itself once it serves; its own word on its health is no when it is merely full.
+    fn metrics(&self) -> std::io::Result<String> {
+        let [client, _, metrics] = self.places;
+        TcpStream::connect(client)?;
+        let mut stream = TcpStream::connect(metrics)?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 }
 

@@ -4,6 +4,9 @@
 //! what must never be seen otherwise: every head that is told is whole, says one number at both places, is later than
 //! the one before it, and never has a lower number than one that a control plane has said to be in force.
 
+mod clock;
+mod disk;
+mod members;
 mod replicas;
 
 use std::{
@@ -40,7 +43,11 @@ fn ip(test: u8, host: u8) -> IpAddr {
 }
 
 fn store(server: &EtcdServer) -> Etcd {
-    let (endpoints, prefix) = (vec![server.url()], PREFIX.to_owned());
+    store_at(vec![server.url()])
+}
+
+fn store_at(endpoints: Vec<String>) -> Etcd {
+    let prefix = PREFIX.to_owned();
     let holder = "http://reader".to_owned();
     Etcd::open(EtcdSettings { endpoints, prefix, ca: None, certificate: None, user: None, holder })
 }
@@ -88,6 +95,9 @@ struct Primary {
     child: Option<Child>,
     dir: TempDir,
     api: String,
+    env: Vec<(&'static str, PathBuf)>,
+    /// Where its state lies, if that is a disk of its own.
+    disk: Option<disk::Disk>,
 }
 
 impl Primary {
@@ -95,27 +105,35 @@ impl Primary {
         Primary::among(&[ip], source, &[server.url()], 15)
     }
 
-    /// The first of `replicas`, with its store behind these URLs.
+    /// The first of `replicas`, with its store behind these URLs, or in a file if there are none.
     fn among(replicas: &[IpAddr], source: &Source, urls: &[String], lease_seconds: u32) -> Self {
         let (dir, ip) = (tempfile::tempdir().unwrap(), replicas[0]);
-        let config = serde_json::json!({
+        let mut config = serde_json::json!({
             "cluster": "east", "role": "primary", "stateDir": dir.path().join("state"), "address": ip,
-            "network": "east", "source": { "repository": source.path() }, "replicas": replicas,
-            "leaseSeconds": lease_seconds, "store": { "etcd": { "endpoints": urls, "prefix": PREFIX } },
+            "network": "east", "source": { "repository": source.path() }, "leaseSeconds": lease_seconds,
         });
+        if !urls.is_empty() {
+            config["replicas"] = serde_json::json!(replicas);
+            config["store"] = serde_json::json!({ "etcd": { "endpoints": urls, "prefix": PREFIX } });
+        }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        Primary { child: None, dir, api: format!("http://{ip}:15080") }
+        Primary { child: None, dir, api: format!("http://{ip}:15080"), env: Vec::new(), disk: None }
     }
 
     fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        let state = self.dir.path().join("state");
+        self.disk.as_ref().map_or(state.clone(), |disk| disk.seen(&state))
     }
 
     fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
-        let child = Command::new(weft().unwrap())
+        let program = weft().unwrap();
+        let mut command =
+            self.disk.as_ref().map_or_else(|| Command::new(&program), |disk| disk.command(&program));
+        let child = command
             .args(["controlplane", "--config"])
             .arg(self.dir.path().join("config.json"))
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -196,6 +214,15 @@ impl Drop for Primary {
     }
 }
 
+/// The first one serves `commit`, and the second one stands by.
+async fn begin(first: &mut Primary, second: &mut Primary, commit: &str) {
+    first.start();
+    first.serves(commit).await;
+    second.sealed_as(first);
+    second.start();
+    second.stands_by_for(first).await;
+}
+
 fn store_is_away(status: &Status) -> bool {
     status.clusters.iter().any(|cluster| cluster.store_away_since.is_some())
 }
@@ -210,7 +237,11 @@ struct Reader {
 
 impl Reader {
     fn start(server: &EtcdServer) -> Self {
-        let (store, said) = (store(server), Arc::new(AtomicU16::new(0)));
+        Reader::of(store(server))
+    }
+
+    fn of(store: Etcd) -> Self {
+        let said = Arc::new(AtomicU16::new(0));
         let (sender, heads) = tokio::sync::watch::channel(Vec::new());
         let task = tokio::spawn(read(store, said.clone(), sender));
         Reader { task, said, heads }
@@ -246,7 +277,8 @@ async fn read(store: Etcd, said: Arc<AtomicU16>, seen: tokio::sync::watch::Sende
                 Err(error) => panic!("head {seq} is not whole: {error}"),
             }
         };
-        let services: Vec<_> = stored.iter().filter(|one| one.key.starts_with("Service ")).collect();
+        let says = |key: &str| key.starts_with("Service ") && key.ends_with("one");
+        let services: Vec<_> = stored.iter().filter(|one| says(&one.key)).collect();
         assert_eq!(services.len(), 2, "head {seq}");
         let number = |bytes: &[u8]| {
             let service: serde_json::Value = serde_json::from_slice(bytes).unwrap();

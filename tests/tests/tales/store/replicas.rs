@@ -8,13 +8,13 @@ use api::{
 use super::*;
 
 /// A sidecar that knows both control planes; a process of its own.
-struct Sidecar {
+pub(super) struct Sidecar {
     child: Child,
     dir: TempDir,
 }
 
 impl Sidecar {
-    fn start(ip: IpAddr, control_planes: [IpAddr; 2], token: &str) -> Self {
+    pub(super) fn start(ip: IpAddr, control_planes: [IpAddr; 2], token: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("token"), token).unwrap();
         let config = serde_json::json!({
@@ -53,7 +53,7 @@ impl Drop for Sidecar {
 
 impl Primary {
     /// A token for one workload.
-    async fn token(&self) -> String {
+    pub(super) async fn token(&self) -> String {
         let asked = serde_json::json!({
             "workload": "one", "namespace": "a", "serviceAccount": "one", "labels": { "app": "one" },
         });
@@ -77,7 +77,7 @@ impl Primary {
     }
 
     /// Waits until the workload's stream is here, and it obeys `commit`.
-    async fn rules(&self, commit: &str) {
+    pub(super) async fn rules(&self, commit: &str) {
         let obeys = |one: &ProxyStatus| {
             one.state == ProxyState::Connected && one.effective && one.commit.as_deref() == Some(commit)
         };
@@ -194,15 +194,6 @@ impl Way {
         });
         Way { url, task }
     }
-}
-
-/// The first one serves `commit`, and the second one stands by.
-async fn begin(first: &mut Primary, second: &mut Primary, commit: &str) {
-    first.start();
-    first.serves(commit).await;
-    second.sealed_as(first);
-    second.start();
-    second.stands_by_for(first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -280,6 +280,17 @@ mod tests {
         assert_eq!((case.counted(Outcome::Accepted), case.counted(Outcome::Refused)), (4, 0));
     }
 
+    /// The example that GitHub gives for testing a receiver: docs.github.com, "Validating webhook deliveries".
+    #[tokio::test]
+    async fn a_signature_of_github_s_own_rings() {
+        let case = Case::new();
+        fs::write(&case.secrets[0], "It's a Secret to Everybody").unwrap();
+        let signature = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+        let (header, body) = ("X-Hub-Signature-256", "Hello, World!");
+        assert_eq!(case.post(header, signature, body).await, (202, [true, false]));
+        assert_eq!(case.post(header, signature, "Hello, World?").await, (401, [false, false]));
+    }
+
     #[tokio::test]
     async fn what_is_not_signed_right_rings_nothing_and_is_counted() {
         let case = Case::new();

@@ -45,7 +45,7 @@ const TRUST: &str = "trust";
 const BUNDLE_FILE: &str = "bundle.json";
 const SEAL_FILE: &str = "seal.key";
 /// Holds the term in which this control plane served last; not there if another one served after it.
-const TERM_FILE: &str = "term";
+pub(crate) const TERM_FILE: &str = "term";
 const PURPOSE: &str = "weft control planes v1";
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 

@@ -189,29 +189,15 @@ impl Control {
     ) -> Result<(), String> {
         for action in actions {
             match action {
-                Action::Send(message) => {
-                    if let Message::Nack(nack) = &message {
-                        let reasons: Vec<_> =
-                            nack.reasons.iter().map(|r| format!("{}: {}", r.resource, r.message)).collect();
-                        tracing::error!(
-                            version = nack.version,
-                            reasons = reasons.join("; "),
-                            "a view is refused"
-                        );
-                    }
-                    let sent = outgoing.try_send(wire::FromProxy { message: Some(message) });
-                    sent.map_err(|_| "the control plane does not read what it is sent".to_owned())?;
-                }
+                Action::Send(message) => send(outgoing, message)?,
                 Action::Install(runtime) => {
                     tracing::info!(revision = &*runtime.revision, "in force");
                     self.proxy.install(runtime);
                 }
                 Action::Keep(view, origin) => {
                     let written = kept::write(&self.proxy.config.state_dir, &view, &origin);
-                    if let Err(error) = written {
-                        self.session.not_kept();
-                        return Err(format!("the view cannot be kept on disk: {error}"));
-                    }
+                    let said = self.session.kept(written.map_err(|error| error.to_string()));
+                    said.map_or(Ok(()), |message| send(outgoing, message))?;
                 }
                 Action::Absent(hosts) => self.proxy.hosts.absent(hosts, Instant::now()),
                 Action::Reopen(reason) => return Err(reason.to_owned()),
@@ -219,6 +205,23 @@ impl Control {
         }
         Ok(())
     }
+}
+
+/// Says it to the control plane, and to the log where it is bad news.
+fn send(outgoing: &mpsc::Sender<wire::FromProxy>, message: Message) -> Result<(), String> {
+    match &message {
+        Message::Nack(nack) => {
+            let reasons: Vec<_> =
+                nack.reasons.iter().map(|r| format!("{}: {}", r.resource, r.message)).collect();
+            tracing::error!(version = nack.version, reasons = reasons.join("; "), "a view is refused");
+        }
+        Message::Unkept(unkept) => {
+            tracing::error!(reason = unkept.reason, "a view is in force, and cannot be kept on disk");
+        }
+        _ => {}
+    }
+    let sent = outgoing.try_send(wire::FromProxy { message: Some(message) });
+    sent.map_err(|_| "the control plane does not read what it is sent".to_owned())
 }
 
 async fn heartbeat(world: &dyn World, proxy: &Proxy) -> wire::Heartbeat {

@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod collector;
+pub mod disk;
 pub mod document;
 pub mod etcd;
 pub mod explanations;
@@ -33,6 +34,7 @@ use anyhow::Context;
 pub use self::{
     client::{Answer, Client, Hop},
     collector::Collector,
+    disk::SmallDisk,
     etcd::{EtcdServer, copy},
     load::Load,
     mesh::{Blocks, Mesh},

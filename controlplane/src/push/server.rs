@@ -337,6 +337,9 @@ impl Follower {
                 self.session.on_subscribe(subscribe)
             }
             from_proxy::Message::Ack(ack) => self.session.on_ack(&ack),
+            from_proxy::Message::Unkept(unkept) => {
+                self.session.on_unkept(&unkept.ack.unwrap_or_default(), cut(unkept.reason, MAX_WORDS))
+            }
             from_proxy::Message::Nack(mut nack) => {
                 nack.reasons.truncate(MAX_REASONS);
                 for reason in &mut nack.reasons {
@@ -382,6 +385,12 @@ impl Follower {
                         format!("refused a push: {}", reasons.join("; ")),
                     );
                     self.plane.registry.refused(&self.stream, reasons);
+                }
+                Action::Unkept(reason) => {
+                    let why =
+                        format!("obeyed only until a restart, since it cannot be kept on disk: {reason}");
+                    self.plane.events.note(format!("proxy {}", self.stream.instance), &why);
+                    self.plane.registry.refused(&self.stream, vec![why]);
                 }
             }
         }

@@ -29,6 +29,8 @@ pub enum Action {
     Reached(String),
     /// The proxy refused a push, for these reasons.
     Refused(Vec<String>),
+    /// The proxy obeys a push, and a restart would go back behind it, for this reason.
+    Unkept(String),
 }
 
 /// One proxy's stream.
@@ -44,7 +46,15 @@ pub struct Session {
     outstanding: Option<Outstanding>,
     /// What it refused: not offered again as long as it would be the same.
     refused: Option<Digests>,
+    /// What it obeys, and has not on its disk: counted once it is there.
+    unkept: Option<Unkept>,
     version: u64,
+}
+
+#[derive(Debug)]
+struct Unkept {
+    version: u64,
+    commit: String,
 }
 
 #[derive(Debug)]
@@ -74,6 +84,7 @@ impl Session {
             held,
             outstanding: None,
             refused: None,
+            unkept: None,
             version: 0,
         };
         let actions = session.advance();
@@ -125,8 +136,30 @@ impl Session {
         if self.subscription.len() == before { Vec::new() } else { self.advance() }
     }
 
-    /// The proxy has compiled a push and obeys it.
+    /// The proxy has compiled a push, keeps it and obeys it.
     pub fn on_ack(&mut self, ack: &wire::Ack) -> Vec<Action> {
+        if let Some(unkept) = self.unkept.take_if(|unkept| unkept.version == ack.version) {
+            return vec![Action::Reached(unkept.commit)];
+        }
+        self.on_obeyed(ack, |session, _, commit| {
+            session.unkept = None;
+            Action::Reached(commit)
+        })
+    }
+
+    /// The proxy has compiled a push and obeys it, and cannot keep it yet.
+    pub fn on_unkept(&mut self, ack: &wire::Ack, reason: String) -> Vec<Action> {
+        self.on_obeyed(ack, |session, version, commit| {
+            session.unkept = Some(Unkept { version, commit });
+            Action::Unkept(reason)
+        })
+    }
+
+    fn on_obeyed(
+        &mut self,
+        ack: &wire::Ack,
+        told: impl FnOnce(&mut Self, u64, String) -> Action,
+    ) -> Vec<Action> {
         let Some(outstanding) = self.outstanding.take_if(|outstanding| outstanding.version == ack.version)
         else {
             return Vec::new();
@@ -139,10 +172,11 @@ impl Session {
             self.held = Held::default();
             return self.advance();
         }
-        self.held = outstanding.held;
+        let Outstanding { version, held, commit, overtaken, .. } = outstanding;
+        self.held = held;
         self.refused = None;
-        let mut actions = vec![Action::Reached(outstanding.commit)];
-        if outstanding.overtaken {
+        let mut actions = vec![told(self, version, commit)];
+        if overtaken {
             actions.extend(self.advance());
         }
         actions
@@ -177,7 +211,13 @@ impl Session {
         let commit = self.snapshot.commit().to_owned();
         let delta = diff(&self.held, &view);
         if delta.is_empty() {
-            return vec![Action::Reached(commit)];
+            return match &mut self.unkept {
+                Some(unkept) => {
+                    unkept.commit = commit;
+                    Vec::new()
+                }
+                None => vec![Action::Reached(commit)],
+            };
         }
         self.version += 1;
         let push = frames(self.version, delta, digests, &self.snapshot.origin());

@@ -1,7 +1,8 @@
 //! What a proxy says and does on its control stream. Pure: frames and hosts in, actions out.
 //!
 //! Invariant: a view takes effect whole or not at all, it is on disk before it is acknowledged, and the digests of
-//! an ACK are those of what was compiled. A view that does not compile leaves the last good one in force.
+//! an ACK are those of what was compiled. A view that does not compile leaves the last good one in force. One that cannot be
+//! kept is obeyed all the same, and that is told: who lacks room on a disk still has to know who is where.
 //! Invariant: what is obeyed never goes back to an earlier head, after a restart neither, whoever says so: of the
 //! control planes of a cluster one may not know yet that another one serves.
 
@@ -30,6 +31,15 @@ pub struct Session {
     head: Option<Seq>,
     gathering: Gathering,
     hosts: BTreeSet<String>,
+    /// The acknowledgement of the view that is obeyed, while that is not on disk.
+    owed: Option<Owed>,
+}
+
+struct Owed {
+    ack: wire::Ack,
+    origin: Origin,
+    /// Whether it was told that it cannot be kept.
+    told: bool,
 }
 
 /// Something happened.
@@ -52,7 +62,7 @@ pub enum Event {
 pub enum Action {
     /// Send it.
     Send(Message),
-    /// Write the view to disk; what follows holds only when that has succeeded, else [`Session::not_kept`].
+    /// Write the view to disk, and tell [`Session::kept`] how that went.
     Keep(View, Origin),
     /// From now on requests obey this.
     Install(Arc<Runtime>),
@@ -72,6 +82,7 @@ impl Session {
             head: None,
             gathering: Gathering::default(),
             hosts: BTreeSet::new(),
+            owed: None,
         };
         let Some((view, origin)) = kept else { return (session, Ok(())) };
         // What is obeyed was acknowledged, whether this version can read it or not.
@@ -104,19 +115,34 @@ impl Session {
                 wire::to_proxy::Message::Unknown(unknown) => self.unknown(unknown.hosts),
             },
             Event::Wanted(hosts) => self.wanted(hosts),
-            Event::Beat(heartbeat) => vec![Action::Send(Message::Heartbeat(heartbeat))],
+            Event::Beat(heartbeat) => {
+                let owed =
+                    self.owed.as_ref().map(|owed| Action::Keep(self.view.clone(), owed.origin.clone()));
+                [Action::Send(Message::Heartbeat(heartbeat))].into_iter().chain(owed).collect()
+            }
             Event::Leaving => vec![Action::Send(Message::Farewell(wire::Farewell {}))],
         }
     }
 
-    /// The last view is not on disk. It stays in force, and the next stream asks for all of it again: were it said to be
-    /// held, it would count as acknowledged, and a restart would go back behind it.
-    pub fn not_kept(&mut self) {
-        self.view = View::default();
+    /// The last view is on disk, or it is not and why. What is to be said of that.
+    pub fn kept(&mut self, written: Result<(), String>) -> Option<Message> {
+        match written {
+            Ok(()) => self.owed.take().map(|owed| Message::Ack(owed.ack)),
+            Err(reason) => {
+                let owed = self.owed.as_mut().filter(|owed| !owed.told)?;
+                owed.told = true;
+                Some(Message::Unkept(wire::Unkept { ack: Some(owed.ack.clone()), reason }))
+            }
+        }
     }
 
     fn opened(&mut self) -> Vec<Action> {
         self.gathering = Gathering::default();
+        if self.owed.take().is_some() {
+            // It stays in force, and all of it is asked for again: were it said to be held, it would count as
+            // acknowledged, and a restart would go back behind it.
+            self.view = View::default();
+        }
         let held = self.view.held().0.into_iter().map(|(name, hash)| wire::Item {
             name: name.to_string(),
             hash: hash.0.to_vec(),
@@ -161,7 +187,8 @@ impl Session {
                 self.current = Some(runtime.clone());
                 self.view = view.clone();
                 self.head = origin.head.or(self.head);
-                vec![Action::Install(runtime), Action::Keep(view, origin), Action::Send(Message::Ack(ack))]
+                self.owed = Some(Owed { ack, origin: origin.clone(), told: false });
+                vec![Action::Install(runtime), Action::Keep(view, origin)]
             }
         }
     }
@@ -228,7 +255,11 @@ mod tests {
             session
                 .on(Event::Received(wire::ToProxy { message: Some(wire::to_proxy::Message::Frame(frame)) }))
         };
-        frames.into_iter().flat_map(take).collect()
+        let mut actions: Vec<_> = frames.into_iter().flat_map(take).collect();
+        if let Some(Action::Keep(..)) = actions.last() {
+            actions.extend(session.kept(Ok(())).map(Action::Send));
+        }
+        actions
     }
 
     fn words(actions: &[Action]) -> Vec<&'static str> {
@@ -318,11 +349,48 @@ mod tests {
         );
     }
 
+    /// A push of a view that cannot be kept; what is said of that.
+    fn unkept(session: &mut Session, version: u64, from: &View, to: &View) -> wire::Unkept {
+        let origin = Origin::of("c0ffee");
+        let frame = frames(version, diff(&from.held(), to), to.digests(), &origin).remove(0);
+        let message = Some(wire::to_proxy::Message::Frame(frame));
+        let actions = session.on(Event::Received(wire::ToProxy { message }));
+        assert_eq!(words(&actions), ["install", "keep"]);
+        match session.kept(Err("no room".into())) {
+            Some(Message::Unkept(unkept)) => unkept,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn a_view_that_could_not_be_kept_is_asked_for_again() {
+    fn a_view_that_cannot_be_kept_is_obeyed_and_acknowledged_once_it_is() {
+        let (mut session, first) = (session(), fixture::sidecar("reviews").view());
+        let mut second = first.clone();
+        second.items.remove("networks");
+        let beat = |session: &mut Session| session.on(Event::Beat(wire::Heartbeat::default()));
+        let told = unkept(&mut session, 1, &View::default(), &first);
+        assert_eq!((told.ack.map(|ack| ack.version), &*told.reason), (Some(1), "no room"));
+        assert_eq!(session.current().unwrap().digests, first.digests());
+
+        // What comes next applies to it, and is what is kept now.
+        let told = unkept(&mut session, 2, &first, &second);
+        assert_eq!(told.ack.map(|ack| ack.version), Some(2));
+        assert_eq!(session.current().unwrap().digests, second.digests());
+        let actions = beat(&mut session);
+        assert_eq!(words(&actions), ["send", "keep"]);
+        let Action::Keep(view, origin) = &actions[1] else { panic!("a view") };
+        assert_eq!((view.digests(), origin), (second.digests(), &Origin::of("c0ffee")));
+        assert!(session.kept(Err("no room".into())).is_none(), "it was told");
+        let Some(Message::Ack(ack)) = session.kept(Ok(())) else { panic!("an ack") };
+        assert_eq!(Hash::from_slice(&ack.config_digest), Some(second.digests().config));
+        assert_eq!(words(&beat(&mut session)), ["send"]);
+        assert!(session.kept(Ok(())).is_none());
+    }
+
+    #[test]
+    fn what_is_not_on_disk_is_not_said_to_be_held() {
         let (mut session, view) = (session(), fixture::sidecar("reviews").view());
-        push(&mut session, 1, &View::default(), &view);
-        session.not_kept();
+        unkept(&mut session, 1, &View::default(), &view);
         let actions = session.on(Event::Opened);
         let Action::Send(Message::Hello(hello)) = &actions[0] else { panic!("a hello") };
         assert!(hello.held.is_empty());

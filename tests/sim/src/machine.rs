@@ -92,6 +92,8 @@ pub struct Sidecar {
     pub app_up: Cell<bool>,
     /// What it has held, where its disk is to be tampered with.
     views: RefCell<Vec<(View, Origin)>>,
+    /// Until when its disk takes no view.
+    full_until: Cell<Duration>,
     dir: PathBuf,
     life: RefCell<Option<Life<Arc<Proxy>>>>,
 }
@@ -437,6 +439,7 @@ impl Sidecar {
             ip,
             app_up: Cell::new(true),
             views: RefCell::default(),
+            full_until: Cell::default(),
             dir: root.join(workload),
             life: RefCell::default(),
         }
@@ -593,6 +596,28 @@ impl Sidecar {
         Some(plane.authority.issue(&token))
     }
 
+    /// Its disk takes no view for so long: in the place of the file that is written first there is a directory.
+    pub fn fill(&self, mesh: &Mesh, lasts: Duration) {
+        self.full_until.set(self.full_until.get().max(mesh.network.elapsed() + lasts));
+        std::fs::create_dir_all(self.in_the_way()).expect("a directory of the simulation's own");
+    }
+
+    /// Whether its disk is to be full for longer.
+    pub fn is_full(&self, mesh: &Mesh) -> bool {
+        mesh.network.elapsed() < self.full_until.get()
+    }
+
+    /// Its disk takes views from now on.
+    pub fn empty(&self, mesh: &Mesh) {
+        self.full_until.set(self.full_until.get().min(mesh.network.elapsed()));
+        // It may never have been full.
+        let _ = std::fs::remove_dir(self.in_the_way());
+    }
+
+    fn in_the_way(&self) -> PathBuf {
+        self.dir.join(".view.bin.new")
+    }
+
     async fn observe(&self, mesh: &Mesh, world: &Outlook, proxy: &Proxy) -> Result<()> {
         let mut changes = proxy.changes();
         while world.is_alive() {
@@ -612,6 +637,7 @@ impl Sidecar {
             runtime: &state.runtime,
             identity: &proxy.identity,
             kept: kept::read(&self.dir)?,
+            full: mesh.network.elapsed() <= self.full_until.get(),
         };
         if mesh.sabotage.is_some() {
             self.views.borrow_mut().extend(seen.kept.clone());

@@ -263,6 +263,7 @@ impl Mesh {
         }
         for sidecar in &self.sidecars {
             sidecar.app_up.set(true);
+            sidecar.empty(self);
             if !sidecar.is_on() {
                 sidecar.start(self);
             }

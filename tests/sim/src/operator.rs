@@ -43,7 +43,7 @@ fn step(mesh: &Rc<Mesh>, chance: &mut Chance) {
     {
         return disturb(mesh, &servers, chance);
     }
-    match chance.between(0, 30) {
+    match chance.between(0, 31) {
         0..=6 => commit(mesh, chance),
         7..=9 => crash_plane(mesh, chance),
         10..=12 => crash_sidecar(mesh, chance),
@@ -57,6 +57,7 @@ fn step(mesh: &Rc<Mesh>, chance: &mut Chance) {
         26 => deregister(mesh, chance),
         27 => foreign_root(mesh),
         28 => remove(mesh, chance),
+        29 => fill_sidecar(mesh, chance),
         _ => commit(mesh, chance),
     }
 }
@@ -225,6 +226,19 @@ fn fill(mesh: &Rc<Mesh>, chance: &mut Chance) {
     tokio::task::spawn_local(async move {
         tokio::time::sleep(lasts).await;
         full.store(false, Relaxed);
+    });
+}
+
+fn fill_sidecar(mesh: &Rc<Mesh>, chance: &mut Chance) {
+    let (sidecar, lasts) = (any(mesh.sidecars(), chance).clone(), absence(chance));
+    mesh.trace.line(format_args!("the disk of {} is full for {lasts:?}", sidecar.workload));
+    sidecar.fill(mesh, lasts);
+    let mesh = mesh.clone();
+    tokio::task::spawn_local(async move {
+        tokio::time::sleep(lasts).await;
+        if !sidecar.is_full(&mesh) {
+            sidecar.empty(&mesh);
+        }
     });
 }
 

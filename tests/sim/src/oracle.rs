@@ -116,6 +116,8 @@ pub struct SeenProxy<'a> {
     pub identity: &'a process::tls::Identity,
     /// The view on its disk.
     pub kept: Option<(api::delta::View, api::delta::Origin)>,
+    /// Whether that may have had no room for what it obeys.
+    pub full: bool,
 }
 
 impl Oracle {
@@ -229,6 +231,9 @@ impl Oracle {
     }
 
     fn one_revision(&mut self, seen: &SeenProxy<'_>, commit: &Commit) {
+        if seen.full {
+            return;
+        }
         let Some((view, _)) = &seen.kept else {
             return self.fail("disk", format!("{} obeys what is not on its disk", seen.instance));
         };

@@ -30,7 +30,9 @@ use nix::{
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use weft_tests::harness::{Answer, Client, EtcdServer, Turn, client::request, eventually, git::git, weft};
+use weft_tests::harness::{
+    Answer, Client, EtcdServer, SmallDisk, Turn, client::request, eventually, git::git, weft,
+};
 
 /// A lease of the leadership, a start, and what a busy machine makes of both.
 const SOON: Duration = Duration::from_secs(90);
@@ -73,13 +75,17 @@ impl Source {
         self.dir.path()
     }
 
-    /// Gives the commit's id.
+    /// Of other ports, and another policy for whoever stands behind them. Gives the commit's id.
     fn commit(&self, n: u16) -> String {
         for namespace in ["a", "b"] {
             let service = format!(
                 "apiVersion: v1\nkind: Namespace\nmetadata: {{ name: {namespace} }}\n---\n\
                  apiVersion: v1\nkind: Service\nmetadata: {{ name: one, namespace: {namespace} }}\n\
-                 spec: {{ selector: {{ app: one }}, ports: [{{ name: http, port: {} }}] }}\n",
+                 spec: {{ selector: {{ app: one }}, ports: [{{ name: http, port: {}, targetPort: 8080 }}] }}\n---\n\
+                 apiVersion: weft.mesh/v1alpha1\nkind: AuthorizationPolicy\n\
+                 metadata: {{ name: one, namespace: {namespace} }}\n\
+                 spec:\n  targetRefs: [{{ group: \"\", kind: Service, name: one }}]\n  action: DENY\n\
+                 \x20 rules: [{{ name: number-{n}, when: request.path == \"/{n}\" }}]\n",
                 FIRST_PORT + n
             );
             fs::write(self.path().join(format!("{namespace}.yaml")), service).unwrap();
@@ -97,7 +103,7 @@ struct Primary {
     api: String,
     env: Vec<(&'static str, PathBuf)>,
     /// Where its state lies, if that is a disk of its own.
-    disk: Option<disk::Disk>,
+    disk: Option<SmallDisk>,
 }
 
 impl Primary {
@@ -121,8 +127,7 @@ impl Primary {
     }
 
     fn state(&self) -> PathBuf {
-        let state = self.dir.path().join("state");
-        self.disk.as_ref().map_or(state.clone(), |disk| disk.seen(&state))
+        self.disk.as_ref().map_or_else(|| self.dir.path().join("state"), SmallDisk::path)
     }
 
     fn start(&mut self) {

@@ -64,6 +64,7 @@ impl Proxy {
             match action {
                 Action::Reached(commit) => self.reached.push(commit),
                 Action::Refused(reasons) => self.refused.extend(reasons),
+                Action::Unkept(reason) => self.refused.push(reason),
                 Action::Send(to_proxy::Message::Unknown(unknown)) => self.unknown.extend(unknown.hosts),
                 Action::Send(to_proxy::Message::Frame(frame)) => {
                     if let Some(push) = gathering.take(frame) {
@@ -80,13 +81,25 @@ impl Proxy {
     }
 
     fn ack(&mut self) {
+        let ack = self.obey();
+        let actions = self.session.on_ack(&ack);
+        self.hear(actions);
+    }
+
+    /// It obeys the push, and has no room for it; gives the acknowledgement that it owes.
+    fn lack_room(&mut self) -> wire::Ack {
+        let ack = self.obey();
+        let actions = self.session.on_unkept(&ack, "no room".into());
+        self.hear(actions);
+        ack
+    }
+
+    fn obey(&mut self) -> wire::Ack {
         let push = self.open.take().expect("a push is open");
         self.view = apply(std::mem::take(&mut self.view), push.delta);
         let digests = self.view.digests();
         let (config, endpoint) = (digests.config.0.to_vec(), digests.endpoint.0.to_vec());
-        let ack = wire::Ack { version: push.version, config_digest: config, endpoint_digest: endpoint };
-        let actions = self.session.on_ack(&ack);
-        self.hear(actions);
+        wire::Ack { version: push.version, config_digest: config, endpoint_digest: endpoint }
     }
 
     fn nack(&mut self) {
@@ -104,6 +117,34 @@ fn a_commit_counts_once_it_is_acknowledged() {
     proxy.ack();
     assert_eq!(proxy.reached, ["one"]);
     assert_eq!(proxy.view, snapshot("one", 1).view(&node(), &["ratings".to_owned()].into()));
+}
+
+#[test]
+fn what_is_obeyed_and_not_kept_counts_once_it_is_kept() {
+    let mut proxy = Proxy::connect(View::default(), &["ratings"], snapshot("one", 1));
+    let first = proxy.lack_room();
+    assert_eq!((&proxy.reached[..], &proxy.refused[..]), (&[][..], &["no room".to_owned()][..]));
+    // The next one is told as what differs from it, and what changes nothing here counts no more than it does.
+    proxy.on(snapshot("two", 2));
+    let second = proxy.lack_room();
+    proxy.on(snapshot("three", 2));
+    assert!(proxy.open.is_none() && proxy.reached.is_empty());
+    for (ack, reached) in
+        [(&first, &[][..]), (&second, &["three".to_owned()]), (&second, &["three".to_owned()])]
+    {
+        let actions = proxy.session.on_ack(ack);
+        proxy.hear(actions);
+        assert_eq!(proxy.reached, reached);
+    }
+    // One that it keeps takes the place of what it could not keep.
+    proxy.on(snapshot("four", 3));
+    let fourth = proxy.lack_room();
+    proxy.on(snapshot("five", 4));
+    proxy.ack();
+    let actions = proxy.session.on_ack(&fourth);
+    proxy.hear(actions);
+    assert_eq!(proxy.reached, ["three", "five"]);
+    assert_eq!(proxy.view, snapshot("five", 4).view(&node(), &["ratings".to_owned()].into()));
 }
 
 #[test]

@@ -1,79 +1,20 @@
-//! Control planes whose disk is full for a while: a small one of their own, in a mount namespace.
+//! Control planes and proxies whose disk is full for a while.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::time::Instant;
 
-use api::admin::CommitState;
+use api::admin::{CommitState, ProxyState, ProxyStatus};
 
 use super::{replicas::Sidecar, *};
-
-/// A disk in memory, for what runs in a mount namespace of its own. It takes no root.
-pub(super) struct Disk {
-    /// Lives in the namespace, and keeps it.
-    keeper: Child,
-}
-
-impl Disk {
-    /// One of so many bytes, at `place` where it is seen.
-    fn mount(place: &Path, size: u32) -> Self {
-        fs::create_dir_all(place).unwrap();
-        let mount =
-            format!("mount -t tmpfs -o size={size},mode=700 tmpfs \"$0\" && echo mounted && exec sleep 300");
-        let keeper = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "sh", "-c", &mount])
-            .arg(place)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut keeper = keeper.expect("`unshare` is missing: `scripts/setup test` installs util-linux");
-        let mut said = String::new();
-        BufReader::new(keeper.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        assert_eq!(said, "mounted\n", "no disk can be mounted in a user namespace; it says why above");
-        Disk { keeper }
-    }
-
-    /// Where the test finds what processes on it find at `path`.
-    pub(super) fn seen(&self, path: &Path) -> PathBuf {
-        Path::new("/proc")
-            .join(self.keeper.id().to_string())
-            .join("root")
-            .join(path.strip_prefix("/").unwrap())
-    }
-
-    /// Starts `program` where it is seen.
-    pub(super) fn command(&self, program: &Path) -> Command {
-        let mut command = Command::new("nsenter");
-        let target = self.keeper.id().to_string();
-        command.args(["--user", "--mount", "--preserve-credentials", "--target", &target]).arg(program);
-        command
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = self.keeper.kill();
-        let _ = self.keeper.wait();
-    }
-}
 
 impl Primary {
     /// The same with its state on a small disk.
     fn on_a_small_disk(mut self) -> Self {
-        self.disk = Some(Disk::mount(&self.dir.path().join("state"), 8 << 20));
+        self.disk = Some(SmallDisk::mount(&self.dir.path().join("state"), 8 << 20));
         self
     }
 
-    fn filler(&self) -> PathBuf {
-        self.state().join("filler")
-    }
-
-    fn fill(&self) {
-        let mut filler = fs::File::create(self.filler()).unwrap();
-        let full = std::iter::repeat_with(|| filler.write_all(&[0; 4096])).find_map(Result::err).unwrap();
-        assert_eq!(full.kind(), ErrorKind::StorageFull);
-    }
-
-    fn empty(&self) {
-        fs::remove_file(self.filler()).unwrap();
+    fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("it was given one")
     }
 }
 
@@ -99,7 +40,7 @@ async fn waits_for_room(primary: &mut Primary, source: &Source, [own, workload]:
     let _sidecar = Sidecar::start(workload, [own; 2], &primary.token().await);
     primary.rules(&first).await;
 
-    primary.fill();
+    primary.disk().fill();
     let second = source.large_commit(2);
     let status = primary
         .tells("why the commit waits", |status| {
@@ -110,11 +51,11 @@ async fn waits_for_room(primary: &mut Primary, source: &Source, [own, workload]:
     let waits = status.sources[0].commits.iter().find(|one| one.commit == second);
     assert_eq!(waits.map(|one| one.state), Some(CommitState::Accepted));
     primary.rules(&first).await;
-    primary.empty();
+    primary.disk().empty();
     primary.rules(&second).await;
 
     // Killed with no room left, and started when there is some.
-    primary.fill();
+    primary.disk().fill();
     let third = source.large_commit(3);
     primary
         .tells("the next one waits", |status| {
@@ -123,7 +64,7 @@ async fn waits_for_room(primary: &mut Primary, source: &Source, [own, workload]:
         })
         .await;
     primary.kill();
-    primary.empty();
+    primary.disk().empty();
     primary.start();
     primary.rules(&third).await;
 }
@@ -143,4 +84,39 @@ async fn a_full_disk_beside_etcd_keeps_a_commit_waiting_and_nothing_else() {
     waits_for_room(&mut primary, &source, [ip(13, 1), ip(13, 2)]).await;
     reader.said(3);
     reader.sees(3).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_on_a_full_disk_obeys_stays_in_service_and_is_waited_for() {
+    const LEASE: Duration = Duration::from_secs(4);
+    let (own, workload) = (ip(14, 1), ip(14, 2));
+    let source = Source::new().await;
+    let mut primary = Primary::among(&[own], &source, &[], LEASE.as_secs() as u32);
+    primary.start();
+    let first = source.commit(1);
+    primary.serves(&first).await;
+    let sidecar = Sidecar::start_on_a_small_disk(workload, [own; 2], &primary.token().await);
+    primary.rules(&first).await;
+
+    sidecar.disk().fill();
+    let (until, mut n, mut last) = (Instant::now() + 2 * LEASE, 1, String::new());
+    while Instant::now() < until {
+        n += 1;
+        last = source.commit(n);
+        let in_force = format!("\"in force\",\"revision\":\"{last}\"");
+        eventually(&format!("{last} is in force"), SOON, async || {
+            let log = sidecar.log();
+            if log.contains(&in_force) { Ok(()) } else { Err(log) }
+        })
+        .await;
+        let lacks_room = |one: &ProxyStatus| {
+            let told = one.refused.iter().any(|why| why.contains("kept on disk: No space left"));
+            told && !one.effective && one.state == ProxyState::Connected
+        };
+        primary.one("it is here, and lacks room", lacks_room).await;
+    }
+    let log = sidecar.log();
+    assert_eq!(log.matches("the control stream stands").count(), 1, "{log}");
+    sidecar.disk().empty();
+    primary.rules(&last).await;
 }

@@ -11,11 +11,28 @@ use super::*;
 pub(super) struct Sidecar {
     child: Child,
     dir: TempDir,
+    /// Where its state lies, if that is a disk of its own.
+    disk: Option<SmallDisk>,
 }
 
 impl Sidecar {
     pub(super) fn start(ip: IpAddr, control_planes: [IpAddr; 2], token: &str) -> Self {
+        Sidecar::start_on(None, tempfile::tempdir().unwrap(), ip, control_planes, token)
+    }
+
+    pub(super) fn start_on_a_small_disk(ip: IpAddr, control_planes: [IpAddr; 2], token: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let disk = SmallDisk::mount(&dir.path().join("state"), 1 << 20);
+        Sidecar::start_on(Some(disk), dir, ip, control_planes, token)
+    }
+
+    fn start_on(
+        disk: Option<SmallDisk>,
+        dir: TempDir,
+        ip: IpAddr,
+        control_planes: [IpAddr; 2],
+        token: &str,
+    ) -> Self {
         fs::write(dir.path().join("token"), token).unwrap();
         let config = serde_json::json!({
             "role": "sidecar", "workload": "one", "stateDir": dir.path().join("state"),
@@ -26,17 +43,23 @@ impl Sidecar {
         });
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
         let log = fs::File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(weft().unwrap().with_file_name("weft-proxy"))
+        let program = weft().unwrap().with_file_name("weft-proxy");
+        let mut command = disk.as_ref().map_or_else(|| Command::new(&program), |disk| disk.command(&program));
+        let child = command
             .arg("--config")
             .arg(dir.path().join("config.json"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        Sidecar { child: child.unwrap(), dir }
+        Sidecar { child: child.unwrap(), dir, disk }
     }
 
-    fn log(&self) -> String {
+    pub(super) fn disk(&self) -> &SmallDisk {
+        self.disk.as_ref().expect("it was given one")
+    }
+
+    pub(super) fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 }
@@ -63,7 +86,7 @@ impl Primary {
     }
 
     /// Waits until the only workload is as wished.
-    async fn one(&self, what: &str, wished: impl Fn(&ProxyStatus) -> bool) {
+    pub(super) async fn one(&self, what: &str, wished: impl Fn(&ProxyStatus) -> bool) {
         eventually(what, SOON, async || {
             let status = self.status().await?;
             let own = status.clusters.iter().find(|cluster| cluster.name.as_str() == "east");

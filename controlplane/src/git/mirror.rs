@@ -4,7 +4,8 @@
 //! history and not with its age.
 
 use std::{
-    fs, io,
+    error::Error as _,
+    fs, io, iter,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -146,28 +147,27 @@ impl Errand {
     }
 
     fn receive_by(&self, dir: &Path, url: &str, transport: impl Transport) -> Result<Outcome, String> {
-        let text = |error: gix::Error| error.to_string().lines().next().unwrap_or_default().to_owned();
         let branch = format!("refs/heads/{}", self.source.branch);
-        let repository = repository::open(dir).map_err(text)?;
+        let repository = repository::open(dir).map_err(told)?;
         let remote = repository
             .remote_at_without_url_rewrite(url)
             .and_then(|remote| {
                 remote.with_refspecs([format!("+{branch}:{branch}").as_str()], Direction::Fetch)
             })
-            .map_err(text)?
+            .map_err(told)?
             .with_fetch_tags(Tags::None);
         let connection = remote
             .to_connection_with_transport(transport)
             .with_credentials(|_| Ok(None))
             .with_transport_options(Box::new(()));
-        let ready = connection.prepare_fetch(gix::progress::Discard, Default::default()).map_err(text)?;
+        let ready = connection.prepare_fetch(gix::progress::Discard, Default::default()).map_err(told)?;
         if ready.ref_map().object_hash != repository.object_hash() {
             return Ok(Outcome::Format(ready.ref_map().object_hash));
         }
         if ready.ref_map().is_missing_required_mapping() {
             return Ok(Outcome::NoBranch);
         }
-        ready.receive(gix::progress::Discard, self.attempt.interrupt()).map_err(text)?;
+        ready.receive(gix::progress::Discard, self.attempt.interrupt()).map_err(told)?;
         Ok(Outcome::Done)
     }
 
@@ -175,7 +175,7 @@ impl Errand {
     fn renew(&self) -> Result<(), String> {
         let text = |error: io::Error| error.to_string();
         let fresh = self.dir.with_extension("fresh");
-        let format = repository::open(&self.dir).map_err(|error| error.to_string())?.object_hash();
+        let format = repository::open(&self.dir).map_err(told)?.object_hash();
         make(&fresh, &self.source.branch, format).map_err(text)?;
         self.receive(&fresh)?;
         if !self.holds(&fresh)? {
@@ -201,11 +201,21 @@ impl Errand {
 
     /// Whether the repository at `fresh` has the commit that the mirror's branch is at.
     fn holds(&self, fresh: &Path) -> Result<bool, String> {
-        let text = |error: gix::Error| error.to_string();
-        let mirror = repository::open(&self.dir).map_err(text)?;
+        let mirror = repository::open(&self.dir).map_err(told)?;
         let name = format!("refs/heads/{}", self.source.branch);
-        let commit = mirror.find_reference(name.as_str()).map_err(text)?.id().detach();
-        Ok(repository::open(fresh).map_err(text)?.has_object(commit))
+        let commit = mirror.find_reference(name.as_str()).map_err(told)?.id().detach();
+        Ok(repository::open(fresh).map_err(told)?.has_object(commit))
+    }
+}
+
+/// What went wrong, and what was behind it: that is what can be mended.
+fn told(error: gix::Error) -> String {
+    let line = |said: String| said.lines().next().unwrap_or_default().to_owned();
+    let what = line(error.to_string());
+    let last = iter::successors(error.source(), |one| (*one).source()).last();
+    match last.map(|cause| line(cause.to_string())).filter(|cause| !what.contains(cause.as_str())) {
+        Some(cause) => format!("{what}: {cause}"),
+        None => what,
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::{sync::watch as channel, time::timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use weft_tests::harness::{
-    Turn,
+    SmallDisk, Turn,
     git::{Certificates, HttpBackend, Manner, Origin, Sshd, git},
 };
 
@@ -239,4 +239,24 @@ async fn a_mirror_grows_with_its_history_not_with_its_age() {
     let files = fs::read_dir(dir.path().join("sources/main/objects/pack")).unwrap().flatten();
     let left: Vec<_> = files.map(|file| file.file_name()).collect();
     assert_eq!(left.len(), 6, "nothing unfinished stays: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_on_a_full_disk_stays_as_it_is_and_goes_on_once_there_is_room() {
+    let (_turn, dir, origin) = origin().await;
+    let server = HttpBackend::start(HTTP, &origin.root, None).await;
+    let first = origin.push("config", "a.yaml", "a: 1\n");
+    let disk = SmallDisk::mount(&dir.path().join("disk"), 4 << 20);
+    let mut watching = Watching::start(&server.url("config"), Access::default(), &disk.path());
+    watching.comes_to(&first).await;
+    for n in 2..4 {
+        disk.fill();
+        let next = origin.push("config", "a.yaml", &format!("a: {n}\n"));
+        let known = watching.observed.borrow().clone().unwrap().commit.unwrap();
+        watching.stays_at(known.as_str(), "No space left").await;
+        disk.empty();
+        watching.comes_to(&next).await;
+    }
+    let left = fs::read_dir(disk.path().join("sources/main/objects/pack")).unwrap().count();
+    assert_eq!(left, 6, "a pack and its index of each, and nothing unfinished");
 }

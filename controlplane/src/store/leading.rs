@@ -114,10 +114,11 @@ async fn stand(store: Arc<dyn Store>, leads: watch::Sender<Option<Arc<Election>>
 
 #[cfg(test)]
 mod tests {
+    use api::head::Head;
     use futures_util::FutureExt;
 
     use super::*;
-    use crate::store::scripted::Scripted;
+    use crate::{commits::tests::revision, store::scripted::Scripted};
 
     /// More than any task needs to have heard of something.
     const PATIENCE: Duration = Duration::from_secs(10);
@@ -156,5 +157,40 @@ mod tests {
         shutdown.drain(PATIENCE).await.unwrap();
         assert!(leading.now().is_none());
         assert_eq!(store.resigned(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_leads_goes_by_what_is_in_the_store_and_who_does_not_by_what_it_knows() {
+        let (store, none) = (Scripted::new(), Leading::none());
+        store.tell(None);
+        assert!(in_force(&*store, &none).now_or_never().unwrap().unwrap().is_none(), "a first start");
+        let seal = |head: Head| SignedHead::seal(head, |_| (vec![], vec![]));
+        let first = seal(Head::first(1).next(revision("a.")));
+        let second = seal(first.head().next(revision("b.")));
+        let guard = store.election();
+        store.compare_and_swap_head(None, first.clone(), &guard).await.unwrap();
+        let known = |found: Option<Result<_, StoreError>>| found.map(Result::unwrap);
+        assert_eq!(known(in_force(&*store, &none).now_or_never()), None, "it waits for what is there");
+        store.tell(Some(first.clone()));
+        assert_eq!(known(in_force(&*store, &none).now_or_never()), Some(Some(first.clone())));
+
+        // Another one has moved it.
+        store.compare_and_swap_head(Some(first.head().seq()), second.clone(), &guard).await.unwrap();
+        assert_eq!(known(in_force(&*store, &none).now_or_never()), Some(Some(first.clone())));
+        let leads = Leading::by(guard);
+        let mut waits = std::pin::pin!(in_force(&*store, &leads));
+        assert_eq!(known(waits.as_mut().now_or_never()), None);
+        store.set_away(true);
+        assert_eq!(known(in_force(&*store, &leads).now_or_never()), Some(Some(first)), "nobody can say more");
+        store.set_away(false);
+        store.tell(Some(second.clone()));
+        assert_eq!(known(soon("it is told", waits.map(Some)).await), Some(Some(second)));
+
+        // Who knows nothing waits for a store that is away.
+        store.tell(None);
+        store.set_away(true);
+        for leading in [&none, &leads] {
+            assert_eq!(known(in_force(&*store, leading).now_or_never()), None);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::{
     collections::HashSet,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::SystemTime,
@@ -29,6 +29,8 @@ pub(crate) struct Scripted {
     rival: watch::Sender<Option<String>>,
     away: watch::Sender<Option<SystemTime>>,
     barred: watch::Sender<bool>,
+    /// What who watches the head is told, where that is not what is in the store.
+    told: OnceLock<watch::Sender<Option<SignedHead>>>,
     silent: AtomicBool,
     resigned: AtomicUsize,
     succeeded: AtomicUsize,
@@ -43,6 +45,7 @@ impl Scripted {
             rival: watch::Sender::default(),
             away: watch::Sender::default(),
             barred: watch::Sender::default(),
+            told: OnceLock::new(),
             silent: AtomicBool::default(),
             resigned: AtomicUsize::new(0),
             succeeded: AtomicUsize::new(0),
@@ -76,6 +79,11 @@ impl Scripted {
     /// Says whether it lets nobody lead although it answers.
     pub(crate) fn set_barred(&self, barred: bool) {
         self.barred.send_replace(barred);
+    }
+
+    /// Tells who watches of a head, and of no other than those that are told so; in the store may be another one.
+    pub(crate) fn tell(&self, head: Option<SignedHead>) {
+        self.told.get_or_init(watch::Sender::default).send_replace(head);
     }
 
     /// Says whether it fails to say who is registered.
@@ -150,6 +158,9 @@ impl Store for Scripted {
     }
 
     fn head(&self) -> Answer<'_, Option<SignedHead>> {
+        if self.away.borrow().is_some() {
+            return async { Err(StoreError::Failed("it is away".into())) }.boxed();
+        }
         self.store.head()
     }
 
@@ -158,7 +169,7 @@ impl Store for Scripted {
     }
 
     fn watch_head(&self) -> watch::Receiver<Option<SignedHead>> {
-        self.store.watch_head()
+        self.told.get().map_or_else(|| self.store.watch_head(), watch::Sender::subscribe)
     }
 
     fn compare_and_swap_head<'a>(

@@ -155,6 +155,8 @@ async fn a_store_that_answers_and_lets_nobody_lead_is_as_good_as_away() {
     assert!(!last.serves());
     store.set_barred(true);
     assert!(!never.serves() && last.serves());
+    store.set_away(true);
+    assert!(!never.serves() && last.serves(), "nor is it less away for that");
     store.set_rival(Some("another"));
     assert!(!last.serves());
 }

@@ -28,7 +28,12 @@ mod up;
 mod wait;
 mod workload;
 
-use std::{future::Future, path::PathBuf, process::ExitCode};
+use std::{
+    future::Future,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -119,7 +124,8 @@ pub fn main() -> ExitCode {
         Command::SampleService(service) => block_on(sample::run(service)),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("weft: {}", output::lines(&format!("{error:#}")));
+        // Where nobody can read it the exit status says it alone.
+        let _ = writeln!(io::stderr(), "weft: {}", output::lines(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }

@@ -47,7 +47,7 @@ pub enum InitError {
 pub fn init(format: Format, default_filter: &str) -> Result<(), InitError> {
     let said = std::env::var(VARIABLE).ok().filter(|said| !said.is_empty());
     let filter = filter(said.as_deref().unwrap_or(default_filter))?;
-    tracing::subscriber::set_global_default(subscriber(format, filter, io::stderr))
+    tracing::subscriber::set_global_default(subscriber(format, filter, || Lossy(io::stderr())))
         .map_err(|_| InitError::Twice)?;
     std::panic::set_hook(Box::new(panicked));
     Ok(())
@@ -72,6 +72,34 @@ where
             let text = lines.with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
             Box::new(text.map_event_format(|inner| Bounded::new(inner, format)).finish())
         }
+    }
+}
+
+/// Takes whatever it is given; what does not get through is counted. Else the subscriber would complain of it on standard
+/// error, and panic where that is what takes nothing: on a full disk, or without a reader.
+struct Lossy<W>(W);
+
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+/// How many events standard error did not take.
+pub(crate) fn lost() -> u64 {
+    LOST.load(Relaxed)
+}
+
+impl<W: io::Write> io::Write for Lossy<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                LOST.fetch_add(1, Relaxed);
+                Ok(bytes.len())
+            }
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let _ = self.0.flush();
+        Ok(())
     }
 }
 
@@ -180,6 +208,26 @@ pub(crate) mod tests {
         let noise = || tracing::debug!(target: "h2::codec", "frame");
         assert_eq!(logged("trace", Format::Text, noise), "");
         assert!(logged("info,h2=debug", Format::Text, noise).contains("frame"));
+    }
+
+    struct Full;
+
+    impl io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    #[test]
+    fn what_is_not_taken_is_counted_and_no_error() {
+        let before = lost();
+        let mut log = Lossy(Full);
+        assert!(io::Write::write_all(&mut log, b"a line\n").is_ok() && io::Write::flush(&mut log).is_ok());
+        assert!(lost() > before);
     }
 
     #[test]

@@ -50,6 +50,11 @@ impl Collector for Process {
             "Log events left out because their place in the code logged too many",
             &ConstCounter::new(logs::suppressed()),
         )?;
+        write(
+            "weft_log_events_lost",
+            "Log events that standard error did not take: its disk is full, or nobody reads it any more",
+            &ConstCounter::new(logs::lost()),
+        )?;
         Ok(())
     }
 }
@@ -100,6 +105,7 @@ mod tests {
                 "weft_connections_refused_for_fds counter",
                 "weft_panics counter",
                 "weft_log_events_suppressed counter",
+                "weft_log_events_lost counter",
             ]
         "#]]
         .assert_debug_eq(&names);

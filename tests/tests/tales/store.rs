@@ -101,6 +101,7 @@ struct Primary {
     child: Option<Child>,
     dir: TempDir,
     api: String,
+    log: PathBuf,
     env: Vec<(&'static str, PathBuf)>,
     /// Where its state lies, if that is a disk of its own.
     disk: Option<SmallDisk>,
@@ -123,7 +124,8 @@ impl Primary {
             config["store"] = serde_json::json!({ "etcd": { "endpoints": urls, "prefix": PREFIX } });
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        Primary { child: None, dir, api: format!("http://{ip}:15080"), env: Vec::new(), disk: None }
+        let (api, log) = (format!("http://{ip}:15080"), dir.path().join("log"));
+        Primary { child: None, dir, api, log, env: Vec::new(), disk: None }
     }
 
     fn state(&self) -> PathBuf {
@@ -131,7 +133,7 @@ impl Primary {
     }
 
     fn start(&mut self) {
-        let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(&self.log).unwrap();
         let program = weft().unwrap();
         let mut command =
             self.disk.as_ref().map_or_else(|| Command::new(&program), |disk| disk.command(&program));
@@ -158,7 +160,8 @@ impl Primary {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+        // What takes nothing gives zeros without end.
+        if self.log.is_file() { fs::read_to_string(&self.log).unwrap_or_default() } else { String::new() }
     }
 
     /// Asks its admin API, with its credential.

@@ -7,8 +7,9 @@ use api::admin::{CommitState, ProxyState, ProxyStatus};
 use super::{replicas::Sidecar, *};
 
 impl Primary {
-    /// The same with its state on a small disk.
+    /// The same with its state on a small disk, and no room at all for its log.
     fn on_a_small_disk(mut self) -> Self {
+        self.log = "/dev/full".into();
         self.disk = Some(SmallDisk::mount(&self.dir.path().join("state"), 8 << 20));
         self
     }

@@ -225,7 +225,7 @@ pub struct ProxyStatus {
     pub commit: Option<String>,
     /// Whether it obeys all of the commit that its cluster serves.
     pub effective: bool,
-    /// What it refused in its last push.
+    /// What it refused in its last push, or why its disk does not keep that.
     pub refused: Vec<String>,
     /// Whether its application answers.
     pub app_ready: bool,

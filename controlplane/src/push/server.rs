@@ -387,8 +387,9 @@ impl Follower {
                     self.plane.registry.refused(&self.stream, reasons);
                 }
                 Action::Unkept(reason) => {
-                    let why =
-                        format!("obeyed only until a restart, since it cannot be kept on disk: {reason}");
+                    let why = format!(
+                        "its disk does not keep the last push, which it obeys only until a restart: {reason}"
+                    );
                     self.plane.events.note(format!("proxy {}", self.stream.instance), &why);
                     self.plane.registry.refused(&self.stream, vec![why]);
                 }

@@ -111,7 +111,7 @@ async fn a_proxy_on_a_full_disk_obeys_stays_in_service_and_is_waited_for() {
         })
         .await;
         let lacks_room = |one: &ProxyStatus| {
-            let told = one.refused.iter().any(|why| why.contains("kept on disk: No space left"));
+            let told = one.refused.iter().any(|why| why.contains("only until a restart: No space left"));
             told && !one.effective && one.state == ProxyState::Connected
         };
         primary.one("it is here, and lacks room", lacks_room).await;

@@ -1,4 +1,4 @@
-//! What hangs delays the requests of one second, not of a whole timeout.
+//! What hangs delays the requests of two seconds, not of a whole timeout.
 
 use std::time::Duration;
 
@@ -9,9 +9,11 @@ use super::BLOCKS;
 
 const GETS_PER_SECOND: u32 = 200;
 const ORDERS_PER_SECOND: u32 = 50;
-/// Only what is sent within this time may be late: a second until the first are suspected, and half of one until connects
-/// to those hang for too long that got nothing before.
-const SUSPICION: Duration = Duration::from_millis(1000 + 500);
+/// Only what is sent within this time may be late. Each caller bears silence for a second, from its own first request on,
+/// which may come late: the ingress prefers the front that was quicker, until enough requests hang behind that one.
+const SUSPICION: Duration = Duration::from_secs(1 + 1);
+/// What a front's first answer takes is forgotten to a seventh after so many requests, so that both have a share.
+const WARM_UP: usize = 10 * ROW;
 /// What was sent so shortly before may be under way still, and hang as well.
 const UNDER_WAY: Duration = Duration::from_millis(200);
 /// What no healthy request takes here; below the shortest time in which a hung endpoint could matter.
@@ -22,19 +24,19 @@ const RETURN_LIMIT: Duration = Duration::from_secs(90);
 const ROW: usize = 200;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hung_applications_delay_the_requests_of_one_second() {
+async fn hung_applications_delay_the_requests_of_two_seconds() {
     hang("applications", |one| one.pid).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hung_sidecars_delay_the_requests_of_one_second() {
+async fn hung_sidecars_delay_the_requests_of_two_seconds() {
     hang("sidecars", |one| one.sidecar_pid).await;
 }
 
 async fn hang(what: &str, pid: impl Fn(&Workload) -> i32) {
     let mesh = Mesh::up(&BLOCKS, &[]).await;
     let load = Load::start(&mesh.cluster("east").ingress, GETS_PER_SECOND, ORDERS_PER_SECOND);
-    load.more(ROW * 2).await;
+    load.more(WARM_UP).await;
     let reviews = mesh.workloads("east", "reviews");
 
     let stopped = load.mark(&format!("SIGSTOP of the {what} of all of east's reviews"));

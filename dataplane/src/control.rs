@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context as _;
 use api::{
-    identity::SpiffeId,
+    identity::{Rejection, SpiffeId},
     wire::{self, from_proxy::Message},
 };
 use process::{
@@ -238,13 +238,17 @@ async fn heartbeat(world: &dyn World, proxy: &Proxy) -> wire::Heartbeat {
     }
 }
 
-/// The credentials of this proxy: those on disk if they are usable, else by its token, however long that takes.
+/// The credentials of this proxy: those on disk if they are usable, else by its token, however long that takes, unless those
+/// on disk become usable first: a clock that was wrong is set.
 pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> anyhow::Result<Arc<Identity>> {
-    match Identity::load(&config.state_dir) {
-        Ok(Some(identity)) if usable(&**world, &identity) => return Ok(identity),
-        Ok(Some(_)) => tracing::warn!("the certificate on disk has expired; a token is needed"),
-        Ok(None) => {}
-        Err(error) => tracing::warn!(error = logs::causes(&error), "the credentials on disk are of no use"),
+    let kept = Identity::load(&config.state_dir).unwrap_or_else(|error| {
+        tracing::warn!(error = logs::causes(&error), "the credentials on disk are of no use");
+        None
+    });
+    match kept.as_ref().map(|kept| usable(&**world, kept)) {
+        Some(Ok(())) => return Ok(kept.expect("it is usable")),
+        Some(Err(rejection)) => tracing::warn!(%rejection, "the certificate on disk is of no use now"),
+        None => {}
     }
     let path = config
         .token_file
@@ -265,6 +269,10 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
             Err(error) => tracing::warn!(%address, error = logs::causes(&error), "not enrolled yet"),
         }
         tokio::time::sleep(pause.next(&**world)).await;
+        if let Some(kept) = kept.as_ref().filter(|kept| usable(&**world, kept).is_ok()) {
+            tracing::info!("the certificate on disk is of use after all");
+            return Ok(kept.clone());
+        }
         match enrol::Token::from_file(path) {
             Ok(newer) => token = newer,
             Err(error) => {
@@ -275,6 +283,11 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
     anyhow::bail!("no control plane is named")
 }
 
-fn usable(world: &dyn World, identity: &Identity) -> bool {
-    identity.verify(identity.credentials().chain(), world.unix()).is_ok()
+/// What is not valid yet will be: it is this clock that is slow, since one like ours issued it. Until then nobody is believed
+/// by it, as after enrolling with such a clock.
+fn usable(world: &dyn World, identity: &Identity) -> Result<(), Rejection> {
+    match identity.verify(identity.credentials().chain(), world.unix()) {
+        Ok(_) | Err(Rejection::NotYetValid(_)) => Ok(()),
+        Err(rejection) => Err(rejection),
+    }
 }

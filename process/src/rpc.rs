@@ -22,6 +22,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::logs::causes;
 use crate::shutdown::Shutdown;
+use crate::tls::rejection_of;
 use crate::world::{Clock, Listener, SharedWorld, Stream};
 
 mod gate;
@@ -124,8 +125,11 @@ fn too_slow(_: tokio::time::error::Elapsed) -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {CONNECT_TIMEOUT:?}"))
 }
 
-/// What the transport's own error wraps says more than it does.
+/// What the transport's own error wraps says more than it does, and why we refused the peer more than that.
 fn reason(error: &tonic::transport::Error) -> String {
+    if let Some(rejection) = rejection_of(error) {
+        return rejection.to_string();
+    }
     causes(error::Error::source(error).unwrap_or(error))
 }
 

@@ -1,6 +1,11 @@
-//! Control planes whose clocks are set while they run: libfaketime stands between them and the system's clock.
+//! Control planes and proxies whose clocks are wrong, or are set while they run: libfaketime stands between them and the system's clock.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    path::Path,
+    time::{Instant, SystemTime},
+};
+
+use api::admin::ProxyState;
 
 use super::{replicas::Sidecar, *};
 
@@ -13,16 +18,21 @@ struct Clock {
 }
 
 impl Clock {
-    fn of(primary: &mut Primary) -> Self {
-        let clock = Clock { file: primary.dir.path().join("clock") };
+    /// One that is right.
+    fn new(dir: &Path) -> Self {
+        let clock = Clock { file: dir.join("clock") };
         clock.set(0.0);
-        primary.env = vec![
+        clock
+    }
+
+    /// With what a process starts that goes by it.
+    fn env(&self) -> Vec<(&'static str, PathBuf)> {
+        vec![
             ("LD_PRELOAD", library()),
-            ("FAKETIME_TIMESTAMP_FILE", clock.file.clone()),
+            ("FAKETIME_TIMESTAMP_FILE", self.file.clone()),
             ("FAKETIME_CACHE_DURATION", "1".into()),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1".into()),
-        ];
-        clock
+        ]
     }
 
     /// Makes it wrong by some seconds.
@@ -51,7 +61,8 @@ async fn a_clock_that_jumps_by_an_hour_takes_nobody_out_and_no_commit_back() {
     let primary =
         |places: &[IpAddr]| Primary::among(places, &source, &[server.url()], LEASE.as_secs() as u32);
     let [mut serves, mut other] = [primary(&places), primary(&[places[1], places[0]])];
-    let clock = Clock::of(&mut serves);
+    let clock = Clock::new(serves.dir.path());
+    serves.env = clock.env();
     let mut n = 1;
     let commit = source.commit(n);
     begin(&mut serves, &mut other, &commit).await;
@@ -90,4 +101,32 @@ async fn a_clock_that_jumps_by_an_hour_takes_nobody_out_and_no_commit_back() {
     other.rules(&commit).await;
     reader.said(n);
     reader.sees(n).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_starts_with_a_wrong_clock_is_back_once_it_is_set() {
+    let (own, workload) = (ip(16, 1), ip(16, 2));
+    let source = Source::new().await;
+    let mut primary = Primary::among(&[own], &source, &[], LEASE.as_secs() as u32);
+    primary.start();
+    primary.serves(&source.commit(1)).await;
+    // Its token is good once: from then on it lives by what it keeps.
+    let mut sidecar = Sidecar::start(workload, [own; 2], &primary.token().await);
+    let clock = Clock::new(primary.dir.path());
+    for (n, wrong, why) in
+        [(2, -48.0 * HOUR, "is not valid before"), (3, 48.0 * HOUR, "certificate expired at")]
+    {
+        let commit = source.commit(n);
+        primary.rules(&commit).await;
+        clock.set(wrong);
+        sidecar.restart(&clock.env());
+        eventually("it says what its clock does", SOON, async || {
+            let log = sidecar.log();
+            if log.contains(why) { Ok(()) } else { Err(log) }
+        })
+        .await;
+        primary.one("it is away", |one| one.state != ProxyState::Connected).await;
+        clock.set(0.0);
+        primary.rules(&commit).await;
+    }
 }

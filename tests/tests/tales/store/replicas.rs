@@ -42,17 +42,14 @@ impl Sidecar {
             "apps": [{ "port": 8080, "address": format!("{ip}:8080") }],
         });
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-        let log = fs::File::create(dir.path().join("log")).unwrap();
-        let program = weft().unwrap().with_file_name("weft-proxy");
-        let mut command = disk.as_ref().map_or_else(|| Command::new(&program), |disk| disk.command(&program));
-        let child = command
-            .arg("--config")
-            .arg(dir.path().join("config.json"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn();
-        Sidecar { child: child.unwrap(), dir, disk }
+        let child = run(&dir, disk.as_ref(), &[]);
+        Sidecar { child, dir, disk }
+    }
+
+    /// Ends it, and begins anew what was left behind.
+    pub(super) fn restart(&mut self, env: &[(&str, PathBuf)]) {
+        end(&mut self.child);
+        self.child = run(&self.dir, self.disk.as_ref(), env);
     }
 
     pub(super) fn disk(&self) -> &SmallDisk {
@@ -66,12 +63,31 @@ impl Sidecar {
 
 impl Drop for Sidecar {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        end(&mut self.child);
         if std::thread::panicking() {
             eprintln!("{}", self.log());
         }
     }
+}
+
+fn run(dir: &TempDir, disk: Option<&SmallDisk>, env: &[(&str, PathBuf)]) -> Child {
+    let log = fs::OpenOptions::new().create(true).append(true).open(dir.path().join("log")).unwrap();
+    let program = weft().unwrap().with_file_name("weft-proxy");
+    let mut command = disk.map_or_else(|| Command::new(&program), |disk| disk.command(&program));
+    command
+        .arg("--config")
+        .arg(dir.path().join("config.json"))
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 impl Primary {

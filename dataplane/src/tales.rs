@@ -27,9 +27,12 @@ use crate::{
 };
 
 mod ends;
+mod gateways;
 mod limits;
 mod messages;
 mod outside;
+mod protocols;
+mod standing;
 mod tries;
 
 type Answer = Response<BoxBody<Bytes, Infallible>>;
@@ -391,75 +394,6 @@ async fn a_probe_costs_a_request_no_failure_though_the_budget_is_spent() {
     .await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_websocket_becomes_a_tunnel() {
-    let shop = Shop::open(1).await;
-    let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();
-    let head = "GET /socket HTTP/1.1\r\nhost: reviews\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.unwrap());
-    }
-    let head = String::from_utf8(head).unwrap();
-    assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("upgrade: websocket"), "{head}");
-    stream.write_all(b"hello").await.unwrap();
-    let mut bytes = [0; 5];
-    stream.read_exact(&mut bytes).await.unwrap();
-    assert_eq!(&bytes, b"HELLO");
-
-    // A view that still allows it leaves it alone; one that denies it ends it.
-    shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.path == "/elsewhere""#));
-    stream.write_all(b"again").await.unwrap();
-    stream.read_exact(&mut bytes).await.unwrap();
-    assert_eq!(&bytes, b"AGAIN");
-    shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.headers["upgrade"] == "websocket""#));
-    assert!(ends(&mut stream).await, "closed under it");
-    let request = Request::get("http://reviews/socket").header("connection", "upgrade");
-    assert_eq!(ask(shop.front.outbound, request.header("upgrade", "websocket")).await.0, 403);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_ambiguous_is_answered_with_400_and_closed() {
-    let shop = Shop::open(1).await;
-    for bad in [
-        "POST / HTTP/1.1\r\nhost: reviews\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        "GET / HTTP/1.1\r\nconnection: close\r\nhost: reviews\r\nhost: other\r\n\r\n",
-        "GET / HTTP/1.1\r\nhost: reviews\r\na: b\r\n c\r\n\r\n",
-        "GET / HTTP/1.1\r\nhost: reviews\r\na : b\r\n\r\n",
-        "GET / HTTP/1.1\nhost: reviews\n\n",
-    ] {
-        let mut stream = TcpStream::connect(shop.front.outbound).await.unwrap();
-        stream.write_all(bad.as_bytes()).await.unwrap();
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 400"), "{bad:?}: {}", String::from_utf8_lossy(&answer));
-    }
-    assert_eq!(shop.requests(), 0);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn grpc_passes_with_its_trailers() {
-    let shop = Shop::open(1).await;
-    let stream = TcpStream::connect(shop.front.outbound).await.unwrap();
-    let executor = TokioExecutor::new();
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(executor, TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
-    let frames =
-        [Frame::data(Bytes::from_static(b"hello")), Frame::trailers(trailers)].map(Ok::<_, Infallible>);
-    let request = Request::post("http://reviews/echo")
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .body(StreamBody::new(futures_util::stream::iter(frames)))
-        .unwrap();
-    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap();
-    assert_eq!(body.trailers().unwrap()["grpc-status"], "0");
-    assert_eq!(body.to_bytes(), "hello");
-}
-
 /// A connection to a proxy that speaks HTTP/2.
 async fn over_h2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest<Full<Bytes>> {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
@@ -467,172 +401,6 @@ async fn over_h2(address: SocketAddr) -> hyper::client::conn::http2::SendRequest
     let (sender, connection) = builder.max_header_list_size(1 << 20).handshake(stream).await.unwrap();
     tokio::spawn(connection);
     sender
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_head_comes_over_either_protocol() {
-    let shop = Shop::open(1).await;
-    let get = || Request::get("http://reviews/long-head").body(Full::default()).unwrap();
-    let over_h1 = send(shop.front.outbound, get()).await;
-    let over_h2 = over_h2(shop.front.outbound).await.send_request(get()).await.unwrap();
-    let length = |headers: &HeaderMap| headers.get("x-long").map_or(0, HeaderValue::len);
-    assert_eq!([length(over_h1.headers()), length(over_h2.headers())], [40 << 10; 2]);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn readers_that_stand_still_hold_up_nobody_else() {
-    let shop = Shop::open(1).await;
-    let get = |path: &str| Request::get(format!("http://reviews{path}")).body(Full::default()).unwrap();
-    // Each over a connection of its own, all over one from sidecar to sidecar.
-    let mut floods = Vec::new();
-    for _ in 0..8 {
-        let mut sender = over_h2(shop.front.outbound).await;
-        let flood = sender.send_request(get("/flood")).await.unwrap();
-        floods.push((sender, flood));
-    }
-    let mut other = over_h2(shop.front.outbound).await;
-    for _ in 0..50 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-        let answer =
-            async { other.send_request(get("/")).await.unwrap().into_body().collect().await.unwrap() };
-        let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.expect("it is not held up");
-        assert_eq!(answer.to_bytes(), "reviews-0");
-    }
-    assert_eq!(floods.len(), 8);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_caller_calls_grpc_tells_nothing_against_an_application_that_does_not_speak_it() {
-    // It speaks HTTP/1.1, and closes on anything else.
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let service = service_fn(async |_| Ok::<_, Infallible>(Response::new(whole("one"))));
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-            );
-        }
-    });
-    let reviews = sidecar("reviews-0").serving(address, MtlsMode::Permissive).start().await;
-    let mut sender = over_h2(reviews.inbound).await;
-    let grpc = Request::post("http://reviews/").header(header::CONTENT_TYPE, "application/grpc");
-    let answer = sender.send_request(grpc.body(Full::default()).unwrap()).await.unwrap();
-    assert_eq!(answer.status(), 415);
-    assert!(!answer.headers().contains_key("weft-reset"));
-    let plain = sender.send_request(Request::post("http://reviews/").body(Full::default()).unwrap()).await;
-    assert_eq!(plain.unwrap().status(), 200);
-}
-
-/// An application's sidecar in west, the gateway before it, and the endpoint as east knows it.
-async fn behind_a_gateway(app: &App) -> (Running, Running, api::wire::Endpoint) {
-    let west = sidecar(&app.name).in_cluster("west").serving(app.address, MtlsMode::Strict).start().await;
-    let far = endpoint("west", &app.name, "reviews", west.inbound);
-    let mut gateway = sidecar("gateway").in_cluster("west");
-    gateway.passthrough = vec![api::wire::PassthroughEndpoint {
-        id: far.id.clone(),
-        address: far.address.clone(),
-        services: vec!["shop/reviews".into()],
-    }];
-    let listen = free();
-    let gateway = gateway.start_as(Role::EastWest { listen, public: listen }).await;
-    (west, gateway, far)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn east_reaches_west_through_its_gateway_and_fails_over() {
-    let (here, there) = (App::start("reviews-here").await, App::start("reviews-there").await);
-    let east = here.sidecar().start().await;
-    let near = endpoint("east", "reviews-here", "reviews", east.inbound);
-    let (_west, gateway, far) = behind_a_gateway(&there).await;
-    let mut caller = sidecar("front").calling("reviews", vec![near, far]);
-    caller.gateways.push(("west".into(), gateway.inbound.to_string()));
-    let front = caller.start().await;
-    for _ in 0..10 {
-        assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-here".into()));
-    }
-    drop(here);
-    for _ in 0..20 {
-        assert_eq!(ask(front.outbound, Request::get("http://reviews/")).await, (200, "reviews-there".into()));
-        assert_eq!(
-            ask(front.outbound, Request::post("http://reviews/")).await,
-            (200, "reviews-there".into())
-        );
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_that_hangs_is_found_out_and_asked_until_it_answers() {
-    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let far = endpoint("west", "reviews-there", "reviews", free());
-    let mut caller = sidecar("front").calling("reviews", vec![far]);
-    caller.gateways.push(("west".into(), hung.local_addr().unwrap().to_string()));
-    let front = caller.start().await;
-    let west = front.proxy.gateways.network("west");
-    assert_ne!(ask(front.outbound, Request::get("http://reviews/")).await.0, 200);
-    until("it is found out", async || !west.reachable()).await;
-    let _answering = tokio::spawn(async move {
-        loop {
-            drop(hung.accept().await);
-        }
-    });
-    until("it is heard", async || west.reachable()).await;
-}
-
-/// A listener whose queue is full, so that its kernel drops who comes.
-async fn silent() -> (TcpListener, Vec<TcpStream>) {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let listener = socket.listen(0).unwrap();
-    let mut queue = Vec::new();
-    let fill = async {
-        loop {
-            queue.push(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
-        }
-    };
-    let _: Result<(), _> = tokio::time::timeout(Duration::from_millis(200), fill).await;
-    (listener, queue)
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_sibling_of_a_silent_gateway_is_tried_long_before_its_time_is_over() {
-    let app = App::start("reviews-there").await;
-    let (_west, gateway, far) = behind_a_gateway(&app).await;
-    let (silent, _queue) = silent().await;
-    let mut caller = sidecar("front").calling("reviews", vec![far]);
-    for address in [silent.local_addr().unwrap(), gateway.inbound] {
-        caller.gateways.push(("west".into(), address.to_string()));
-    }
-    let timeouts = caller.services[0].0.traffic.as_mut().unwrap().timeouts.as_mut().unwrap();
-    timeouts.connect_remote_ms = 16_000;
-    // Which one is tried first is chance.
-    let fronts = futures_util::future::join_all((0..8).map(|_| caller.clone().start())).await;
-    let asked = fronts.iter().map(|front| ask(front.outbound, Request::post("http://reviews/")));
-    let answers = tokio::time::timeout(Duration::from_secs(6), futures_util::future::join_all(asked)).await;
-    for answer in answers.expect("who is silent holds nobody up for half of the time") {
-        assert_eq!(answer, (200, "reviews-there".into()));
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_what_may_be_sent_twice_leaves_a_gateway_that_is_lost() {
-    let app = App::start("reviews-there").await;
-    let (_west, gateway, far) = behind_a_gateway(&app).await;
-    let mut caller = sidecar("front").calling("reviews", vec![far]);
-    caller.gateways.push(("west".into(), gateway.inbound.to_string()));
-    caller.services[0].0.traffic.as_mut().unwrap().timeouts.as_mut().unwrap().first_byte_ms = 0;
-    let front = caller.start().await;
-    let ask_hung = |request| tokio::spawn(ask(front.outbound, request));
-    let get = ask_hung(Request::get("http://reviews/hang"));
-    let post = ask_hung(Request::post("http://reviews/hang"));
-    until("both hang", async || app.requests() >= 2).await;
-    let network = front.proxy.gateways.network("west");
-    network.choose(0, &[]).unwrap().lost(front.proxy.now());
-    until("one is sent again", async || app.requests() >= 3).await;
-    assert!(
-        !get.is_finished() && !post.is_finished(),
-        "only its answer can tell whether an order was executed"
-    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -718,90 +486,6 @@ async fn ends(stream: &mut TcpStream) -> bool {
     read.is_ok_and(|read| read.is_err())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_answer_ends_when_a_policy_denies_it() {
-    let shop = Shop::open(1).await;
-    let stream = TcpStream::connect(shop.front.outbound).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::get("http://reviews/stream").header("host", "reviews").header("x-mine", "1");
-    let mut body =
-        sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap().into_body();
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
-    let guarded = |when| shop.reviews[0].obey(&shop.apps[0].sidecar().denying(when));
-    guarded(r#"request.path != "/stream" || "x-forwarded-client-cert" in request.headers"#);
-    let more = tokio::time::timeout(Duration::from_millis(300), body.frame()).await;
-    assert!(more.is_err(), "it is still allowed");
-    guarded(r#"request.headers["x-mine"] == "1" && request.host == "reviews""#);
-    let end = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
-    assert!(end.is_some_and(|frame| frame.is_err()), "no proper end");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_ends_what_its_policies_deny_under_way() {
-    let shop = Shop::open(1).await;
-    let address = free();
-    let removing = api::wire::HeaderChange { remove: vec!["x-mine".into()], ..Default::default() };
-    let filter = api::wire::Filter { filter: Some(api::wire::filter::Filter::RequestHeaders(removing)) };
-    let to = |name: &str| api::wire::Backend {
-        namespace: "shop".into(),
-        name: name.into(),
-        port: 80,
-        weight: 1,
-        ..Default::default()
-    };
-    let backends = vec![to("reviews")];
-    let rule = api::wire::Rule { backends, filters: vec![filter], ..Default::default() };
-    let host = api::wire::VirtualHost { rules: vec![rule], ..Default::default() };
-    let mut gateway = sidecar("gateway").calling("reviews", endpoints(&shop.reviews));
-    let table = api::wire::RouteTable { hosts: vec![host], ..Default::default() };
-    gateway.listener = Some((address.port(), table));
-    let running = gateway.clone().start_as(Role::Ingress { listen: address.ip() }).await;
-    until("its listeners have come with its view", async || TcpStream::connect(address).await.is_ok()).await;
-    let told = ask(address, Request::get("/headers").header("x-mine", "1")).await;
-    assert!(told.0 == 200 && !told.1.contains("x-mine"), "{told:?}");
-
-    let stream = TcpStream::connect(address).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    let request = Request::get("/stream").header("host", "any").header("x-mine", "1");
-    let mut body =
-        sender.send_request(request.body(Full::<Bytes>::default()).unwrap()).await.unwrap().into_body();
-    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
-    let guarded = |when: &str| {
-        let mut gateway = gateway.clone().denying(when);
-        gateway.listener.as_mut().unwrap().1.policies.push("policy/shop/deny".into());
-        running.obey(&gateway);
-    };
-    guarded(r#"request.path != "/stream""#);
-    let more = tokio::time::timeout(Duration::from_millis(300), body.frame()).await;
-    assert!(more.is_err(), "it is still allowed");
-    guarded(r#"request.path == "/hang" || request.headers["x-mine"] == "1""#);
-    let end = tokio::time::timeout(Duration::from_secs(5), body.frame()).await.unwrap();
-    assert!(end.is_some_and(|frame| frame.is_err()), "judged by what came, not by what was made of it");
-
-    running.obey(&gateway);
-    let asked = shop.requests();
-    let denied = async {
-        until("it waits", async || shop.requests() > asked).await;
-        guarded(r#"request.path == "/hang""#);
-    };
-    let ((status, _), ()) = tokio::join!(ask(address, Request::post("/hang")), denied);
-    assert_eq!(status, 403, "and what still waits for its answer");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_request_that_still_waits_for_its_answer_is_denied_under_way() {
-    let shop = Shop::open(1).await;
-    let denied = async {
-        until("it waits", async || shop.requests() > 0).await;
-        shop.reviews[0].obey(&shop.apps[0].sidecar().denying(r#"request.path == "/hang""#));
-    };
-    let both = async { tokio::join!(shop.post("/hang"), denied) };
-    let ((status, _), ()) = tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
-    assert_eq!(status, 403);
-}
-
 /// An application that says back what it is told.
 async fn echo() -> SocketAddr {
     let echo = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -815,31 +499,6 @@ async fn echo() -> SocketAddr {
     application
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_tunnel_ends_when_the_cluster_at_either_end_is_trusted_no_more() {
-    for caller_learns in [true, false] {
-        let mut serving = sidecar("reviews-0").in_cluster("west").serving(echo().await, MtlsMode::Strict);
-        serving.ports[0].protocol = api::wire::Protocol::Tcp as i32;
-        let reviews = serving.clone().start().await;
-        let mut near = endpoint("west", "reviews-0", "reviews", reviews.inbound);
-        near.network = "east".into();
-        let mut calling = sidecar("front").calling("reviews", vec![near]);
-        let front = calling.clone().start().await;
-        let (mut stream, head) = tunnelled(front.outbound, "reviews:80").await;
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        stream.write_all(b"x").await.unwrap();
-        assert_eq!(stream.read_u8().await.unwrap(), b'x');
-        if caller_learns {
-            calling.expelled = Some("west");
-            front.obey(&calling);
-        } else {
-            serving.expelled = Some("east");
-            reviews.obey(&serving);
-        }
-        assert!(ends(&mut stream).await, "the caller learns: {caller_learns}");
-    }
-}
-
 async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
@@ -851,25 +510,4 @@ async fn tunnelled(address: SocketAddr, authority: &str) -> (TcpStream, String) 
         head.push(stream.read_u8().await.unwrap());
     }
     (stream, String::from_utf8(head).unwrap())
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connect_carries_bytes_to_a_port_that_speaks_tcp() {
-    let application = echo().await;
-    let mut serving = sidecar("reviews-0").serving(application, MtlsMode::Strict);
-    serving.ports[0].protocol = api::wire::Protocol::Tcp as i32;
-    let reviews = serving.clone().start().await;
-    let near = endpoint("east", "reviews-0", "reviews", reviews.inbound);
-    let front = sidecar("front").calling("reviews", vec![near]).start().await;
-    let (mut stream, head) = tunnelled(front.outbound, "reviews:80").await;
-    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-    stream.write_all(b"bytes \r\n\n").await.unwrap();
-    let mut bytes = [0; 9];
-    stream.read_exact(&mut bytes).await.unwrap();
-    assert_eq!(&bytes, b"bytes \r\n\n");
-
-    reviews.obey(&serving.denying("destination.port == 8080"));
-    assert!(ends(&mut stream).await, "what stands is closed");
-    let (mut stream, _) = tunnelled(front.outbound, "reviews:80").await;
-    assert!(ends(&mut stream).await, "closed without a byte");
 }

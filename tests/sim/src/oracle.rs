@@ -50,6 +50,8 @@ pub struct Oracle {
     dismissed: BTreeSet<String>,
     /// Since when the stream of an instance is away, in truth.
     away: BTreeMap<InstanceId, Option<Duration>>,
+    /// Those that were away for a whole lease of the control plane in charge.
+    expired: BTreeSet<InstanceId>,
     /// Endpoints that each cluster offers, by the control plane that says so, and those that it offers no more.
     offered: BTreeMap<String, BTreeMap<String, Offer>>,
     withdrawn: BTreeMap<String, BTreeSet<String>>,
@@ -144,7 +146,8 @@ impl Oracle {
     }
 
     /// A control plane begins a new turn: by its design every lease begins anew. Of the registrations of before, those
-    /// that `lost` names have not outlived the one before it.
+    /// that `lost` names have not outlived the one before it; and where a lease was over, that one may have taken the
+    /// workload out in its last moment, and not told so.
     pub fn plane_begins(&mut self, seen: &SeenPlane<'_>, now: Duration, lost: impl Fn(&str) -> bool) {
         // Catalogues are kept on disk twice a second at most, so what was learnt last may be lost.
         self.known.retain(|(knower, _), _| knower != seen.name);
@@ -152,7 +155,11 @@ impl Oracle {
             return;
         }
         let registered = self.registered.entry(seen.cluster.to_owned()).or_default();
-        registered.retain(|instance, _| !lost(instance.as_str()));
+        let present = seen.plane.registry.workloads().borrow().clone();
+        registered.retain(|instance, _| {
+            let was_over = self.expired.remove(instance);
+            !lost(instance.as_str()) && (!was_over || present.contains_key(instance))
+        });
         for instance in registered.keys() {
             self.away.insert(instance.clone(), Some(now));
         }
@@ -339,6 +346,10 @@ impl Oracle {
             let workload = proxy.registered.workload.to_string();
             let away = self.away.entry(instance.clone()).or_default();
             *away = if proxy.connected { None } else { Some(away.unwrap_or(now)) };
+            match *away {
+                Some(since) if now - since + SLACK >= LEASE => self.expired.insert(instance.clone()),
+                _ => self.expired.remove(instance),
+            };
             let contact = self.contacts.entry(workload).or_default();
             cluster.clone_into(&mut contact.cluster);
             if proxy.connected {

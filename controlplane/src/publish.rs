@@ -292,7 +292,8 @@ impl Publisher {
     ) -> Result<Seq, PublishError> {
         let plane = &*self.plane;
         let store = &*plane.store;
-        let before = before.map(|head| head.head().clone());
+        let in_force = before;
+        let before = in_force.as_ref().map(|head| head.head().clone());
         let previous: Option<&Revision> = before.as_ref().and_then(|head| head.stable.as_ref());
         let revision = next.write(store, previous).await?;
         // A store that knows less than what is in force was restored.
@@ -312,11 +313,16 @@ impl Publisher {
         plane.vault.keep_by(election).await?;
         plane.tell_bundle();
         let configuration = load(store, head.seq(), &revision).await?;
-        if !unchanged {
-            let signed = plane.authority.sign_head(head.clone())?;
-            let expected = before.as_ref().map(|head| head.seq());
-            store.compare_and_swap_head(expected, signed, election).await?;
-        }
+        let signed = match in_force {
+            Some(signed) if unchanged => signed,
+            _ => {
+                let signed = plane.authority.sign_head(head.clone())?;
+                let expected = before.as_ref().map(|head| head.seq());
+                store.compare_and_swap_head(expected, signed.clone(), election).await?;
+                signed
+            }
+        };
+        store.hold(&signed).await?;
         plane.commits.send_modify(|commits| commits.publish(head.seq(), &revision));
         plane.bring_into_force(configuration);
         Ok(head.seq())

@@ -79,6 +79,12 @@ pub trait Store: Send + Sync + 'static {
         guard: &'a Election,
     ) -> Answer<'a, (), Conflict>;
 
+    /// Sees to it that a restart of this process goes by `head` too, which is in force, though nobody answers then. Who obeys a
+    /// head before that may have to go back on it.
+    fn hold<'a>(&'a self, _head: &'a SignedHead) -> Answer<'a, (), Conflict> {
+        async { Ok(()) }.boxed()
+    }
+
     /// Waits until this process leads. Dropping the [`Election`] resigns.
     fn campaign(&self) -> Answer<'_, Election>;
 

@@ -365,8 +365,11 @@ impl Link {
             Ok(held) => held.map(|held| held.head().seq()),
             Err(error) => return self.later(&error),
         };
-        let swapped = store.compare_and_swap_head(held, head, &election).await;
-        match swapped {
+        let swapped = async {
+            store.compare_and_swap_head(held, head.clone(), &election).await?;
+            store.hold(&head).await
+        };
+        match swapped.await {
             Ok(()) => {}
             // An older head of the same primary, sent again: what is in force is later.
             Err(Conflict::NotLater { .. }) => {

@@ -21,7 +21,7 @@ use api::{
 };
 use bytes::Bytes;
 use futures_util::FutureExt;
-use tokio::sync::{RwLock, watch};
+use tokio::sync::{Mutex, RwLock, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Answer, Conflict, Election, Embedded, Registration, Store, StoreError, forget_old, missing};
@@ -46,6 +46,8 @@ struct Both {
     /// To write the file.
     own: Election,
     head: watch::Sender<Option<SignedHead>>,
+    /// Heads come here one at a time.
+    keeping: Mutex<()>,
     /// Held by who changes a registration here and there; alone by who makes up for it.
     telling: RwLock<()>,
 }
@@ -55,7 +57,8 @@ impl Backed {
     pub async fn new(far: Arc<dyn Store>, near: Embedded) -> Result<Self, StoreError> {
         let own = near.campaign().await?;
         let head = watch::Sender::new(near.head().await?);
-        let both = Arc::new(Both { far, near, own, head, telling: RwLock::default() });
+        let both =
+            Arc::new(Both { far, near, own, head, keeping: Mutex::default(), telling: RwLock::default() });
         let follower = tokio::spawn(both.clone().follow());
         Ok(Backed { both, _follower: AbortOnDropHandle::new(follower) })
     }
@@ -107,6 +110,7 @@ impl Both {
     }
 
     async fn keep(&self, head: SignedHead) -> Result<(), Conflict> {
+        let _alone = self.keeping.lock().await;
         if let Some(revision) = &head.head().stable {
             loop {
                 let lacking = missing(&self.near, revision).await?;
@@ -124,15 +128,27 @@ impl Both {
         match self.near.compare_and_swap_head(expected, head.clone(), &self.own).await {
             Ok(()) => {
                 let seq = head.head().seq();
-                self.head.send_replace(Some(head));
+                self.tell(Some(head));
                 // Who stands by has nobody else to do this. What goes although it is about to be named comes again.
                 forget_old(&self.near, expected, seq, &self.own).await;
             }
-            // The servers are behind, after a restore: what is in force here stays.
-            Err(Conflict::NotLater { .. }) => {}
+            // The servers are behind, after a restore: what is in force here stays. Or it was kept before, be it that it was
+            // said to have failed, and nobody was told.
+            Err(Conflict::NotLater { .. }) => self.tell(self.near.head().await?),
             Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    fn tell(&self, head: Option<SignedHead>) {
+        let seq = |head: &Option<SignedHead>| head.as_ref().map(|head| head.head().seq());
+        self.head.send_if_modified(|known| {
+            let is_news = seq(known) < seq(&head);
+            if is_news {
+                *known = head;
+            }
+            is_news
+        });
     }
 
     /// In turns with those who change more.
@@ -230,6 +246,10 @@ impl Store for Backed {
         guard: &'a Election,
     ) -> Answer<'a, (), Conflict> {
         self.far().compare_and_swap_head(expected, next, guard)
+    }
+
+    fn hold<'a>(&'a self, head: &'a SignedHead) -> Answer<'a, (), Conflict> {
+        self.both.keep(head.clone()).boxed()
     }
 
     fn campaign(&self) -> Answer<'_, Election> {

@@ -101,6 +101,24 @@ async fn what_is_in_force_outlives_the_servers_and_this_process() {
 }
 
 #[tokio::test]
+async fn what_is_held_outlives_the_servers_and_this_process_though_they_never_told_of_it() {
+    let (mut server, home) = (EtcdServer::start(IP, &[]), TempDir::new().unwrap());
+    let store = open(&server, home.path()).await;
+    let guard = store.campaign().await.unwrap();
+    let first = bring(&store, "1", &guard).await;
+    server.kill();
+    soon("it is away", store.away().wait_for(Option::is_some)).await.unwrap();
+    let second = SignedHead::unsigned(first.head().next(first.head().stable.clone().unwrap()));
+    store.hold(&second).await.unwrap();
+    assert_eq!(store.watch_head().borrow().as_ref(), Some(&second));
+    store.hold(&first).await.unwrap();
+    assert_eq!(store.watch_head().borrow().as_ref(), Some(&second), "it never goes back");
+    drop((guard, store));
+    let store = open(&server, home.path()).await;
+    assert_eq!(store.watch_head().borrow().as_ref(), Some(&second));
+}
+
+#[tokio::test]
 async fn another_process_is_told_what_it_lacks() {
     let (server, homes) = (EtcdServer::start(IP, &[]), [TempDir::new().unwrap(), TempDir::new().unwrap()]);
     let (leader, follower) = (open(&server, homes[0].path()).await, open(&server, homes[1].path()).await);

@@ -91,12 +91,13 @@ impl Commits {
     pub fn note(&mut self, tree: &Tree, state: CommitState, problems: Vec<Problem>) -> bool {
         let (errors, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
         let seen = &mut self.sources.entry(tree.source.clone()).or_default().commits;
-        if matches!(state, CommitState::Rolling) {
-            let open = seen
-                .iter_mut()
-                .filter(|one| matches!(one.state, CommitState::Rolling | CommitState::Accepted));
-            open.for_each(|one| one.state = CommitState::Superseded);
-        }
+        // What waited for the store never comes into force once its source is heard at another commit.
+        let is_over = |one: &CommitStatus| match one.state {
+            CommitState::Rolling => matches!(state, CommitState::Rolling),
+            CommitState::Accepted => one.commit != tree.commit.as_str(),
+            _ => false,
+        };
+        seen.iter_mut().filter(|one| is_over(one)).for_each(|one| one.state = CommitState::Superseded);
         let known = seen.iter().find(|one| one.commit == tree.commit.as_str());
         let is_new = known.is_none_or(|one| one.state != state || one.errors != errors);
         let first_seen = known.map_or_else(|| seconds(SystemTime::now()), |one| one.seen);
@@ -249,12 +250,20 @@ pub(crate) mod tests {
     fn what_rolls_takes_the_place_of_what_was_on_its_way_and_of_nothing_else() {
         use CommitState::{Accepted, Effective, Held, Refused, Rolling, Superseded};
         let mut commits = Commits::default();
-        for (digit, state) in
-            [('1', Accepted), ('2', Rolling), ('3', Accepted), ('4', Refused), ('5', Held), ('6', Effective)]
-        {
-            assert!(commits.note(&tree(commit(digit)), state, vec![]));
-        }
-        assert_eq!(states(&commits)[1..3], [("2", Rolling), ("3", Accepted)], "who is read replaces nobody");
+        let mut note = |digit, state| assert!(commits.note(&tree(commit(digit)), state, vec![]));
+        [('1', Accepted), ('2', Rolling), ('3', Accepted)]
+            .into_iter()
+            .for_each(|(digit, state)| note(digit, state));
+        assert_eq!(
+            states(&commits)[1..],
+            [("2", Rolling), ("3", Accepted)],
+            "who is read replaces nobody in force"
+        );
+        let mut note = |digit, state| assert!(commits.note(&tree(commit(digit)), state, vec![]));
+        [('4', Refused), ('5', Held), ('6', Effective)]
+            .into_iter()
+            .for_each(|(digit, state)| note(digit, state));
+        assert_eq!(states(&commits)[2], ("3", Superseded), "its source says something else by now");
         commits.note(&tree(commit('3')), Rolling, vec![]);
         assert_eq!(
             states(&commits),

@@ -149,32 +149,43 @@ async fn listen(world: &SharedWorld, address: SocketAddr) -> Result<Listener> {
     listener.with_context(|| format!("cannot listen at {address}: does another process?"))
 }
 
+/// Between two tries to obey a head that could not be read.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Obeys the head that the store tells of, whoever moved it.
 async fn follow_head(plane: Arc<Plane>, shutdown: Shutdown) {
     let mut heads = plane.store.watch_head();
     loop {
         let head = heads.borrow_and_update().clone();
-        if let Some(head) = head {
-            obey(&plane, head).await;
-        }
+        let is_read = match head {
+            Some(head) => obey(&plane, head).await,
+            None => true,
+        };
         tokio::select! {
             () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(AGAIN), if !is_read => {}
             changed = heads.changed() => if changed.is_err() { return },
         }
     }
 }
 
-async fn obey(plane: &Plane, signed: SignedHead) {
+/// False where the store did not give what it names.
+async fn obey(plane: &Plane, signed: SignedHead) -> bool {
     let (head, known) = (signed.head(), plane.configuration.borrow().head);
-    let Some(revision) = head.stable.as_ref().filter(|_| known < Some(head.seq())) else { return };
+    let Some(revision) = head.stable.as_ref().filter(|_| known < Some(head.seq())) else { return true };
     // Who can write to the store does not rule by that.
     if let Err(error) = plane.authority.believes(&signed) {
-        return tracing::error!(%error, head = %head.seq(), "a head that is not the primary's is not obeyed");
+        tracing::error!(%error, head = %head.seq(), "a head that is not the primary's is not obeyed");
+        return true;
     }
     match load(&*plane.store, head.seq(), revision).await {
         Ok(configuration) => plane.bring_into_force(configuration),
-        Err(error) => tracing::warn!(%error, "the head in force cannot be read"),
+        Err(error) => {
+            tracing::warn!(%error, "the head in force cannot be read");
+            return false;
+        }
     }
+    true
 }
 
 /// Tells the servers of the store who lives here, and anew what they have missed or lost. A file misses nothing.

@@ -123,6 +123,7 @@ fn proxy_status(proxy: &Proxy, snapshot: &Snapshot) -> ProxyStatus {
         (false, false) => ProxyState::Away,
         (false, true) => ProxyState::Gone,
     };
+    let refused: Vec<_> = proxy.refused.iter().chain(&proxy.unkept).cloned().collect();
     ProxyStatus {
         workload: proxy.registered.workload.clone(),
         instance: proxy.registered.instance.to_string(),
@@ -137,8 +138,8 @@ fn proxy_status(proxy: &Proxy, snapshot: &Snapshot) -> ProxyStatus {
         state,
         since: seconds(proxy.since.of_day),
         commit: proxy.reached.clone(),
-        effective: proxy.refused.is_empty() && proxy.reached.as_deref() == Some(snapshot.commit()),
-        refused: proxy.refused.clone(),
+        effective: refused.is_empty() && proxy.reached.as_deref() == Some(snapshot.commit()),
+        refused,
         app_ready: proxy.registered.app_ready,
         draining: proxy.registered.draining,
         certificate_not_after: proxy.certificate_not_after as f64,

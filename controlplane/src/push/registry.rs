@@ -51,6 +51,8 @@ pub struct Proxy {
     pub reached: Option<String>,
     /// Why it refused its last push.
     pub refused: Vec<String>,
+    /// Why a restart would go back behind what it obeys.
+    pub unkept: Option<String>,
     /// End of its certificate, seconds since the epoch.
     pub certificate_not_after: i64,
     /// Its version.
@@ -301,15 +303,20 @@ impl Registry {
         news
     }
 
-    /// A proxy obeys all of `commit`.
+    /// A proxy obeys all of `commit`, and keeps it.
     pub fn reached(&self, stream: &ProxyStream, commit: String) {
         self.update(stream, |proxy| {
             proxy.reached = Some(commit);
-            proxy.refused.clear();
+            proxy.unkept = None;
         });
     }
 
-    /// A proxy refused a push.
+    /// A proxy obeys a push and cannot keep it.
+    pub fn unkept(&self, stream: &ProxyStream, why: String) {
+        self.update(stream, |proxy| proxy.unkept = Some(why));
+    }
+
+    /// A proxy refused a push; for no reason: what it refused it is not to obey any more.
     pub fn refused(&self, stream: &ProxyStream, reasons: Vec<String>) {
         self.update(stream, |proxy| proxy.refused = reasons);
     }
@@ -434,6 +441,7 @@ impl Proxy {
             since,
             reached: None,
             refused: Vec::new(),
+            unkept: None,
             certificate_not_after: 0,
             version: String::new(),
             ejected: BTreeMap::new(),

@@ -386,12 +386,13 @@ impl Follower {
                     );
                     self.plane.registry.refused(&self.stream, reasons);
                 }
+                Action::Reconciled => self.plane.registry.refused(&self.stream, Vec::new()),
                 Action::Unkept(reason) => {
                     let why = format!(
                         "its disk does not keep the last push, which it obeys only until a restart: {reason}"
                     );
                     self.plane.events.note(format!("proxy {}", self.stream.instance), &why);
-                    self.plane.registry.refused(&self.stream, vec![why]);
+                    self.plane.registry.unkept(&self.stream, why);
                 }
             }
         }

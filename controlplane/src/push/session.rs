@@ -29,6 +29,8 @@ pub enum Action {
     Reached(String),
     /// The proxy refused a push, for these reasons.
     Refused(Vec<String>),
+    /// What the proxy refused it is not to obey any more.
+    Reconciled,
     /// The proxy obeys a push, and a restart would go back behind it, for this reason.
     Unkept(String),
 }
@@ -174,8 +176,8 @@ impl Session {
         }
         let Outstanding { version, held, commit, overtaken, .. } = outstanding;
         self.held = held;
-        self.refused = None;
-        let mut actions = vec![told(self, version, commit)];
+        let mut actions = self.reconcile();
+        actions.push(told(self, version, commit));
         if overtaken {
             actions.extend(self.advance());
         }
@@ -197,6 +199,10 @@ impl Session {
         actions
     }
 
+    fn reconcile(&mut self) -> Vec<Action> {
+        self.refused.take().map(|_| Action::Reconciled).into_iter().collect()
+    }
+
     /// Brings the proxy to the present snapshot, if it is not on its way somewhere already.
     fn advance(&mut self) -> Vec<Action> {
         if let Some(outstanding) = &mut self.outstanding {
@@ -211,13 +217,12 @@ impl Session {
         let commit = self.snapshot.commit().to_owned();
         let delta = diff(&self.held, &view);
         if delta.is_empty() {
-            return match &mut self.unkept {
-                Some(unkept) => {
-                    unkept.commit = commit;
-                    Vec::new()
-                }
-                None => vec![Action::Reached(commit)],
-            };
+            let mut actions = self.reconcile();
+            match &mut self.unkept {
+                Some(unkept) => unkept.commit = commit,
+                None => actions.push(Action::Reached(commit)),
+            }
+            return actions;
         }
         self.version += 1;
         let push = frames(self.version, delta, digests, &self.snapshot.origin());

@@ -94,6 +94,26 @@ async fn late_words_of_an_old_stream_are_not_those_of_the_proxy() {
 }
 
 #[tokio::test]
+async fn a_disk_without_room_and_a_refusal_are_told_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = registry(&dir).await;
+    let stream = connect(&registry, instance("reviews", "reviews-a"), 0).await.unwrap();
+    let told = || {
+        let proxies = registry.proxies().borrow().clone();
+        let proxy = &proxies[&stream.instance];
+        (proxy.refused.clone(), proxy.unkept.clone())
+    };
+    registry.unkept(&stream, "no room".into());
+    registry.refused(&stream, vec!["no".into()]);
+    assert_eq!(told(), (vec!["no".into()], Some("no room".into())));
+    registry.reached(&stream, "one".into());
+    assert_eq!(told(), (vec!["no".into()], None));
+    registry.unkept(&stream, "no room".into());
+    registry.refused(&stream, Vec::new());
+    assert_eq!(told(), (Vec::new(), Some("no room".into())));
+}
+
+#[tokio::test]
 async fn nor_does_it_where_an_operator_deregistered_the_workload_in_between() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
@@ -371,7 +391,7 @@ async fn a_gateway_has_no_application_that_could_answer() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_shown_until_the_next_commit_is_obeyed() {
+async fn a_refusal_is_shown_until_it_is_taken_back() {
     let dir = tempfile::tempdir().unwrap();
     let registry = registry(&dir).await;
     let name: InstanceId = "reviews-a".parse().unwrap();
@@ -390,6 +410,8 @@ async fn a_refusal_is_shown_until_the_next_commit_is_obeyed() {
     registry.refused(&stream, vec!["no".into()]);
     assert_eq!(shown(true), (Some("one".into()), vec!["no".into()]));
     registry.reached(&stream, "two".into());
+    assert_eq!(shown(true), (Some("two".into()), vec!["no".into()]));
+    registry.refused(&stream, vec![]);
     assert_eq!(shown(true), (Some("two".into()), vec![]));
     assert_eq!(proxies.borrow()[&name].version, "1");
 }

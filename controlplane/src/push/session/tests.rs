@@ -64,6 +64,7 @@ impl Proxy {
             match action {
                 Action::Reached(commit) => self.reached.push(commit),
                 Action::Refused(reasons) => self.refused.extend(reasons),
+                Action::Reconciled => self.refused.clear(),
                 Action::Unkept(reason) => self.refused.push(reason),
                 Action::Send(to_proxy::Message::Unknown(unknown)) => self.unknown.extend(unknown.hosts),
                 Action::Send(to_proxy::Message::Frame(frame)) => {
@@ -190,6 +191,22 @@ fn what_changes_meanwhile_waits_and_goes_as_one() {
     assert_eq!(proxy.reached, ["one"]);
     proxy.ack();
     assert_eq!(proxy.reached, ["one", "three"]);
+}
+
+#[test]
+fn that_a_push_is_kept_takes_nothing_back_of_the_refusal_of_a_later_one() {
+    let mut proxy = Proxy::connect(View::default(), &["ratings"], snapshot("one", 1));
+    let first = proxy.lack_room();
+    proxy.on(snapshot("two", 2));
+    proxy.nack();
+    let actions = proxy.session.on_ack(&first);
+    assert_eq!(actions, [Action::Reached("one".into())]);
+    // What it holds is what it is to obey again.
+    proxy.on(snapshot("three", 1));
+    assert_eq!(proxy.reached, ["three"]);
+    assert!(proxy.refused.is_empty());
+    proxy.on(snapshot("four", 2));
+    assert!(proxy.open.is_some(), "and it is asked anew");
 }
 
 #[test]

@@ -238,17 +238,27 @@ async fn heartbeat(world: &dyn World, proxy: &Proxy) -> wire::Heartbeat {
     }
 }
 
-/// The credentials of this proxy: those on disk if they are usable, else by its token, however long that takes, unless those
-/// on disk become usable first: a clock that was wrong is set.
+/// The credentials of this proxy: those on disk if they are usable, else by its token, however long that takes. If a clock is
+/// wrong, those on disk become usable once it is set.
 pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> anyhow::Result<Arc<Identity>> {
     let kept = Identity::load(&config.state_dir).unwrap_or_else(|error| {
         tracing::warn!(error = logs::causes(&error), "the credentials on disk are of no use");
         None
     });
-    match kept.as_ref().map(|kept| usable(&**world, kept)) {
-        Some(Ok(())) => return Ok(kept.expect("it is usable")),
-        Some(Err(rejection)) => tracing::warn!(%rejection, "the certificate on disk is of no use now"),
-        None => {}
+    let mut pause = Pause::default();
+    while let Some(kept) = &kept {
+        match usable(&**world, kept) {
+            Ok(()) => return Ok(kept.clone()),
+            // A clock that is slow: what a token is exchanged for would not be valid either.
+            Err(rejection @ Rejection::NotYetValid(_)) => {
+                tracing::warn!(%rejection, "waiting for this machine's clock to be set");
+                tokio::time::sleep(pause.next(&**world)).await;
+            }
+            Err(rejection) => {
+                tracing::warn!(%rejection, "the certificate on disk is of no use now");
+                break;
+            }
+        }
     }
     let path = config
         .token_file
@@ -258,11 +268,12 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
     // A token that is used up for what cannot be kept is lost.
     process::files::prove_writable(&config.state_dir)
         .with_context(|| format!("{}: nothing can be kept there", config.state_dir.display()))?;
-    let mut pause = Pause::default();
     for address in config.control_planes.iter().cycle() {
         match enrol::enrol(world, &token, *address, config.source).await {
             Ok(identity) => {
-                identity.store(&config.state_dir)?;
+                if let Err(error) = identity.store(&config.state_dir) {
+                    tracing::error!(error = logs::causes(&error), "the certificate cannot be kept on disk");
+                }
                 tracing::info!(id = %identity.credentials().id(), "enrolled");
                 return Ok(identity);
             }
@@ -283,11 +294,6 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
     anyhow::bail!("no control plane is named")
 }
 
-/// What is not valid yet will be: it is this clock that is slow, since one like ours issued it. Until then nobody is believed
-/// by it, as after enrolling with such a clock.
 fn usable(world: &dyn World, identity: &Identity) -> Result<(), Rejection> {
-    match identity.verify(identity.credentials().chain(), world.unix()) {
-        Ok(_) | Err(Rejection::NotYetValid(_)) => Ok(()),
-        Err(rejection) => Err(rejection),
-    }
+    identity.verify(identity.credentials().chain(), world.unix()).map(drop)
 }

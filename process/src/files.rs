@@ -42,11 +42,14 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// More than what is kept of an identity.
+const PROOF: [u8; 64 * 1024] = [0; 64 * 1024];
+
 /// Whether files can be kept in a directory, which is made if it is not there.
 pub fn prove_writable(directory: &Path) -> io::Result<()> {
     private_directory(directory)?;
     let proof = directory.join("proof");
-    write_private(&proof, b"")?;
+    write_private(&proof, &PROOF)?;
     remove_file(proof)
 }
 

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use thiserror::Error;
 use tracing_subscriber::EnvFilter;
@@ -101,7 +102,10 @@ pub(crate) fn lost() -> u64 {
 impl<W: AsFd> Lossy<W> {
     fn takes(&self) -> bool {
         let patience = if HUNG.load(Relaxed) { 0 } else { PATIENCE_MS };
-        let room = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)], patience) != Ok(0);
+        let room = match poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)], patience) {
+            Ok(0) | Err(Errno::EINTR) => false,
+            Ok(_) | Err(_) => true, // what is wrong with it, writing tells
+        };
         HUNG.store(!room, Relaxed);
         room
     }

@@ -181,6 +181,7 @@ impl ControlPlane {
     /// Ends it without warning.
     pub fn kill(&self, mesh: &Mesh, end: End) {
         if let Some(life) = self.life.borrow_mut().take() {
+            mesh.ends(self);
             mesh.network.kill(self.ip, end);
             self.disk.close();
             life.shutdown.cancel();
@@ -216,9 +217,8 @@ impl ControlPlane {
             if !world.is_alive() {
                 return Ok(());
             }
-            mesh.trace.line(format_args!("control plane {} lets go: another one serves", self.name));
             serving.borrow_mut().take();
-            mesh.oracle.borrow_mut().plane_ends(&self.name, &self.cluster);
+            mesh.lets_go(self);
             // What has not ended by then is killed with the process.
             let _ = now.drain(DRAIN).await;
         }

@@ -193,6 +193,19 @@ impl Mesh {
         oracle.chains.insert(host.cluster.clone(), plane.authority.identity().credentials().chain().to_vec());
     }
 
+    /// A control plane ends without warning.
+    pub fn ends(&self, host: &ControlPlane) {
+        if self.in_charge.borrow().get(&host.cluster) == Some(&host.name) {
+            self.oracle.borrow_mut().turn_ends(&host.cluster, self.network.elapsed());
+        }
+    }
+
+    /// A control plane has let go of its cluster.
+    pub fn lets_go(&self, host: &ControlPlane) {
+        self.trace.line(format_args!("control plane {} lets go: another one serves", host.name));
+        self.oracle.borrow_mut().plane_lets_go(&host.name, &host.cluster, self.network.elapsed());
+    }
+
     /// Lets the oracle look at a control plane.
     pub fn see_plane(&self, host: &ControlPlane, plane: &Plane) {
         let (now, seen) = (self.network.elapsed(), self.seen(host, plane));

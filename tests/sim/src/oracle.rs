@@ -50,8 +50,8 @@ pub struct Oracle {
     dismissed: BTreeSet<String>,
     /// Since when the stream of an instance is away, in truth.
     away: BTreeMap<InstanceId, Option<Duration>>,
-    /// Those that were away for a whole lease of the control plane in charge.
-    expired: BTreeSet<InstanceId>,
+    /// Those whose lease was over when the control plane in charge of a cluster ended.
+    expired: BTreeMap<String, BTreeSet<InstanceId>>,
     /// Endpoints that each cluster offers, by the control plane that says so, and those that it offers no more.
     offered: BTreeMap<String, BTreeMap<String, Offer>>,
     withdrawn: BTreeMap<String, BTreeSet<String>>,
@@ -154,11 +154,11 @@ impl Oracle {
         if !seen.in_charge {
             return;
         }
+        let expired = self.expired.remove(seen.cluster).unwrap_or_default();
         let registered = self.registered.entry(seen.cluster.to_owned()).or_default();
         let present = seen.plane.registry.workloads().borrow().clone();
         registered.retain(|instance, _| {
-            let was_over = self.expired.remove(instance);
-            !lost(instance.as_str()) && (!was_over || present.contains_key(instance))
+            !lost(instance.as_str()) && (!expired.contains(instance) || present.contains_key(instance))
         });
         for instance in registered.keys() {
             self.away.insert(instance.clone(), Some(now));
@@ -313,9 +313,20 @@ impl Oracle {
     }
 
     /// A control plane has let go of its cluster.
-    pub fn plane_ends(&mut self, name: &str, cluster: &str) {
+    pub fn plane_lets_go(&mut self, name: &str, cluster: &str, now: Duration) {
+        self.turn_ends(cluster, now);
         let all = self.offered.entry(cluster.to_owned()).or_default();
         all.entry(name.to_owned()).or_default().ended = true;
+    }
+
+    /// The control plane in charge of a cluster ends, or lets go.
+    pub fn turn_ends(&mut self, cluster: &str, now: Duration) {
+        let is_over = |instance: &&InstanceId| {
+            self.away.get(*instance).copied().flatten().is_some_and(|since| now - since + SLACK >= LEASE)
+        };
+        let over = self.registered.get(cluster).into_iter().flat_map(BTreeMap::keys).filter(is_over);
+        let over = over.cloned().collect();
+        self.expired.insert(cluster.to_owned(), over);
     }
 
     /// Whether two serve a cluster that see each other.
@@ -346,10 +357,6 @@ impl Oracle {
             let workload = proxy.registered.workload.to_string();
             let away = self.away.entry(instance.clone()).or_default();
             *away = if proxy.connected { None } else { Some(away.unwrap_or(now)) };
-            match *away {
-                Some(since) if now - since + SLACK >= LEASE => self.expired.insert(instance.clone()),
-                _ => self.expired.remove(instance),
-            };
             let contact = self.contacts.entry(workload).or_default();
             cluster.clone_into(&mut contact.cluster);
             if proxy.connected {

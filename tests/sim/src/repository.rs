@@ -104,20 +104,18 @@ impl Repository {
     }
 }
 
-/// How a mark is written.
+/// How a mark is written: as no digest is, in which letters and digits come as they may.
 pub fn mark(number: u32) -> String {
-    format!("rev{number}x")
+    format!("rev-{number}-x")
 }
 
 /// The marks in these bytes.
 pub fn marks(bytes: &[u8]) -> BTreeSet<u32> {
     let mut found = BTreeSet::new();
     for at in 0..bytes.len().saturating_sub(4) {
-        if !bytes[at..].starts_with(b"rev") {
-            continue;
-        }
-        let digits: Vec<u8> = bytes[at + 3..].iter().copied().take_while(u8::is_ascii_digit).collect();
-        if !digits.is_empty() && bytes.get(at + 3 + digits.len()) == Some(&b'x') {
+        let Some(rest) = bytes[at..].strip_prefix(b"rev-") else { continue };
+        let digits: Vec<u8> = rest.iter().copied().take_while(u8::is_ascii_digit).collect();
+        if !digits.is_empty() && rest[digits.len()..].starts_with(b"-x") {
             found.extend(String::from_utf8_lossy(&digits).parse::<u32>());
         }
     }

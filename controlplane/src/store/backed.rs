@@ -93,12 +93,14 @@ impl Both {
     /// Brings each head of the servers here, and then tells of it.
     async fn follow(self: Arc<Self>) {
         let mut heads = self.far.watch_head();
+        let mut swept = self.head.borrow().as_ref().map(|head| head.head().seq());
         loop {
             let head = heads.borrow_and_update().clone();
             let kept = match head {
                 Some(head) => self.keep(head).await,
                 None => Ok(()),
             };
+            self.forget(&mut swept).await;
             if let Err(error) = &kept {
                 tracing::warn!(%error, "the head in force could not be kept here");
             }
@@ -126,12 +128,7 @@ impl Both {
         }
         let expected = self.near.head().await?.map(|head| head.head().seq());
         match self.near.compare_and_swap_head(expected, head.clone(), &self.own).await {
-            Ok(()) => {
-                let seq = head.head().seq();
-                self.tell(Some(head));
-                // Who stands by has nobody else to do this. What goes although it is about to be named comes again.
-                forget_old(&self.near, expected, seq, &self.own).await;
-            }
+            Ok(()) => self.tell(Some(head)),
             // The servers are behind, after a restore: what is in force here stays. Or it was kept before, be it that it was
             // said to have failed, and nobody was told.
             Err(Conflict::NotLater { .. }) => self.tell(self.near.head().await?),
@@ -149,6 +146,16 @@ impl Both {
             }
             is_news
         });
+    }
+
+    /// Who stands by has nobody else to do this. What goes although it is about to be named comes again.
+    async fn forget(&self, swept: &mut Option<Seq>) {
+        let _alone = self.keeping.lock().await;
+        let now = self.head.borrow().as_ref().map(|head| head.head().seq());
+        if let Some(now) = now {
+            forget_old(&self.near, *swept, now, &self.own).await;
+        }
+        *swept = now;
     }
 
     /// In turns with those who change more.

@@ -17,5 +17,5 @@ fn every_commit_passes_the_gate_and_bears_its_mark() {
     }
     let last = repository.last();
     assert_eq!((last.mark, last.denies, last.members.len()), (3, true, 1));
-    assert_eq!(marks(b"..rev3x.rev12x,rev,revx,rev4"), [3, 12].into());
+    assert_eq!(marks(b"..rev-3-x.rev-12-x,rev-,rev--x,rev-4,rev-5x"), [3, 12].into());
 }

@@ -79,8 +79,12 @@ async fn a_clock_that_jumps_by_an_hour_takes_nobody_out_and_no_commit_back() {
             serves.rules(&commit).await;
             reader.said(n);
             reader.sees(n).await;
-            let status = serves.status().await.unwrap();
-            let seen = status.sources[0].commits.iter().find(|one| one.commit == commit).unwrap().seen;
+            let seen = eventually("it is told when the commit was seen", SOON, async || {
+                let status = serves.status().await.map_err(|error| error.to_string())?;
+                let told = status.sources[0].commits.iter().find(|one| one.commit == commit);
+                told.map(|one| one.seen).ok_or_else(|| format!("{:?}", status.sources))
+            })
+            .await;
             if (seen - now() - wrong).abs() < 60.0 {
                 until.get_or_insert(Instant::now() + 2 * LEASE);
             }

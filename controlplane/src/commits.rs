@@ -54,6 +54,18 @@ impl Published {
     }
 }
 
+impl Seen {
+    /// A head names this commit. If it waits for the store by what is known here, the store's answer was lost, or what came
+    /// after it failed.
+    fn is_taken(&mut self, commit: &CommitId) {
+        let waits = |one: &CommitStatus| one.commit == commit.as_str() && one.state == CommitState::Accepted;
+        let Some(at) = self.commits.iter().position(waits) else { return };
+        let rolling = self.commits.iter_mut().filter(|one| one.state == CommitState::Rolling);
+        rolling.for_each(|one| one.state = CommitState::Superseded);
+        self.commits[at].state = CommitState::Rolling;
+    }
+}
+
 impl Commits {
     /// Nothing is known yet of these sources.
     pub fn of(sources: impl IntoIterator<Item = SourceName>) -> Self {
@@ -70,6 +82,9 @@ impl Commits {
             self.published.remove(0);
         }
         self.published.push(Published { seq, label: revision.label(), commits: revision.commits.clone() });
+        for (source, commit) in &revision.commits {
+            self.sources.entry(source.clone()).or_default().is_taken(commit);
+        }
     }
 
     /// Where in [`Commits::published`] the commit of a source that satisfies `is` came into force last: what other
@@ -91,7 +106,7 @@ impl Commits {
     pub fn note(&mut self, tree: &Tree, state: CommitState, problems: Vec<Problem>) -> bool {
         let (errors, warnings): (Vec<_>, Vec<_>) = problems.into_iter().partition(Problem::is_error);
         let seen = &mut self.sources.entry(tree.source.clone()).or_default().commits;
-        // What waited for the store never comes into force once its source is heard at another commit.
+        // What still waits for the store never comes into force once its source is heard at another commit.
         let is_over = |one: &CommitStatus| match one.state {
             CommitState::Rolling => matches!(state, CommitState::Rolling),
             CommitState::Accepted => one.commit != tree.commit.as_str(),
@@ -244,6 +259,18 @@ pub(crate) mod tests {
         let seen = &commits.sources["shop"].commits;
         assert_eq!(seen.len(), MAX_SEEN);
         assert_eq!(seen[0].commit, format!("{:040x}", 1));
+    }
+
+    #[test]
+    fn what_waits_for_the_store_rolls_once_a_head_names_it() {
+        use CommitState::{Accepted, Refused, Rolling, Superseded};
+        let mut commits = published(&["a1"]);
+        for (digit, state) in [('1', Rolling), ('2', Accepted)] {
+            commits.note(&tree(commit(digit)), state, vec![]);
+        }
+        commits.publish(Seq { epoch: 1, n: 2 }, &revision("a2"));
+        commits.note(&tree(commit('3')), Refused, vec![]);
+        assert_eq!(states(&commits), [("1", Superseded), ("2", Rolling), ("3", Refused)]);
     }
 
     #[test]

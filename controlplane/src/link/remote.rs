@@ -371,7 +371,8 @@ impl Link {
         };
         match swapped.await {
             Ok(()) => {}
-            // An older head of the same primary, sent again: what is in force is later.
+            // An older head of the same primary, sent again: what is in force is later. Or one that the store took, and could
+            // not hold: whoever follows the store's head brings it.
             Err(Conflict::NotLater { .. }) => {
                 self.wanted = None;
                 return Ok(());

@@ -440,12 +440,12 @@ async fn of_two_sources_of_one_commit_the_one_that_has_it_not_in_force_is_told_o
 
 #[tokio::test]
 async fn a_commit_that_rolls_is_settled_once_everybody_obeys_it() {
-    use CommitState::{Accepted, Effective, Rolling};
+    use CommitState::{Accepted, Effective, Refused, Rolling};
     let mesh = Mesh::new().await;
     settle(&mesh.plane);
     mesh.note("shop", '0', Accepted, &[]);
     mesh.note("shop", '1', Rolling, &[]);
-    mesh.note("platform", 'a', Accepted, &[]);
+    mesh.note("platform", 'a', Refused, &[]);
     let one = mesh.publish(1, "a1");
     mesh.connect("front-1").await;
     mesh.speak();
@@ -455,7 +455,7 @@ async fn a_commit_that_rolls_is_settled_once_everybody_obeys_it() {
     mesh.world.set(2.5);
     settle(&mesh.plane);
     assert_eq!(mesh.states("shop"), [(Accepted, None), (Effective, Some(2_500))]);
-    assert_eq!(mesh.states("platform"), [(Accepted, None)]);
+    assert_eq!(mesh.states("platform"), [(Refused, None)]);
 
     // What another source changes since does not make it effective anew.
     mesh.note("platform", 'b', Rolling, &[]);
@@ -464,7 +464,7 @@ async fn a_commit_that_rolls_is_settled_once_everybody_obeys_it() {
     mesh.world.set(4.0);
     settle(&mesh.plane);
     assert_eq!(mesh.states("shop"), [(Accepted, None), (Effective, Some(2_500))]);
-    assert_eq!(mesh.states("platform"), [(Accepted, None), (Effective, Some(4_000))]);
+    assert_eq!(mesh.states("platform"), [(Refused, None), (Effective, Some(4_000))]);
 }
 
 #[tokio::test]

@@ -249,9 +249,13 @@ pub async fn identity(world: &SharedWorld, config: &crate::config::Config) -> an
     while let Some(kept) = &kept {
         match usable(&**world, kept) {
             Ok(()) => return Ok(kept.clone()),
-            // A clock that is slow: what a token is exchanged for would not be valid either.
+            // If it is this clock that is slow, what a token is exchanged for would not be valid either, and the token be lost.
             Err(rejection @ Rejection::NotYetValid(_)) => {
-                tracing::warn!(%rejection, "waiting for this machine's clock to be set");
+                tracing::warn!(
+                    %rejection,
+                    "waiting until the certificate on disk is valid: this machine's clock is slow, or its issuer's was fast \
+                     (then remove the certificate, and start with a fresh token)"
+                );
                 tokio::time::sleep(pause.next(&**world)).await;
             }
             Err(rejection) => {

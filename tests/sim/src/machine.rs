@@ -181,7 +181,9 @@ impl ControlPlane {
     /// Ends it without warning.
     pub fn kill(&self, mesh: &Mesh, end: End) {
         if let Some(life) = self.life.borrow_mut().take() {
-            mesh.ends(self);
+            if life.serving.borrow().is_some() {
+                mesh.turn_ends(self);
+            }
             mesh.network.kill(self.ip, end);
             self.disk.close();
             life.shutdown.cancel();

@@ -193,8 +193,8 @@ impl Mesh {
         oracle.chains.insert(host.cluster.clone(), plane.authority.identity().credentials().chain().to_vec());
     }
 
-    /// A control plane ends without warning.
-    pub fn ends(&self, host: &ControlPlane) {
+    /// The turn of a control plane ends.
+    pub fn turn_ends(&self, host: &ControlPlane) {
         if self.in_charge.borrow().get(&host.cluster) == Some(&host.name) {
             self.oracle.borrow_mut().turn_ends(&host.cluster, self.network.elapsed());
         }
@@ -203,7 +203,8 @@ impl Mesh {
     /// A control plane has let go of its cluster.
     pub fn lets_go(&self, host: &ControlPlane) {
         self.trace.line(format_args!("control plane {} lets go: another one serves", host.name));
-        self.oracle.borrow_mut().plane_lets_go(&host.name, &host.cluster, self.network.elapsed());
+        self.turn_ends(host);
+        self.oracle.borrow_mut().plane_lets_go(&host.name, &host.cluster);
     }
 
     /// Lets the oracle look at a control plane.

@@ -313,8 +313,7 @@ impl Oracle {
     }
 
     /// A control plane has let go of its cluster.
-    pub fn plane_lets_go(&mut self, name: &str, cluster: &str, now: Duration) {
-        self.turn_ends(cluster, now);
+    pub fn plane_lets_go(&mut self, name: &str, cluster: &str) {
         let all = self.offered.entry(cluster.to_owned()).or_default();
         all.entry(name.to_owned()).or_default().ended = true;
     }

@@ -43,7 +43,7 @@ pub fn private_directory(path: &Path) -> io::Result<()> {
 }
 
 /// More than what is kept of an identity.
-const PROOF: [u8; 64 * 1024] = [0; 64 * 1024];
+static PROOF: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// Whether files can be kept in a directory, which is made if it is not there.
 pub fn prove_writable(directory: &Path) -> io::Result<()> {

@@ -55,9 +55,9 @@ impl Published {
 }
 
 impl Seen {
-    /// A head names this commit. If it waits for the store by what is known here, the store's answer was lost, or what came
-    /// after it failed.
-    fn is_taken(&mut self, commit: &CommitId) {
+    /// Lets a commit roll that a head names and that still waits for the store by what is known here: the store's answer was
+    /// lost, or what came after it failed.
+    fn roll(&mut self, commit: &CommitId) {
         let waits = |one: &CommitStatus| one.commit == commit.as_str() && one.state == CommitState::Accepted;
         let Some(at) = self.commits.iter().position(waits) else { return };
         let rolling = self.commits.iter_mut().filter(|one| one.state == CommitState::Rolling);
@@ -83,7 +83,9 @@ impl Commits {
         }
         self.published.push(Published { seq, label: revision.label(), commits: revision.commits.clone() });
         for (source, commit) in &revision.commits {
-            self.sources.entry(source.clone()).or_default().is_taken(commit);
+            if let Some(seen) = self.sources.get_mut(source) {
+                seen.roll(commit);
+            }
         }
     }
 
